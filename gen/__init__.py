@@ -1,0 +1,1 @@
+"""longtake: long takes from short-clip generators."""
