@@ -73,8 +73,8 @@ class Timeline:
                 raise UserError(f"Timeline segments {number - 1} and {number} both start at frame {start}")
             if previous is not None and start < previous:
                 raise UserError(
-                    f"Timeline segment {number} starts at frame {start}, before segment {number - 1} (frame {previous}): "
-                    "list the segments in order of time"
+                    f"Timeline segment {number} starts at frame {start}, before segment {number - 1} "
+                    f"(frame {previous}): list the segments in order of time"
                 )
             previous = start
             clean.append((start, prompt.strip()))

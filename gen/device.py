@@ -1,0 +1,123 @@
+"""The one place that decides device, number format and attention backend, and says why.
+
+    choice = choose_device()
+    print(choice.line)      # device cpu, float32, attention sdpa: no CUDA device is available
+
+The environment variable LONGTAKE_DEVICE ("cpu", "cuda", "cuda:1", "mps") overrides the choice.
+No other module names a device type.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from longtake.errors import UserError
+
+_ENVIRONMENT = "LONGTAKE_DEVICE"
+_TYPES = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """device; dtype for weights and activations; attention: the backend's name; reason: why, in a few words."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+    reason: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f"device {self.device}, {str(self.dtype).removeprefix('torch.')}, attention {self.attention}: {self.reason}"
+        )
+
+
+def choose_device(
+    prefer: str | torch.device | None = None, dtype: torch.dtype | None = None, local_rank: int = 0
+) -> Choice:
+    """Choose the device of this process.
+
+    prefer: a device the caller asks for; LONGTAKE_DEVICE wins over it. None: the best there is.
+    dtype: a number format that the caller asks for; None: bfloat16 or float16 on a GPU, float32 elsewhere.
+    local_rank: number of this process on its machine; each gets a GPU of its own.
+    Raises UserError for a device that is unknown or not there, or for more processes than GPUs.
+    """
+    override = os.environ.get(_ENVIRONMENT, "").strip()
+    asked = override or (str(prefer) if prefer is not None else "")
+    source = f"asked for by {_ENVIRONMENT}" if override else "asked for by the caller"
+    if not asked:
+        asked, source = _best_available()
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in _TYPES:
+        raise UserError(f"unknown device {asked!r} ({source}); allowed are {', '.join(_TYPES)} and e.g. cuda:1")
+
+    if device.type == "cuda":
+        device = _cuda_device(device, asked, source, local_rank)
+        bf16 = torch.cuda.is_bf16_supported()
+        reason = f"{source}, {torch.cuda.get_device_name(device)} {'has' if bf16 else 'lacks'} bfloat16"
+        return Choice(device, dtype or (torch.bfloat16 if bf16 else torch.float16), "sdpa", reason)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device mps was {source}, but it is not available on this machine; set {_ENVIRONMENT}=cpu")
+    return Choice(device, dtype or torch.float32, "sdpa", source)
+
+
+def _best_available() -> tuple[str, str]:
+    if torch.cuda.is_available():
+        return "cuda", f"{torch.cuda.device_count()} CUDA device(s) found"
+    return "cpu", "no CUDA device is available"
+
+
+def _cuda_device(device: torch.device, asked: str, source: str, local_rank: int) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = local_rank if device.index is None else device.index
+    if count == 0:
+        raise UserError(f"device {asked} was {source}, but torch finds no CUDA device; set {_ENVIRONMENT}=cpu")
+    if index >= count:
+        raise UserError(
+            f"this machine has {count} CUDA device(s), but number {index} is needed (one for each process): start at "
+            f"most {count} processes on it or set {_ENVIRONMENT}=cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def activate(device: torch.device) -> None:
+    """Make `device` the current one of this process, as NCCL needs. Nothing to do off CUDA."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def group_backend(device: torch.device) -> str:
+    """The torch.distributed backend string: gloo alone, or gloo for CPU tensors beside NCCL for GPU tensors."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def describe_devices() -> list[str]:
+    """One line for each device of this machine, for `longtake info`."""
+    lines = [f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            lines.append(f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if torch.backends.mps.is_available():
+        lines.append("mps: Apple GPU")
+    return lines
+
+
+def describe_attention() -> list[str]:
+    """One line for each attention backend: usable, or why not."""
+    flash = torch.backends.cuda.is_flash_attention_available() and torch.cuda.is_available()
+    return [
+        "sdpa: usable (torch.nn.functional.scaled_dot_product_attention)",
+        "sdpa flash kernel on GPU: " + ("usable" if flash else "not usable, it needs a CUDA device"),
+    ]
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Peak of memory allocated by torch on a GPU since the start; None off CUDA."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

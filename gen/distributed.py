@@ -1,0 +1,269 @@
+"""Distributed runs: set-up under torchrun or accelerate, and "one fails, all fail".
+
+    with setup() as ranks:                     # one process when WORLD_SIZE is not set
+        check_same(plan, "the plan", ranks)
+        ...
+        ranks.barrier()
+
+Leaving the block normally calls `finish`, which returns when every rank has arrived; leaving it by an exception tells
+the others why. When a rank raises, is killed or loses its machine, every other rank prints one line and exits with
+code 75 (code 2 when the reason is a UserError), whether it waits in a collective or computes. See watchdog.py.
+
+Environment (set by the launchers): RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from longtake.device import Choice, activate, choose_device, group_backend
+from longtake.errors import UserError, one_line
+from longtake.watchdog import Watchdog
+
+GROUP_TIMEOUT_S = 1800.0  # longest wait inside one collective; the watchdog, not this, finds dead ranks
+JOIN_TIMEOUT_S = 300.0  # longest wait for all ranks to arrive at the start
+
+_active: Ranks | None = None
+
+
+@dataclass
+class Ranks:
+    """This process among the others.
+
+    rank in 0 .. world-1, local_rank on its machine; group: the default process group, None in a run of one process;
+    device: where this rank computes; choice: the device with dtype, attention backend and the reason.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    group: dist.ProcessGroup | None
+    device: torch.device
+    choice: Choice
+    watchdog: Watchdog | None = None
+    owns_group: bool = False
+    finished: bool = field(default=False, repr=False)
+
+    @classmethod
+    def single(cls, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Ranks:
+        """A run of one process, without a process group."""
+        choice = choose_device(device, dtype)
+        return cls(rank=0, world=1, local_rank=0, group=None, device=choice.device, choice=choice)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            # In a group of our own the wait is gloo's also beside NCCL, and needs no GPU stream.
+            dist.all_reduce(torch.zeros(1, device="cpu" if self.owns_group else self.device), group=self.group)
+
+    def broadcast_object(self, obj: Any, source: int = 0) -> Any:
+        """`obj` of rank `source`, on every rank (what the others pass is not looked at)."""
+        if self.world == 1:
+            return obj
+        box = [obj]
+        dist.broadcast_object_list(box, src=source, group=self.group)
+        return box[0]
+
+    def gather_object(self, obj: Any) -> list[Any]:
+        """The objects of all ranks in order of rank, on every rank."""
+        if self.world == 1:
+            return [obj]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, obj, group=self.group)
+        return everyone
+
+    def on_abort(self, cleanup: Callable[[], None]) -> None:
+        """Have `cleanup` called (from another thread, at most a few seconds) when the watchdog ends this process."""
+        if self.watchdog is not None:
+            self.watchdog.cleanups.append(cleanup)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks that this one ends because of `error`.
+
+        Returns when this rank is the one to report its error. Does not return when another rank's end came first (the
+        error here is then only its echo, e.g. a closed connection): the watchdog reports that and exits the process.
+        """
+        if self.finished:
+            return
+        self.finished = True
+        _forget(self)
+        if self.watchdog is not None:
+            kind = "user" if isinstance(error, UserError) else "error"
+            text = one_line(error) if kind == "user" else f"{type(error).__name__}: {one_line(error)}"
+            # A collective that lost a peer raises one of these two.
+            self.watchdog.report(kind, text, echo=isinstance(error, (RuntimeError, OSError)))
+
+    def finish(self) -> None:
+        """A clean end: waits until every rank has finished, then closes the process group. Safe to call twice."""
+        if self.finished:
+            return
+        if self.watchdog is not None:
+            self.watchdog.finish()
+        self.finished = True
+        _forget(self)
+        if self.owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+            self.finish()
+        else:
+            self.fail(error)
+
+
+def setup(
+    timeout_s: float = GROUP_TIMEOUT_S,
+    join_timeout_s: float = JOIN_TIMEOUT_S,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Ranks:
+    """Join the run that the launcher's environment describes; a run of one process when there is none.
+
+    timeout_s: longest wait inside one collective. join_timeout_s: longest wait for all ranks to arrive.
+    An existing process group (accelerate makes one) is used as it is and left open by `finish`.
+    Raises UserError when the environment is incomplete.
+    """
+    global _active
+    if _active is not None:
+        raise RuntimeError("longtake.distributed.setup was called twice; finish the first run before the next")
+    world = dist.get_world_size() if dist.is_initialized() else _integer("WORLD_SIZE", 1)
+    if world == 1:
+        return Ranks.single(device, dtype)
+    rank = dist.get_rank() if dist.is_initialized() else _integer("RANK", None)
+    local_rank = _integer("LOCAL_RANK", rank)
+    choice = choose_device(device, dtype, local_rank)
+    activate(choice.device)
+    owns_group = not dist.is_initialized()
+    if owns_group:
+        watchdog = _start_group(rank, world, choice, timeout_s, join_timeout_s)
+    else:
+        watchdog = _watch_existing_group(rank, world, join_timeout_s)
+    ranks = Ranks(rank, world, local_rank, dist.group.WORLD, choice.device, choice, watchdog, owns_group)
+    _active = ranks
+    _report_uncaught_errors()
+    return ranks
+
+
+def current() -> Ranks | None:
+    """The distributed run that this process is in: set up, not finished, not failed. None in a run of one process."""
+    return _active
+
+
+def check_same(obj: Any, what: str, ranks: Ranks | None = None) -> None:
+    """Raise UserError on every rank when the ranks do not hold an equal `obj`; `what` names it in the message."""
+    ranks = ranks or _active
+    if ranks is None or ranks.world == 1:
+        return
+    everyone = ranks.gather_object(obj)
+    different = [r for r, other in enumerate(everyone) if other != everyone[0]]
+    if different:
+        other = different[0]
+        raise UserError(
+            f"the ranks disagree about {what}: rank 0 has {_brief(everyone[0])}, rank {other} has "
+            f"{_brief(everyone[other])}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- set-up
+
+
+def _start_group(rank: int, world: int, choice: Choice, timeout_s: float, join_timeout_s: float) -> Watchdog:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError(f"WORLD_SIZE is {world} but {name} is not set: start the run with torchrun or accelerate")
+    join = timedelta(seconds=join_timeout_s)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=join))
+    except dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"rank {rank} of {world} did not find all others at {address} within {join_timeout_s:.0f} s: "
+            f"{one_line(error)}"
+        ) from error
+    store.set_timeout(join)
+    key = "longtake/watchdog"
+    if rank == 0:
+        host = os.environ["MASTER_ADDR"]
+        token = secrets.token_hex(16)
+        watchdog = Watchdog.host(world, token, local_only=host in ("127.0.0.1", "localhost", "::1"))
+        store.set(key, json.dumps({"host": host, "port": watchdog.port, "token": token}))
+    else:
+        hub = json.loads(store.get(key))
+        watchdog = Watchdog.join(rank, world, hub["host"], hub["port"], hub["token"], join_timeout_s)
+    watchdog.wait_for_all(join_timeout_s)
+    dist.init_process_group(
+        group_backend(choice.device),
+        store=dist.PrefixStore("longtake/group", store),
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    return watchdog
+
+
+def _watch_existing_group(rank: int, world: int, join_timeout_s: float) -> Watchdog:
+    """The hub's address travels by a broadcast, because the group may have been made without a TCP store."""
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    box: list[Any] = [None]
+    if rank == 0:
+        token = secrets.token_hex(16)
+        watchdog = Watchdog.host(world, token, local_only=host in ("127.0.0.1", "localhost", "::1"))
+        box = [{"host": host, "port": watchdog.port, "token": token}]
+    dist.broadcast_object_list(box, src=0)
+    if rank != 0:
+        watchdog = Watchdog.join(rank, world, box[0]["host"], box[0]["port"], box[0]["token"], join_timeout_s)
+    watchdog.wait_for_all(join_timeout_s)
+    return watchdog
+
+
+def _report_uncaught_errors() -> None:
+    """An exception that nobody catches reaches the other ranks too, before its traceback is printed."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if _active is not None:
+            _active.fail(error)
+        previous(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _forget(ranks: Ranks) -> None:
+    global _active
+    if _active is ranks:
+        _active = None
+
+
+def _integer(name: str, default: int | None) -> int:
+    text = os.environ.get(name)
+    if text is None or text == "":
+        if default is None:
+            raise UserError(f"WORLD_SIZE is set but {name} is not: start the run with torchrun or accelerate")
+        return default
+    if not text.isdigit():
+        raise UserError(f"the environment variable {name} is {text!r}; it must be a whole number")
+    return int(text)
+
+
+def _brief(obj: Any, limit: int = 120) -> str:
+    text = " ".join(repr(obj).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,249 @@
+"""Weights: find them, load them safely, and map the keys of public layouts.
+
+`resolve` looks in this order: a local folder or file; a prior that ships with a domain; the Hub's cache; the Hub.
+Nothing is ever unpickled: safetensors, or torch files read with `weights_only=True`.
+
+    path = resolve("characters", kind="video prior", priors_package="longtake.video")
+    state = load_state(path / "unet")
+    match = match_keys(model.state_dict(), state, {"videocrafter2": rename_videocrafter2})
+    model.load_state_dict(match.apply(state))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longtake.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+# Key of a public layout -> key of our model; None: a key that the model rightly does without.
+KeyMap = Callable[[str], str | None]
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_FOLDER_NAMES = (
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+
+
+# ------------------------------------------------------------------------------------------------------ finding
+
+
+def shipped_priors(package: str) -> dict[str, Path]:
+    """Name -> folder of the priors that ship with a domain, e.g. package "longtake.video"; the package is not run."""
+    spec = find_spec(package)
+    found: dict[str, Path] = {}
+    for place in (spec.submodule_search_locations if spec else None) or []:
+        folder = Path(place) / "priors"
+        if folder.is_dir():
+            found.update((path.name, path) for path in sorted(folder.iterdir()) if path.is_dir())
+    return found
+
+
+def hub_is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
+
+
+def resolve(
+    name_or_path: str | os.PathLike[str],
+    *,
+    kind: str,
+    priors_package: str | None = None,
+    offline: bool | None = None,
+) -> Path:
+    """The local path of some weights.
+
+    name_or_path: a folder or file; the name of a shipped prior; or a Hub id "owner/name".
+    kind: what is looked for, for messages: "video prior". priors_package: the domain whose priors are looked through.
+    offline: never use the network; None: as HF_HUB_OFFLINE says.
+    Raises UserError that lists what is known and says what to put where.
+    """
+    text = os.fspath(name_or_path)
+    if not text.strip():
+        raise UserError(f"no {kind} was named")
+    local = Path(text).expanduser()
+    if local.exists():
+        return local
+    shipped = shipped_priors(priors_package) if priors_package else {}
+    if text in shipped:
+        return shipped[text]
+    known = f"priors that ship: {', '.join(shipped)}" if shipped else "no priors ship with this installation"
+    if text.startswith(("/", "./", "../", "~")) or local.suffix in (".safetensors", ".json", *_TORCH_SUFFIXES):
+        raise UserError(f"the {kind} {text} does not exist; {known}")
+    if not _REPOSITORY.fullmatch(text):
+        raise UserError(f"unknown {kind} {text!r}; {known}; or give a local folder or a Hub id 'owner/name'")
+    return _from_hub(text, kind, hub_is_offline() if offline is None else offline)
+
+
+def _from_hub(repository: str, kind: str, offline: bool) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    advice = (
+        f"download it where there is a network (hf download {repository} --local-dir FOLDER) and give that FOLDER "
+        f"instead of its name, or put the downloaded cache into {constants.HF_HUB_CACHE}"
+    )
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        if offline:
+            raise UserError(
+                f"the {kind} {repository} is not on this machine and HF_HUB_OFFLINE forbids the network: {advice}"
+            ) from None
+    try:
+        return Path(snapshot_download(repository))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"the {kind} {repository} is not on this machine and the Hub gave no answer or refused "
+            f"({type(error).__name__}): {advice}"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------------------ loading
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file, or of a folder in the diffusers or transformers layout, on the CPU.
+
+    Raises UserError, naming the file, when it is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in _FOLDER_NAMES:
+            if (path / name).exists():
+                return load_state(path / name)
+        raise UserError(f"{path} holds no weights; expected one of {', '.join(_FOLDER_NAMES)}")
+    if not path.exists():
+        raise UserError(f"the weights file {path} does not exist")
+    if path.name.endswith(".index.json"):
+        return _load_shards(path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path, device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"the weights file {path} is damaged or unreadable: {one_line(error)}") from error
+    if path.suffix in _TORCH_SUFFIXES:
+        return _load_torch(path)
+    raise UserError(f"{path}: unknown kind of weights file; allowed are .safetensors, {', '.join(_TORCH_SUFFIXES)}")
+
+
+def _load_shards(index: Path) -> dict[str, torch.Tensor]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} is damaged: it has no weight_map") from error
+    state: dict[str, torch.Tensor] = {}
+    for name in names:
+        state.update(load_state(index.parent / name))
+    return state
+
+
+def _load_torch(path: Path) -> dict[str, torch.Tensor]:
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged or holds Python objects beside tensors, which are not loaded; convert it to .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"the weights file {path} is damaged or unreadable: {one_line(error)}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no plain dictionary of tensors")
+    return state
+
+
+# ------------------------------------------------------------------------------------------------------ mapping
+
+
+@dataclass(frozen=True)
+class KeyMatch:
+    """layout: the layout that fits; mapping: key in the file -> key in the model, for every key of the model."""
+
+    layout: str
+    mapping: Mapping[str, str]
+
+    def apply(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The file's tensors under the model's names."""
+        return {new: state[old] for old, new in self.mapping.items()}
+
+
+def match_keys(
+    model_keys: Iterable[str], state_keys: Iterable[str], layouts: Mapping[str, KeyMap] | None = None
+) -> KeyMatch:
+    """Find the layout under which a file has exactly the model's keys.
+
+    layouts: name -> map from a key of the file to a key of the model, or to None for a key to leave out knowingly.
+    The model's own layout ("native") is always tried first.
+    Raises UserError that names the closest layout with examples of missing and unexpected keys.
+    """
+    wanted = set(model_keys)
+    given = sorted(state_keys)
+    best: tuple[int, str, list[str], list[str]] | None = None
+    for name, rename in {"native": _same_key, **(layouts or {})}.items():
+        mapping = {old: new for old in given if (new := rename(old)) is not None}
+        missing = sorted(wanted - set(mapping.values()))
+        unexpected = sorted(old for old, new in mapping.items() if new not in wanted)
+        twice = len(mapping) - len(set(mapping.values()))
+        if not missing and not unexpected and not twice:
+            return KeyMatch(name, mapping)
+        distance = len(missing) + len(unexpected) + twice
+        if best is None or distance < best[0]:
+            best = (distance, name, missing, unexpected)
+    assert best is not None
+    _, name, missing, unexpected = best
+    raise UserError(
+        f"the weights fit no known layout ({', '.join(['native', *(layouts or {})])}); closest is {name!r}: "
+        f"{_examples('missing', missing)}, {_examples('unexpected', unexpected)}"
+    )
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 (64 hex digits) of a file, or of a folder's files with their relative names (hidden ones left out)."""
+    path = Path(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist")
+    digest = hashlib.sha256()
+    for file_path in sorted(path.rglob("*")):
+        relative = file_path.relative_to(path)
+        if file_path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()}\0{file_hash(file_path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _same_key(key: str) -> str:
+    return key
+
+
+def _examples(what: str, keys: list[str], limit: int = 3) -> str:
+    if not keys:
+        return f"nothing {what}"
+    return f"{len(keys)} {what} ({', '.join(keys[:limit])}{', ...' if len(keys) > limit else ''})"
