@@ -167,7 +167,7 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is damaged or holds Python objects beside tensors, which are not loaded; convert it to .safetensors"
+            f"{path} is damaged or holds Python objects beside tensors, which are not loaded: convert it to safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise UserError(f"the weights file {path} is damaged or unreadable: {one_line(error)}") from error
