@@ -66,7 +66,7 @@ class VideoOutput(Output):
             self.total_frames = len(self.frames)
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The film in chunks uint8 (n, H, W, 3). A stream can be read once; the preview's frames are kept on the way."""
+        """The film in chunks uint8 (n, H, W, 3). A stream can be read once; the preview's frames are kept."""
         if isinstance(self.frames, np.ndarray):
             yield self.frames
             return

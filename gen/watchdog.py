@@ -176,9 +176,7 @@ class Watchdog:
         buffers: dict[socket.socket, bytes] = {}
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake_receive, selectors.EVENT_READ)
-            for connection in [*self._peers.values(), self._listener]:
-                if connection is not None:
-                    selector.register(connection, selectors.EVENT_READ)
+            selector.register(self._listener or self._peers[0], selectors.EVENT_READ)
             while not self._done.is_set():
                 for key, _ in selector.select():
                     connection = key.fileobj
@@ -186,9 +184,9 @@ class Watchdog:
                     if connection is self._wake_receive:
                         connection.recv(64)
                     elif connection is self._listener:
-                        peer, _ = connection.accept()
-                        _keep_alive(peer)
-                        selector.register(peer, selectors.EVENT_READ)
+                        arrival, _ = connection.accept()
+                        _keep_alive(arrival)
+                        selector.register(arrival, selectors.EVENT_READ)
                     else:
                         self._read(connection, buffers, selector)
                 if self.rank == 0 and len(self._gone) == self.world:

@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from longtake.errors import UserError
+from longtake.timeline import Timeline
+
+
+def test_one_prompt_holds_for_every_frame() -> None:
+    timeline = Timeline.parse("  a person walks: slowly ")
+    assert timeline.prompts == ("a person walks: slowly",)
+    assert timeline.weights(0) == timeline.weights(10_000) == ((0, 1.0),)
+
+
+def test_seconds_milliseconds_and_frames_say_the_same() -> None:
+    in_frames = Timeline.parse("0: walks | 96: jumps | 108: falls")
+    assert Timeline.parse("0s: walks | 4s: jumps | 4.5s: falls", fps=24) == in_frames
+    assert Timeline.parse("0ms: walks | 4000ms: jumps | 4500 ms: falls", fps=24) == in_frames
+    assert in_frames.segments(120) == [(0, 96, "walks"), (96, 108, "jumps"), (108, 120, "falls")]
+
+
+def test_a12_the_new_prompt_fades_in_linearly_from_the_switch() -> None:
+    timeline = Timeline([(0, "a"), (10, "b")], blend=4)
+    expected = np.array([[1, 0], [1, 0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0, 1], [0, 1]], dtype=np.float32)
+    matrix = timeline.weight_matrix(range(9, 16))
+    assert matrix.dtype == np.float32
+    np.testing.assert_array_equal(matrix, expected)
+
+
+def test_without_blend_the_cut_is_at_the_switch() -> None:
+    timeline = Timeline([(0, "a"), (10, "b")], blend=0)
+    assert (timeline.weights(9), timeline.weights(10)) == (((0, 1.0),), ((1, 1.0),))
+
+
+def test_a_fade_ends_where_the_next_segment_starts() -> None:
+    timeline = Timeline([(0, "a"), (4, "b"), (6, "c")], blend=100)
+    assert timeline.weights(5) == ((0, 0.5), (1, 0.5))
+    assert timeline.weights(6) == ((1, 1.0),)
+    assert timeline.weights(56) == ((1, 0.5), (2, 0.5))
+
+
+def test_a_prompt_that_returns_is_listed_once() -> None:
+    timeline = Timeline([(0, "a"), (4, "b"), (8, "a")], blend=0)
+    assert timeline.prompts == ("a", "b")
+    assert timeline.weights(9) == ((0, 1.0),)
+
+
+@given(
+    gaps=st.lists(st.integers(1, 30), min_size=0, max_size=5),
+    blend=st.integers(0, 40),
+    names=st.lists(st.sampled_from("abc"), min_size=6, max_size=6),
+)
+def test_weights_always_sum_to_one_over_at_most_two_prompts(gaps: list[int], blend: int, names: list[str]) -> None:
+    starts = [0, *np.cumsum(gaps).tolist()]
+    timeline = Timeline([(start, names[i]) for i, start in enumerate(starts)], blend=blend)
+    for frame in range(starts[-1] + blend + 2):
+        weights = timeline.weights(frame)
+        assert 1 <= len(weights) <= 2
+        assert all(weight > 0 for _, weight in weights)
+        assert sum(weight for _, weight in weights) == pytest.approx(1.0)
+    np.testing.assert_allclose(timeline.weight_matrix(range(50)).sum(1), 1.0, rtol=1e-6)
+
+
+def test_it_is_a_value() -> None:
+    timeline = Timeline([(0, "a"), (4, "ü")], blend=3)
+    assert hash(timeline) == hash(Timeline(((0, "a"), (4, "ü")), 3))
+    assert Timeline.parse(timeline.to_json()) == timeline
+
+
+def test_files_are_read(tmp_path: Path) -> None:
+    expected = Timeline([(0, "walks, slowly"), (48, "jumps")], blend=3)
+    json_file, csv_file = tmp_path / "t.json", tmp_path / "t.csv"
+    segments = [{"start": 0, "prompt": "walks, slowly"}, {"start": "4s", "prompt": "jumps"}]
+    json_file.write_text(json.dumps({"segments": segments, "blend": 3}))
+    csv_file.write_text('start,prompt\n0,"walks, slowly"\n4s, jumps\n', encoding="utf-8-sig")
+    assert Timeline.parse(str(json_file), fps=12) == expected
+    assert Timeline.parse(csv_file, fps=12, blend=3) == expected
+    assert Timeline.parse(json_file, fps=12, blend=9).blend == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "prompt is empty"),
+        ("0: a | : b", "part 2"),
+        ("0: a | later: b", "'later: b'"),
+        ("0: a |", "part 2 of the Timeline is empty"),
+        ("0: a | 4:", "segment 2 \\(frame 4\\) has no prompt"),
+        ("3: a", "must start at frame 0"),
+        ("0: a | -4: b", "cannot be negative"),
+        ("0: a | 9: b | 4: c", "segment 3 starts at frame 4, before segment 2"),
+        ("0: a | 4: b | 4: c", "segments 2 and 3 both start at frame 4"),
+        ("0: a | 4.5: b", "write 4.5s"),
+        ("0s: a | 4s: b", "needs a frame rate"),
+        ("missing.json", "missing.json does not exist"),
+        ("missing.CSV", "missing.CSV does not exist"),
+        ('{"segments": []}', "empty"),
+        ('{"segments": [', "not valid JSON"),
+        ('{"segments": [{"start": 0, "prompt": "a"}], "fade": 3}', "unknown key 'fade'"),
+        ('{"segments": [{"start": 0}]}', "segment 1"),
+        ('{"segments": [{"start": true, "prompt": "a"}]}', "segment 1 has the start True"),
+        ('{"segments": [{"start": 0, "prompt": "a"}], "blend": -1}', "blend is -1"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line_that_names_the_part(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        Timeline.parse(text)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"0,a\n4,b,c\n", "row 2 has 3 fields"),
+        ("a.csv", b"0,a\nsoon,b\n", "row 2 has the start 'soon'"),
+        ("a.csv", b"start,prompt\n", "empty"),
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"\xff\xfe\x00", "UTF-8"),
+        ("a.json", b"[1, 2]", "segments"),
+        ("a.json", b'{"segments": [{"start": "x", "prompt": "a"}]}', "segment 1 has the start 'x'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        Timeline.parse(str(path))
+
+
+def test_a_segment_after_the_end_is_refused() -> None:
+    timeline = Timeline([(0, "a"), (240, "b")])
+    timeline.validate(241)
+    with pytest.raises(UserError, match="starts at frame 240, but the run has only 240 frames"):
+        timeline.validate(240)
