@@ -168,11 +168,15 @@ class _Layout:
         return self.key_start <= start and start + self.window <= self.key_stop
 
     def runs(self, most: int) -> list[tuple[int, int, bool]]:
-        """Consecutive tiles `[t0, t1)` of one kind, at most `most` together: (t0, t1, inside)."""
+        """Consecutive tiles `[t0, t1)` of one kind, at most `most` together: (t0, t1, inside).
+
+        Tiles that reach beyond the keys held are run one by one, with fewer keys, unless zero keys have to stand there.
+        """
         runs: list[tuple[int, int, bool]] = []
         for tile in range(self.count):
             inside = self.inside(tile)
-            if runs and runs[-1][2] == inside and tile - runs[-1][0] < most:
+            together = inside if self.scope.edge is Edge.DROP else True
+            if runs and together and runs[-1][2] == inside and tile - runs[-1][0] < most:
                 runs[-1] = (runs[-1][0], tile + 1, inside)
             else:
                 runs.append((tile, tile + 1, inside))
@@ -203,6 +207,32 @@ def _tile_bias(layout: _Layout, dtype: torch.dtype, device: torch.device) -> Ten
     return bias.to(device, dtype)[None]
 
 
+@dataclass(frozen=True)
+class _Single:
+    """One tile by itself: held local frames [a, b) of its window, which global columns, and the bias of those columns
+    (None: all zero)."""
+
+    a: int
+    b: int
+    shared: Tensor | None
+    bias: Tensor | None
+
+
+@lru_cache(maxsize=64)
+def _single(layout: _Layout, tile: int, dtype: torch.dtype, device: torch.device) -> _Single:
+    """Leave out of a tile what none of its rows sees: frames beyond the sequence, and global frames inside every
+    row's window."""
+    start, tokens = layout.window_start(tile), layout.tokens
+    a = max(layout.key_start - start, 0)
+    b = min(layout.key_stop - start, layout.window)
+    bias = _tile_bias(layout, dtype, device)[:, tile : tile + 1]
+    local, shared = bias[..., a * tokens : b * tokens], bias[..., layout.window * tokens :]
+    seen = (shared != -torch.inf).any(dim=-2).flatten()
+    columns = None if bool(seen.all()) else seen.nonzero().flatten()
+    bias = torch.cat([local, shared if columns is None else shared[..., columns]], dim=-1)
+    return _Single(a, b, columns, bias if bool(bias.any()) else None)
+
+
 def _segment(
     q: Tensor,
     k: Tensor,
@@ -226,30 +256,42 @@ def _segment(
     q_tiles, out_tiles = q.unflatten(1, (layout.count, rows)), out.unflatten(1, (layout.count, rows))
     # Half-precision biases would be rounded; the CPU kernel takes float32 ones, others want the dtype of the queries.
     widen = q.device.type == "cpu" and q.dtype in (torch.float16, torch.bfloat16)
-    bias = _tile_bias(layout, torch.float32 if widen else q.dtype, q.device)
+    bias_dtype = torch.float32 if widen else q.dtype
+    zero_edge = layout.scope.edge is Edge.ZERO
 
     for t0, t1, inside in layout.runs(most):
-        tiles = t1 - t0
-        step = min(batch, max(1, most // tiles))
-        gathered = not inside or k_global is not None
-        if gathered:
-            shape = (step, tiles, local_rows + global_rows)
-            keys, values = k.new_empty(*shape, k.shape[-1]), v.new_empty(*shape, v.shape[-1])
+        alone = t1 - t0 == 1 and not (zero_edge and not inside)
+        single = _single(layout, t0, bias_dtype, q.device) if alone else None
+        bias = single.bias if single is not None else _tile_bias(layout, bias_dtype, q.device)[:, t0:t1]
+        step = min(batch, max(1, most // (t1 - t0)))
         for b0 in range(0, batch, step):
             b1 = min(b0 + step, batch)
-            if gathered:
-                pairs = ((keys[: b1 - b0], k, k_global), (values[: b1 - b0], v, v_global))
-                for space, local, shared in pairs:
-                    _fill(space, local[b0:b1], None if shared is None else shared[b0:b1], layout, t0, t1, inside)
-                k_tiles, v_tiles = keys[: b1 - b0], values[: b1 - b0]
+            if k_global is None or v_global is None:
+                pairs = [(k[b0:b1], None), (v[b0:b1], None)]
             else:
-                k_tiles, v_tiles = _windows(k[b0:b1], layout, t0, t1), _windows(v[b0:b1], layout, t0, t1)
+                pairs = [(k[b0:b1], k_global[b0:b1]), (v[b0:b1], v_global[b0:b1])]
+            if single is not None:
+                keys, values = (_single_rows(x, shared, layout, t0, single) for x, shared in pairs)
+            elif inside and k_global is None:
+                keys, values = (_windows(x, layout, t0, t1) for x, _ in pairs)
+            else:
+                keys, values = (_gathered(x, shared, layout, t0, t1, inside) for x, shared in pairs)
             queries = q_tiles[b0:b1, t0:t1]
             if factors is not None:
                 tile_factors = factors.view(layout.count, layout.size, 1)[t0:t1].repeat_interleave(tokens, dim=1)
                 queries = (queries * tile_factors).to(q.dtype)
-            answer = F.scaled_dot_product_attention(queries, k_tiles, v_tiles, attn_mask=bias[:, t0:t1], scale=scale)
+            answer = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
             out_tiles[b0:b1, t0:t1] = answer
+
+
+def _single_rows(x: Tensor, shared: Tensor | None, layout: _Layout, tile: int, single: _Single) -> Tensor:
+    """The keys of one tile, held local ones and the global ones it needs: (B, 1, rows, D); a view when there are no
+    global ones."""
+    first = layout.window_start(tile) - layout.key_start
+    local = x[:, (first + single.a) * layout.tokens : (first + single.b) * layout.tokens]
+    if shared is not None and single.shared is not None:
+        shared = shared.index_select(1, single.shared)
+    return (local if shared is None else torch.cat([local, shared], dim=1))[:, None]
 
 
 def _windows(x: Tensor, layout: _Layout, t0: int, t1: int) -> Tensor:
@@ -264,12 +306,13 @@ def _windows(x: Tensor, layout: _Layout, t0: int, t1: int) -> Tensor:
     )
 
 
-def _fill(space: Tensor, local: Tensor, shared: Tensor | None, layout: _Layout, t0: int, t1: int, inside: bool) -> None:
-    """Lay local and global rows of tiles [t0, t1) into `space` (B, t1 - t0, rows, D); zeros where no key is held."""
+def _gathered(x: Tensor, shared: Tensor | None, layout: _Layout, t0: int, t1: int, inside: bool) -> Tensor:
+    """Local and global rows of tiles [t0, t1) side by side: (B, t1 - t0, rows, D); zeros where no key is held."""
     tokens = layout.tokens
     local_rows = layout.window * tokens
+    space = x.new_empty(x.shape[0], t1 - t0, local_rows + (0 if shared is None else shared.shape[1]), x.shape[2])
     if inside:
-        space[:, :, :local_rows] = _windows(local, layout, t0, t1)
+        space[:, :, :local_rows] = _windows(x, layout, t0, t1)
     else:
         for tile in range(t0, t1):
             start = layout.window_start(tile)
@@ -278,11 +321,11 @@ def _fill(space: Tensor, local: Tensor, shared: Tensor | None, layout: _Layout, 
             rows = space[:, tile - t0]
             rows[:, : a * tokens] = 0
             rows[:, b * tokens : local_rows] = 0
-            if a < b:
-                held = (start + a - layout.key_start) * tokens
-                rows[:, a * tokens : b * tokens] = local[:, held : held + (b - a) * tokens]
+            held = (start + a - layout.key_start) * tokens
+            rows[:, a * tokens : b * tokens] = x[:, held : held + (b - a) * tokens]
     if shared is not None:
         space[:, :, local_rows:] = shared[:, None]
+    return space
 
 
 def _merge_heads(x: Tensor) -> Tensor | None:
