@@ -1,0 +1,171 @@
+"""Make a stock diffusers video model run on a piece of a longer video, together with the other ranks.
+
+Video-Infinity (arXiv 2406.16260) shards the frames of one long video over processes and lets the temporal modules talk.
+Here the result does not depend on the number of processes: W ranks compute what one process computes on all frames.
+
+    partition = Partition.even(frames, world)
+    with parallelize(unet, partition, Scope(window=8, global_frames=16)) as handle:
+        part = unet(local_latents, t, encoder_hidden_states=text).sample     # on every rank
+        print(handle.explain(), handle.counter.as_dict())
+
+The model is changed in place, module by module, and is the stock model again after `handle.remove()`.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from longtake.errors import UserError
+from longtake.kernels.partition import Partition
+from longtake.kernels.transport import Counter, Transport
+from longtake.video.clip import Clip, Mode, Patches, Strategy, TextProvider, UnsupportedModule
+from longtake.video.scope import Scope
+from torch import nn
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+__all__ = ["Handle", "Mode", "Strategy", "UnsupportedModule", "parallelize"]
+
+_HANDLE = "_longtake_handle"  # marks a patched model
+
+
+class Handle:
+    """A parallelized model. Ends with `remove()` or as a context manager."""
+
+    def __init__(self, model: nn.Module, clip: Clip, patches: Patches, reason: str, chunk_frames: int | None):
+        self._model = model
+        self._clip = clip
+        self._patches = patches
+        self._reason = reason
+        self._chunk_frames = chunk_frames
+        model.__dict__[_HANDLE] = self
+
+    @property
+    def counter(self) -> Counter:
+        """Bytes, calls and rounds of this rank so far."""
+        return self._clip.transport.counter
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy in use (never AUTO)."""
+        return self._clip.strategy
+
+    @property
+    def partition(self) -> Partition:
+        """Frames of every rank."""
+        return self._clip.partition
+
+    def set_text(self, provider: TextProvider | None) -> None:
+        """Text that changes along the video.
+
+        provider: called with a range of frame numbers of the whole video, returns (B, frames, tokens, width) states,
+            B the batch of the model call. They replace `encoder_hidden_states` in every spatial cross-attention.
+            None: the text given to the model, the same for all frames (stock behaviour).
+        """
+        self._clip.text_provider = provider
+
+    def set_timestep(self, timestep: float | None) -> None:
+        """Fix the timestep that the gate reads, so that a tensor on an accelerator is not copied to the host.
+
+        None: the timestep argument of each model call is read again.
+        """
+        self._clip.fixed_timestep = timestep
+
+    def explain(self) -> str:
+        """One line: ranks, frames, strategy and why, mode."""
+        clip = self._clip
+        sizes = ", ".join(str(size) for size in clip.partition.sizes)
+        chunk = f"; spatial layers {self._chunk_frames} frames at a time" if self._chunk_frames else ""
+        mode = str(clip.mode)
+        if clip.mode == Mode.FAST:
+            mode += " (approximate: inner group norms of the temporal convolutions see one rank's frames)"
+        return (
+            f"{clip.total} frames on {clip.partition.parts} rank(s) ({sizes}); strategy {clip.strategy}: {self._reason}; "
+            f"mode {mode}{chunk}"
+        )
+
+    def remove(self) -> None:
+        """Give the stock model back, bit for bit. A second call does nothing."""
+        self._patches.undo()
+        if self._model.__dict__.get(_HANDLE) is self:
+            del self._model.__dict__[_HANDLE]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def parallelize(
+    model: nn.Module,
+    partition: Partition,
+    scope: Scope | None,
+    *,
+    group: dist.ProcessGroup | None = None,
+    strategy: Strategy | str = Strategy.AUTO,
+    mode: Mode | str = Mode.EXACT,
+    chunk_frames: int | None = None,
+    transport: Transport | None = None,
+) -> Handle:
+    """Patch `model` so that each rank computes its frames of one long video.
+
+    Args:
+        model: UNet3DConditionModel, in eval mode when called.
+        partition: frames of every rank; pieces may be uneven or empty.
+        scope: what a frame attends to; None is full attention over all frames.
+        group: process group, default the world; without torch.distributed, one process.
+        strategy: see `Strategy`.
+        mode: see `Mode`.
+        chunk_frames: compute spatial layers this many frames at a time, which bounds memory; None is all at once.
+        transport: ready-made messages instead of `group` (a `DryTransport` forecasts traffic).
+
+    Returns:
+        Handle. The caller then calls the model as usual with latents (B, C, T_r, h, w) on every rank.
+
+    Raises:
+        UnsupportedModule: the model, or a module of it, mixes frames in a way that no adapter covers.
+        UserError: arguments that do not go together, or a model that is parallelized already.
+    """
+    if strategy not in list(Strategy):
+        raise UserError(f"strategy must be one of {', '.join(Strategy)}; given {strategy!r}")
+    if mode not in list(Mode):
+        raise UserError(f"mode must be one of {', '.join(Mode)}; given {mode!r}")
+    if _HANDLE in model.__dict__:
+        raise UserError("this model is parallelized already: call remove() on its handle first")
+    transport = transport if transport is not None else Transport(group)
+    clip = Clip(partition, transport, scope, Strategy(strategy), Mode(mode))
+    patches = Patches()
+    name = type(model).__name__
+    if name != "UNet3DConditionModel":
+        raise UnsupportedModule(f"{name} has no adapter; there is one for UNet3DConditionModel")
+    from longtake.video import unet3d
+
+    reason = choose_strategy(model, clip)
+    try:
+        unet3d.install(model, clip, patches)
+    except BaseException:
+        patches.undo()
+        raise
+    return Handle(model, clip, patches, reason, chunk_frames)
+
+
+def choose_strategy(model: nn.Module, clip: Clip) -> str:
+    """Settle AUTO for a UNet; returns the reason in words."""
+    from longtake.video import unet3d
+
+    if clip.alone:
+        if clip.strategy == Strategy.AUTO:
+            clip.strategy = Strategy.HALO
+        return "one process, nothing to exchange"
+    elements = unet3d.traffic(model, clip)
+    costs = ", ".join(f"{name} {elements[name]:.4g}" for name in (Strategy.HALO, Strategy.TRANSPOSE))
+    if clip.strategy != Strategy.AUTO:
+        return f"as asked; elements received per call, batch entry and latent pixel: {costs}"
+    cheaper = min(Strategy.HALO, Strategy.TRANSPOSE, key=lambda name: elements[name])
+    clip.strategy = cheaper
+    return f"fewest elements received per call, batch entry and latent pixel: {costs}"

@@ -1,0 +1,257 @@
+"""Adapter for UNet3DConditionModel (VideoCrafter2, ZeroScope and our own prior).
+
+Frames meet only in TransformerTemporalModel (group norm over time, two self-attentions) and TemporalConvLayer (four
+group norms and convolutions over time); everything else treats frames as a batch and stays as it is. The text is repeated
+for every frame inside the model, so text that changes along the video enters at each spatial Transformer2DModel.
+
+    install(unet, clip, patches)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from longtake.errors import UserError
+from longtake.video import temporal
+from longtake.video.clip import Clip, Patches, Strategy, UnsupportedModule
+from torch import Tensor, nn
+
+_SUSPECT = ("temporal", "motion", "spatiotemporal", "3d")
+
+
+def temporal_modules(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """(temporal transformers, temporal conv layers) of the model by name.
+
+    Raises:
+        UnsupportedModule: something else mixes frames, or one of these is a variant that is not covered.
+    """
+    from diffusers.models.resnet import TemporalConvLayer
+    from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+    from diffusers.models.unets.unet_3d_blocks import (
+        CrossAttnDownBlock3D,
+        CrossAttnUpBlock3D,
+        DownBlock3D,
+        UNetMidBlock3DCrossAttn,
+        UpBlock3D,
+    )
+
+    containers = (CrossAttnDownBlock3D, CrossAttnUpBlock3D, DownBlock3D, UNetMidBlock3DCrossAttn, UpBlock3D)
+    transformers: dict[str, nn.Module] = {}
+    convolutions: dict[str, nn.Module] = {}
+    covered: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not name or (covered and name.startswith(covered)):
+            continue
+        if type(module) is TransformerTemporalModel:
+            temporal.check_transformer(module, name)
+            transformers[name] = module
+            covered += (name + ".",)
+        elif type(module) is TemporalConvLayer:
+            temporal.conv_stages(module, name)
+            convolutions[name] = module
+            covered += (name + ".",)
+        elif isinstance(module, nn.Conv3d) and module.kernel_size[0] == 1:
+            continue
+        elif type(module) not in containers and any(word in type(module).__name__.lower() for word in _SUSPECT):
+            raise UnsupportedModule(
+                f"{name} ({type(module).__name__}) mixes frames in a way that this adapter does not cover; covered are "
+                "TransformerTemporalModel and TemporalConvLayer"
+            )
+    return transformers, convolutions
+
+
+def uncovered_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Group norms outside the temporal modules; a 5-D input would tie frames together there."""
+    transformers, convolutions = temporal_modules(model)
+    inside = tuple(name + "." for name in (*transformers, *convolutions))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.GroupNorm) and not (inside and name.startswith(inside))
+    }
+
+
+def spatial_transformers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose cross-attention reads the text."""
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, Transformer2DModel)}
+
+
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
+    """One argument of a call, however it was passed."""
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def begin_call(model: nn.Module, clip: Clip, sample: Any, timestep: Any) -> None:
+    """Check a call and set the clip up for it: frames, batch, phase of the gate, text."""
+    if not isinstance(sample, Tensor) or sample.ndim != 5:
+        raise UserError("the model wants latents of shape (batch, channels, frames, height, width)")
+    if model.training or (torch.is_grad_enabled() and sample.requires_grad):
+        raise UserError("a parallelized model is for inference: call model.eval() and give latents without gradient")
+    clip.check_frames(sample.shape[2])
+    clip.begin(sample.shape[0], timestep)
+    clip.load_text()
+
+
+def watch_calls(model: nn.Module, clip: Clip, patches: Patches, sample_name: str) -> None:
+    """Hooks around the whole model: set the clip up, and give a rank without frames one dummy frame to compute."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        sample = argument(args, kwargs, 0, sample_name)
+        begin_call(module, clip, sample, argument(args, kwargs, 1, "timestep"))
+        if not clip.empty:
+            return None
+        shape = list(sample.shape)
+        shape[2] = 1
+        dummy = sample.new_zeros(shape)
+        return ((dummy, *args[1:]), kwargs) if args else (args, {**kwargs, sample_name: dummy})
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+        clip.text = None
+        if not clip.empty:
+            return None
+        if isinstance(output, tuple):
+            return (output[0][:, :, :0], *output[1:])
+        output.sample = output.sample[:, :, :0]
+        return output
+
+    patches.pre_hook(model, before)
+    patches.post_hook(model, after)
+
+
+def use_frame_text(model: nn.Module, clip: Clip, patches: Patches) -> None:
+    """Let the text of `set_text` reach every spatial cross-attention."""
+
+    def replace(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if clip.text is None:
+            return None
+        return args[:1], {**kwargs, "encoder_hidden_states": clip.text}
+
+    for module in spatial_transformers(model).values():
+        patches.pre_hook(module, replace)
+
+
+def refuse_volume_norms(model: nn.Module, patches: Patches) -> None:
+    """Raise when a group norm that nobody covers is given frames as a dimension."""
+
+    def guard(name: str) -> Any:
+        def check(_module: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+            if args[0].ndim > 4:
+                raise UnsupportedModule(f"{name} (GroupNorm) is computed over frames (a 5-D input) and is not covered")
+
+        return check
+
+    for name, module in uncovered_norms(model).items():
+        patches.pre_hook(module, guard(name))
+
+
+def install(model: nn.Module, clip: Clip, patches: Patches) -> None:
+    """Patch a UNet3DConditionModel so that a call with this rank's frames computes its part of the whole video.
+
+    One process with full attention needs no patch: the stock forward runs, bit for bit.
+    """
+    transformers, convolutions = temporal_modules(model)
+    refuse_volume_norms(model, patches)
+    watch_calls(model, clip, patches, "sample")
+    use_frame_text(model, clip, patches)
+    if clip.alone and clip.scope is None:
+        return
+    for module in convolutions.values():
+        patches.forward(module, _conv_forward(module, clip))
+    for module in transformers.values():
+        patches.forward(module, _transformer_forward(module, clip))
+        use_time_attention(module, patches, temporal.TimeAttention(clip))
+
+
+def use_time_attention(module: nn.Module, patches: Patches, processor: temporal.TimeAttention) -> None:
+    """Give both self-attentions of every block of a temporal transformer the processor."""
+    for block in module.transformer_blocks:  # type: ignore[union-attr]
+        for attention in (block.attn1, block.attn2):
+            if attention is not None:
+                patches.processor(attention, processor)
+
+
+def _conv_forward(module: nn.Module, clip: Clip) -> Any:
+    @torch.no_grad()
+    def forward(hidden_states: Tensor, num_frames: int = 1) -> Tensor:
+        return temporal.conv_layer(module, hidden_states, clip)
+
+    return forward
+
+
+def _transformer_forward(module: nn.Module, clip: Clip) -> Any:
+    @torch.no_grad()
+    def forward(
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        timestep: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        num_frames: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        out = temporal.transformer(module, hidden_states, clip, cross_attention_kwargs)
+        if not return_dict:
+            return (out,)
+        from diffusers.models.transformers.transformer_temporal import TransformerTemporalModelOutput
+
+        return TransformerTemporalModelOutput(sample=out)
+
+    return forward
+
+
+# ---- traffic --------------------------------------------------------------------------------------------------------
+
+
+def _level(name: str, levels: int) -> int:
+    """How often a module's input has been halved in height and width."""
+    parts = name.split(".")
+    if parts[0] == "down_blocks":
+        return int(parts[1])
+    if parts[0] == "up_blocks":
+        return levels - 1 - int(parts[1])
+    return levels - 1 if parts[0] == "mid_block" else 0
+
+
+def traffic(model: nn.Module, clip: Clip) -> dict[Strategy, float]:
+    """Elements that the busiest rank receives in one call for temporal attention, per batch entry and latent pixel.
+
+    Section 4.5 of the plan: HALO is (halo frames + global frames of others) * 2 * D for each attention; TRANSPOSE is
+    2 T (W-1)/W C for each temporal transformer; GATHER is 2 (F - T) D. A hard gate counts each scope for the share of
+    timesteps in which it is open.
+    """
+    from longtake.video.scope import TIMESTEPS, Gate, Scope
+
+    partition, world = clip.partition, clip.partition.parts
+    levels = len(model.down_blocks)  # type: ignore[arg-type]
+    attention = projection = 0.0
+    for name, module in temporal_modules(model)[0].items():
+        pixels = 0.25 ** _level(name, levels)
+        channels: int = module.norm.num_channels  # type: ignore[union-attr,assignment]
+        projection += channels * pixels
+        for block in module.transformer_blocks:  # type: ignore[union-attr]
+            attention += pixels * sum(a.inner_dim for a in (block.attn1, block.attn2) if a is not None)
+    longest = max(partition.sizes)
+    everything = 2.0 * (partition.total - min(size for size in partition.sizes)) * attention
+    if not isinstance(clip.scope, Scope):
+        halo = everything
+    else:
+        local = far = 1.0
+        if clip.scope.gate == Gate.HARD:
+            local = min(max(clip.scope.switch / TIMESTEPS, 0.0), 1.0)
+            far = 1.0 - local
+        shared = clip.scope.global_indices(partition.total)
+        window = clip.scope.window
+        frames = []
+        for rank in range(world):
+            piece = partition.range(rank)
+            near = min(window, piece.start) + min(window, partition.total - piece.stop) if len(piece) else 0
+            frames.append(local * near + far * sum(index not in piece for index in shared))
+        halo = 2.0 * max(frames) * attention
+    return {
+        Strategy.HALO: halo,
+        Strategy.TRANSPOSE: 2.0 * longest * (world - 1) / world * projection,
+        Strategy.GATHER: everything,
+    }
