@@ -44,7 +44,7 @@ _PUBLIC = {
     "Pending": "transport",
     "Transport": "transport",
     "DryTransport": "transport",
-    "group_moments": "transport",
+    "group_moments": "moments",
 }
 
 __all__ = sorted(_PUBLIC)

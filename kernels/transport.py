@@ -408,29 +408,6 @@ class DryTransport(Transport):
         return []
 
 
-def group_moments(x: Tensor, groups: int, channel_dim: int = 1) -> tuple[Tensor, Tensor, int]:
-    """Moments of each group of channels over everything but the batch (dim 0), for `Transport.start_moments`.
-
-    x: (B, C, ...) or channels elsewhere; C divisible by `groups`; any strides, never copied as a whole.
-    Returns (mean, m2, count): float64 (B, G) mean and sum of squared deviations, and the number of elements in each
-    group.
-    """
-    channel_dim %= x.dim()
-    if channel_dim == 0:
-        raise ValueError("dim 0 is the batch, so it cannot be the channel dim")
-    if x.shape[channel_dim] % groups:
-        raise ValueError(f"{x.shape[channel_dim]} channels cannot be split into {groups} equal groups")
-    split = x.detach().unflatten(channel_dim, (groups, -1))
-    reduced = [dim for dim in range(1, split.dim()) if dim != channel_dim]
-    count = x.numel() // max(x.shape[0] * groups, 1)
-    if count == 0:
-        nothing = torch.zeros(x.shape[0], groups, dtype=torch.float64, device=x.device)
-        return nothing, nothing.clone(), 0
-    wide = split.float() if split.dtype in (torch.float16, torch.bfloat16) else split
-    variance, mean = torch.var_mean(wide, dim=reduced, correction=0)
-    return mean.double(), variance.double() * count, count
-
-
 def _frame_numel(tensor: Tensor, dim: int) -> int:
     """Elements of one frame, also when the tensor has no frames."""
     return _with_frames(tensor, dim, 1).numel()
