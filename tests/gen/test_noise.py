@@ -41,10 +41,12 @@ def test_a_frames_generator_continues_where_its_noise_ends() -> None:
 
 def test_the_bits_never_change() -> None:
     # Runs are resumed and extended by redrawing their noise, so these values are a public format.
-    assert frame_seed(7, 1, 2, 3) == 0x81016dc5dec965fb
+    assert frame_seed(7, 1, 2, 3) == 0x81016DC5DEC965FB
     words = torch.randint(0, 2**31 - 1, (64,), generator=frame_generator(7, 1, 2, 3), dtype=torch.int64)
     assert hashlib.sha256(words.numpy().tobytes()).hexdigest()[:16] == "3338966d8a23ee3e"
-    torch.testing.assert_close(noise(7, 1, [2], 3, (16,))[0, :3], torch.tensor([-0.390027, -0.445756, -1.737006]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        noise(7, 1, [2], 3, (16,))[0, :3], torch.tensor([-0.390027, -0.445756, -1.737006]), rtol=0, atol=1e-5
+    )
 
 
 def test_seeds_that_agree_in_their_low_32_bits_give_different_noise() -> None:

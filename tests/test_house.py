@@ -1,0 +1,154 @@
+"""The rules of the house, read off the source: who may import whom, where devices are named, what an import costs."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOMAINS = ("video", "motion", "speech", "medical")
+FOLDERS = ("gen", "kernels", *DOMAINS, "demos")
+# Folder -> the parts of longtake that it may import; "gen" stands for the modules of longtake itself.
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "gen": {"gen", "kernels"},
+    **{domain: {"gen", "kernels", domain} for domain in DOMAINS},
+    "demos": {"gen", "kernels", "demos", *DOMAINS},
+}
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def package_of(path: Path) -> str:
+    folder = path.relative_to(ROOT).parts[0]
+    return "longtake" if folder == "gen" else f"longtake.{folder}"
+
+
+def imported_modules(source: str, package: str) -> Iterator[str]:
+    """Full names of all modules that a source imports, in functions too; relative imports are resolved."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
+            full = ".".join(filter(None, [base, node.module]))
+            yield full
+            yield from (f"{full}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    """The folder that a module of ours lives in; None for a module of somebody else."""
+    parts = module.split(".")
+    if parts[0] != "longtake":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else "gen"
+
+
+def forbidden_imports(source: str, folder: str) -> list[str]:
+    package = "longtake" if folder == "gen" else f"longtake.{folder}"
+    rooms = ((module, room_of(module)) for module in imported_modules(source, package))
+    # `from longtake import x` also yields "longtake", which is gen; for kernels even that is too much.
+    return sorted(
+        {module for module, room in rooms if room is not None and room not in MAY_IMPORT[folder]} - {"longtake"}
+    )
+
+
+def device_names(source: str) -> list[int]:
+    """Lines that name a CUDA device in a string (docstrings apart) or call `.cuda()`."""
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    lines = []
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        if is_text and re.search(r"\bcuda\b", node.value):  # type: ignore[attr-defined]
+            lines.append(node.lineno)  # type: ignore[attr-defined]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
+            lines.append(node.lineno)
+    return lines
+
+
+def test_the_detectors_detect() -> None:
+    assert forbidden_imports("def f():\n    from longtake.video import scope", "gen") == [
+        "longtake.video",
+        "longtake.video.scope",
+    ]
+    assert forbidden_imports("from . import video", "gen") == ["longtake.video"]
+    assert forbidden_imports("from ..motion import model", "video") == ["longtake.motion", "longtake.motion.model"]
+    assert forbidden_imports("from longtake import noise", "kernels") == ["longtake.noise"]
+    assert forbidden_imports("import longtake.demos.app", "video") == ["longtake.demos.app"]
+    assert forbidden_imports("from longtake.kernels import masks\nimport torch, video", "gen") == []
+    assert device_names('"""cuda"""\nx = "cuda:0"\ny.cuda()\nz = "no CUDA"') == [2, 3]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    assert forbidden_imports(path.read_text(), folder) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_devices_are_named_in_one_place_only(path: Path) -> None:
+    if path != ROOT / "gen/device.py":
+        assert device_names(path.read_text()) == []
+
+
+def test_kernels_import_torch_and_the_standard_library_only() -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "longtake", "triton"}
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        others = {name.split(".")[0] for name in imported_modules(path.read_text(), "longtake.kernels")} - allowed
+        assert not others, f"{path.name} imports {others}"
+
+
+def test_no_module_hides_a_package_or_the_standard_library() -> None:
+    for path in SOURCES:
+        assert path.stem not in sys.stdlib_module_names - {"__main__", "__init__"}, path
+        if path.parent == ROOT / "gen":
+            assert path.stem not in FOLDERS, path
+
+
+def test_folders_are_flat_and_every_one_with_code_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    with_code = {path.relative_to(ROOT).parts[0] for path in SOURCES}
+    assert {path.parent for path in SOURCES} <= {ROOT / folder for folder in with_code}, "a folder has a sub-package"
+    assert set(settings["package-dir"].values()) == with_code
+    assert set(settings["packages"]) == set(settings["package-dir"])
+
+
+def test_no_file_has_grown_past_500_lines() -> None:
+    long = {str(path.relative_to(ROOT)): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 500}
+    assert not long
+
+
+def test_import_longtake_takes_less_than_300_ms_and_no_torch() -> None:
+    code = (
+        "import sys, time; start = time.perf_counter(); import longtake; seconds = time.perf_counter() - start\n"
+        "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'av', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "print(seconds)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    assert statistics.median(float(run.stdout) for run in runs) < 0.3
+
+
+def test_every_public_name_of_gen_loads_and_unknown_ones_do_not() -> None:
+    import longtake
+
+    for name, module in longtake._PUBLIC.items():
+        if room_of(module) == "gen":
+            assert getattr(longtake, name).__name__ == name
+    assert longtake.__version__
+    assert "Timeline" in dir(longtake)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = longtake.nonsense
