@@ -14,6 +14,7 @@ a frame, C tile.
     out = dual_scope_attention(q, k, v, scope=DualScope(8, (0, 63)), q_pos=range(64), k_pos=range(64), total=64)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -258,40 +259,51 @@ def _segment(
     widen = q.device.type == "cpu" and q.dtype in (torch.float16, torch.bfloat16)
     bias_dtype = torch.float32 if widen else q.dtype
     zero_edge = layout.scope.edge is Edge.ZERO
+    together = min(most, batch * layout.count) * (local_rows + global_rows)
+    gathers = global_rows > 0 or (zero_edge and not all(layout.inside(tile) for tile in range(layout.count)))
+    spaces = [x.new_empty(together * x.shape[-1] if gathers else 0) for x in (k, v)]
 
     for t0, t1, inside in layout.runs(most):
-        alone = t1 - t0 == 1 and not (zero_edge and not inside)
+        alone = t1 - t0 == 1 and (inside or not zero_edge)
         single = _single(layout, t0, bias_dtype, q.device) if alone else None
         bias = single.bias if single is not None else _tile_bias(layout, bias_dtype, q.device)[:, t0:t1]
         step = min(batch, max(1, most // (t1 - t0)))
         for b0 in range(0, batch, step):
             b1 = min(b0 + step, batch)
-            if k_global is None or v_global is None:
-                pairs = [(k[b0:b1], None), (v[b0:b1], None)]
-            else:
-                pairs = [(k[b0:b1], k_global[b0:b1]), (v[b0:b1], v_global[b0:b1])]
-            if single is not None:
-                keys, values = (_single_rows(x, shared, layout, t0, single) for x, shared in pairs)
-            elif inside and k_global is None:
-                keys, values = (_windows(x, layout, t0, t1) for x, _ in pairs)
-            else:
-                keys, values = (_gathered(x, shared, layout, t0, t1, inside) for x, shared in pairs)
+            operands = []
+            for space, x, shared in zip(spaces, (k, v), (k_global, v_global), strict=True):
+                chunk, chunk_shared = x[b0:b1], None if shared is None else shared[b0:b1]
+                if single is not None:
+                    operands.append(_single_rows(space, chunk, chunk_shared, layout, t0, single))
+                elif inside and shared is None:
+                    operands.append(_windows(chunk, layout, t0, t1))
+                else:
+                    operands.append(_gathered(space, chunk, chunk_shared, layout, t0, t1, inside))
             queries = q_tiles[b0:b1, t0:t1]
             if factors is not None:
                 tile_factors = factors.view(layout.count, layout.size, 1)[t0:t1].repeat_interleave(tokens, dim=1)
                 queries = (queries * tile_factors).to(q.dtype)
-            answer = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
-            out_tiles[b0:b1, t0:t1] = answer
+            out_tiles[b0:b1, t0:t1] = F.scaled_dot_product_attention(queries, *operands, attn_mask=bias, scale=scale)
 
 
-def _single_rows(x: Tensor, shared: Tensor | None, layout: _Layout, tile: int, single: _Single) -> Tensor:
-    """The keys of one tile, held local ones and the global ones it needs: (B, 1, rows, D); a view when there are no
-    global ones."""
+def _single_rows(
+    space: Tensor, x: Tensor, shared: Tensor | None, layout: _Layout, tile: int, single: _Single
+) -> Tensor:
+    """The keys of one tile, held local ones and the global ones it needs: (B, 1, rows, D).
+
+    A view of x when there are no global ones, otherwise laid out in the flat workspace `space`.
+    """
     first = layout.window_start(tile) - layout.key_start
     local = x[:, (first + single.a) * layout.tokens : (first + single.b) * layout.tokens]
-    if shared is not None and single.shared is not None:
+    if shared is None:
+        return local[:, None]
+    if single.shared is not None:
         shared = shared.index_select(1, single.shared)
-    return (local if shared is None else torch.cat([local, shared], dim=1))[:, None]
+    rows = local.shape[1] + shared.shape[1]
+    laid = space[: x.shape[0] * rows * x.shape[2]].view(x.shape[0], 1, rows, x.shape[2])
+    laid[:, 0, : local.shape[1]] = local
+    laid[:, 0, local.shape[1] :] = shared
+    return laid
 
 
 def _windows(x: Tensor, layout: _Layout, t0: int, t1: int) -> Tensor:
@@ -306,11 +318,14 @@ def _windows(x: Tensor, layout: _Layout, t0: int, t1: int) -> Tensor:
     )
 
 
-def _gathered(x: Tensor, shared: Tensor | None, layout: _Layout, t0: int, t1: int, inside: bool) -> Tensor:
-    """Local and global rows of tiles [t0, t1) side by side: (B, t1 - t0, rows, D); zeros where no key is held."""
+def _gathered(
+    flat: Tensor, x: Tensor, shared: Tensor | None, layout: _Layout, t0: int, t1: int, inside: bool
+) -> Tensor:
+    """Local and global rows of tiles [t0, t1) in the workspace: (B, t1 - t0, rows, D); zeros where no key is held."""
     tokens = layout.tokens
     local_rows = layout.window * tokens
-    space = x.new_empty(x.shape[0], t1 - t0, local_rows + (0 if shared is None else shared.shape[1]), x.shape[2])
+    shape = (x.shape[0], t1 - t0, local_rows + (0 if shared is None else shared.shape[1]), x.shape[2])
+    space = flat[: math.prod(shape)].view(shape)
     if inside:
         space[:, :, :local_rows] = _windows(x, layout, t0, t1)
     else:
