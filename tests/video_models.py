@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# The fork server of run_ranks starts as `python -c` in the root of the project; without this its folder `kernels` is on the
-# path there and transformers takes it for the Hugging Face package of that name.
+# The fork server of run_ranks starts as `python -c` in the root of the project; without this, the folder `kernels` is
+# on its path and transformers takes it for the Hugging Face package of that name.
 os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,7 +1,7 @@
 """What one rank knows while a patched model runs: its frames, its neighbours, the scope of this step.
 
-Every adapter (unet3d.py, wan.py, legacy.py, chunked.py) works on a `Clip`. It answers "which frames do I hold", "what may a
-frame attend to at this step", and computes temporal attention with whatever exchange the strategy calls for.
+Every adapter (unet3d.py, wan.py, legacy.py, chunked.py) works on a `Clip`. It answers "which frames do I hold" and
+"what may a frame attend to at this step", and computes temporal attention with the exchange that the strategy calls for.
 
 Legend: N batch times pixels, T frames held here, F frames of the video, C channels, H heads, P window, S global set.
 
@@ -159,8 +159,8 @@ class Clip:
         text = self.text_provider(frames)
         if text.ndim != 4 or tuple(text.shape[:2]) != (self.batch, len(frames)):
             raise UserError(
-                f"the text provider must return (batch, frames, tokens, width) = ({self.batch}, {len(frames)}, n, D) for "
-                f"frames {frames.start}..{frames.stop - 1}; it returned {tuple(text.shape)}"
+                f"the text provider must return (batch, frames, tokens, width) = ({self.batch}, {len(frames)}, n, D) "
+                f"for frames {frames.start}..{frames.stop - 1}; it returned {tuple(text.shape)}"
             )
         self.text = text.flatten(0, 1)
 

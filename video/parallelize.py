@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
 from longtake.kernels.transport import Counter, Transport
-from longtake.video.clip import Clip, Mode, Patches, Strategy, TextProvider, UnsupportedModule
+from longtake.video.clip import Clip, Mode, Patches, Schedule, Strategy, TextProvider, UnsupportedModule
 from longtake.video.scope import Scope
 from torch import nn
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from longtake.video.legacy import LegacyConfig
 
 __all__ = ["Handle", "Mode", "Strategy", "UnsupportedModule", "parallelize"]
 
@@ -82,8 +83,8 @@ class Handle:
         if clip.mode == Mode.FAST:
             mode += " (approximate: inner group norms of the temporal convolutions see one rank's frames)"
         return (
-            f"{clip.total} frames on {clip.partition.parts} rank(s) ({sizes}); strategy {clip.strategy}: {self._reason}; "
-            f"mode {mode}{chunk}"
+            f"{clip.total} frames on {clip.partition.parts} rank(s) ({sizes}); "
+            f"strategy {clip.strategy}: {self._reason}; mode {mode}{chunk}"
         )
 
     def remove(self) -> None:
@@ -110,18 +111,20 @@ def parallelize(
     strategy: Strategy | str = Strategy.AUTO,
     mode: Mode | str = Mode.EXACT,
     chunk_frames: int | None = None,
+    legacy: LegacyConfig | None = None,
     transport: Transport | None = None,
 ) -> Handle:
     """Patch `model` so that each rank computes its frames of one long video.
 
     Args:
-        model: UNet3DConditionModel, in eval mode when called.
+        model: UNet3DConditionModel or WanTransformer3DModel, in eval mode when called.
         partition: frames of every rank; pieces may be uneven or empty.
         scope: what a frame attends to; None is full attention over all frames.
         group: process group, default the world; without torch.distributed, one process.
         strategy: see `Strategy`.
         mode: see `Mode`.
         chunk_frames: compute spatial layers this many frames at a time, which bounds memory; None is all at once.
+        legacy: settings of mode=legacy.
         transport: ready-made messages instead of `group` (a `DryTransport` forecasts traffic).
 
     Returns:
@@ -137,21 +140,65 @@ def parallelize(
         raise UserError(f"mode must be one of {', '.join(Mode)}; given {mode!r}")
     if _HANDLE in model.__dict__:
         raise UserError("this model is parallelized already: call remove() on its handle first")
-    transport = transport if transport is not None else Transport(group)
-    clip = Clip(partition, transport, scope, Strategy(strategy), Mode(mode))
-    patches = Patches()
-    name = type(model).__name__
-    if name != "UNet3DConditionModel":
-        raise UnsupportedModule(f"{name} has no adapter; there is one for UNet3DConditionModel")
-    from longtake.video import unet3d
+    if chunk_frames is not None and chunk_frames < 1:
+        raise UserError(f"chunk_frames must be at least 1; given {chunk_frames}")
+    mode, strategy = Mode(mode), Strategy(strategy)
+    schedule: Schedule | None = scope
+    if mode == Mode.LEGACY:
+        from longtake.video.legacy import LegacyConfig, LegacySchedule
 
-    reason = choose_strategy(model, clip)
+        if scope is not None or strategy not in (Strategy.AUTO, Strategy.HALO) or chunk_frames is not None:
+            raise UserError(
+                "mode=legacy takes its scope from `legacy`: leave scope None, strategy auto, no chunk_frames"
+            )
+        legacy = legacy if legacy is not None else LegacyConfig()
+        schedule = LegacySchedule(legacy, partition)
+    elif legacy is not None:
+        raise UserError(f"legacy settings are used by mode=legacy only; given mode={mode}")
+    transport = transport if transport is not None else Transport(group)
+    clip = Clip(partition, transport, schedule, strategy, mode)
+    patches = Patches()
     try:
-        unet3d.install(model, clip, patches)
+        reason = _install(model, clip, patches, chunk_frames, legacy)
     except BaseException:
         patches.undo()
         raise
     return Handle(model, clip, patches, reason, chunk_frames)
+
+
+def _install(
+    model: nn.Module, clip: Clip, patches: Patches, chunk_frames: int | None, legacy: LegacyConfig | None
+) -> str:
+    """Choose the adapter by class, settle the strategy, patch; returns why the strategy was chosen."""
+    name = type(model).__name__
+    if name == "UNet3DConditionModel":
+        from longtake.video import chunked, unet3d
+        from longtake.video import legacy as released
+
+        if legacy is not None:
+            clip.strategy = Strategy.HALO
+            released.install(model, clip, patches, legacy)
+            return "the released exchange"
+        if chunk_frames is not None:
+            if clip.strategy == Strategy.TRANSPOSE:
+                raise UserError("chunk_frames works with strategy halo or gather; transpose holds all frames at once")
+            if clip.strategy == Strategy.AUTO:
+                clip.strategy = Strategy.HALO
+            chunked.install(model, clip, patches, chunk_frames)
+            return "one process, nothing to exchange" if clip.alone else "in chunks, halo is the one that applies"
+        reason = choose_strategy(model, clip)
+        unet3d.install(model, clip, patches)
+        return reason
+    if name == "WanTransformer3DModel":
+        from longtake.video import wan
+
+        if clip.mode != Mode.EXACT or chunk_frames is not None:
+            raise UserError(f"{name} is computed in mode=exact, without chunk_frames")
+        if clip.strategy == Strategy.AUTO:
+            clip.strategy = Strategy.HALO
+        wan.install(model, clip, patches)
+        return "one process, nothing to exchange" if clip.alone else "the one that applies to tokens of whole frames"
+    raise UnsupportedModule(f"{name} has no adapter; there is one for UNet3DConditionModel and WanTransformer3DModel")
 
 
 def choose_strategy(model: nn.Module, clip: Clip) -> str:

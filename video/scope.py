@@ -1,9 +1,9 @@
 """Which frames a frame attends to, and how that changes along the denoising steps.
 
-Dual-scope attention of Video-Infinity (section 3 of the paper): every query frame sees a local window of frames around it
-and a small set of global frames spread over the whole video. Early, noisy steps (large timestep) lean on the global frames,
-late steps on the window. Unlike the released code, the global set depends on the total number of frames only, never on
-the number of processes, so the same video comes out of one process or eight.
+Dual-scope attention of Video-Infinity (arXiv 2406.16260): every query frame sees a local window of frames around it
+and a small set of global frames spread over the whole video. Early, noisy steps (large timestep) lean on the global
+frames, late steps on the window. Unlike the released code, the global set depends on the total number of frames only,
+never on the number of processes, so the same video comes out of one process or eight.
 
     scope = Scope(window=8, global_frames=16, gate="hard")
     scope.at(timestep=650, total=240)        # the DualScope that longtake.kernels computes at this step
@@ -73,7 +73,10 @@ class Scope:
             raise UserError(f"row_scale must be above 1 (a number of keys); given {self.row_scale}")
 
     def global_indices(self, total: int) -> tuple[int, ...]:
-        """S for a video of `total` frames: unique(round(i (F-1) / (K-1))), i < K, round half to even; K = 1 gives (0,)."""
+        """S for a video of `total` frames: unique(round(i (F-1) / (K-1))) for i < K; K = 1 gives (0,).
+
+        Half rounds to even, as Python's round does.
+        """
         if total <= 0 or self.global_frames == 0:
             return ()
         if self.global_frames == 1:
@@ -100,7 +103,7 @@ class Scope:
         local = glob = 0.0
         if self.needs_timestep:
             if timestep is None:
-                raise UserError(f"gate={self.gate!s} needs the timestep of the step; pass it to the model or set_timestep")
+                raise UserError(f"gate={self.gate!s} needs a timestep: pass it to the model or to set_timestep")
             if self.gate == Gate.SOFT:
                 local, glob = (0.0, self.bias) if self.is_global_phase(timestep) else (self.bias, 0.0)
             else:

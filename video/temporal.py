@@ -55,12 +55,10 @@ def frame_moments(x_BTCp: Tensor, groups: int) -> tuple[Tensor, Tensor, int]:
     if frames * pixels == 0:
         nothing = x_BTCp.new_zeros((batch, groups), dtype=torch.float64)
         return nothing, nothing.clone(), 0
-    grouped = x_BTCp.reshape(batch * frames, groups, size)
+    grouped = x_BTCp.reshape(batch * frames, groups, size).contiguous()
     if x_BTCp.device.type == "cpu" and x_BTCp.dtype in (torch.float32, torch.float64):
         tiny = 1e-30  # native_group_norm wants an epsilon; its kernel is ten times faster than var_mean
-        _, mean, rstd = torch.native_group_norm(
-            grouped, None, None, batch * frames, groups, size, groups, tiny
-        )
+        _, mean, rstd = torch.native_group_norm(grouped, None, None, batch * frames, groups, size, groups, tiny)
         var = rstd.double().pow(-2)
     else:
         var, mean = torch.var_mean(grouped.float(), dim=-1, correction=0)

@@ -1,14 +1,16 @@
 """Adapter for UNet3DConditionModel (VideoCrafter2, ZeroScope and our own prior).
 
 Frames meet only in TransformerTemporalModel (group norm over time, two self-attentions) and TemporalConvLayer (four
-group norms and convolutions over time); everything else treats frames as a batch and stays as it is. The text is repeated
-for every frame inside the model, so text that changes along the video enters at each spatial Transformer2DModel.
+group norms and convolutions over time); everything else treats frames as a batch and stays as it is. The text is
+repeated for every frame inside the model, so text that changes along the video enters at each spatial
+Transformer2DModel.
 
     install(unet, clip, patches)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from longtake.errors import UserError
 from longtake.video import temporal
 from longtake.video.clip import Clip, Patches, Strategy, UnsupportedModule
 from torch import Tensor, nn
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Prepare = Callable[[tuple[Any, ...], dict[str, Any]], Arguments]
 
 _SUSPECT = ("temporal", "motion", "spatiotemporal", "3d")
 
@@ -85,24 +90,38 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name:
 
 
 def begin_call(model: nn.Module, clip: Clip, sample: Any, timestep: Any) -> None:
-    """Check a call and set the clip up for it: frames, batch, phase of the gate, text."""
+    """Check a call and set the clip up for it: frames, batch, phase of the gate."""
     if not isinstance(sample, Tensor) or sample.ndim != 5:
         raise UserError("the model wants latents of shape (batch, channels, frames, height, width)")
     if model.training or (torch.is_grad_enabled() and sample.requires_grad):
         raise UserError("a parallelized model is for inference: call model.eval() and give latents without gradient")
     clip.check_frames(sample.shape[2])
     clip.begin(sample.shape[0], timestep)
-    clip.load_text()
 
 
-def watch_calls(model: nn.Module, clip: Clip, patches: Patches, sample_name: str) -> None:
-    """Hooks around the whole model: set the clip up, and give a rank without frames one dummy frame to compute."""
+def watch_calls(
+    model: nn.Module,
+    clip: Clip,
+    patches: Patches,
+    sample_name: str,
+    prepare: Prepare | None = None,
+    text_by_call: bool = True,
+) -> None:
+    """Hooks around the whole model: set the clip up, and give a rank without frames one dummy frame to compute.
+
+    prepare: may change the arguments further, once the clip is set up.
+    text_by_call: ask the text provider once for all frames (chunked mode asks chunk by chunk).
+    """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sample = argument(args, kwargs, 0, sample_name)
         begin_call(module, clip, sample, argument(args, kwargs, 1, "timestep"))
+        if text_by_call:
+            clip.load_text()
+        if prepare is not None:
+            args, kwargs = prepare(args, kwargs)
         if not clip.empty:
-            return None
+            return args, kwargs
         shape = list(sample.shape)
         shape[2] = 1
         dummy = sample.new_zeros(shape)
@@ -159,10 +178,13 @@ def install(model: nn.Module, clip: Clip, patches: Patches) -> None:
     if clip.alone and clip.scope is None:
         return
     for module in convolutions.values():
-        patches.forward(module, _conv_forward(module, clip))
+        patches.forward(module, conv_forward(lambda hidden, m=module: temporal.conv_layer(m, hidden, clip)))
+    processor = temporal.TimeAttention(clip)
     for module in transformers.values():
-        patches.forward(module, _transformer_forward(module, clip))
-        use_time_attention(module, patches, temporal.TimeAttention(clip))
+        patches.forward(
+            module, transformer_forward(lambda hidden, kwargs, m=module: temporal.transformer(m, hidden, clip, kwargs))
+        )
+        use_time_attention(module, patches, processor)
 
 
 def use_time_attention(module: nn.Module, patches: Patches, processor: temporal.TimeAttention) -> None:
@@ -173,15 +195,20 @@ def use_time_attention(module: nn.Module, patches: Patches, processor: temporal.
                 patches.processor(attention, processor)
 
 
-def _conv_forward(module: nn.Module, clip: Clip) -> Any:
+def conv_forward(run: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A forward with the signature of TemporalConvLayer."""
+
     @torch.no_grad()
     def forward(hidden_states: Tensor, num_frames: int = 1) -> Tensor:
-        return temporal.conv_layer(module, hidden_states, clip)
+        return run(hidden_states)
 
     return forward
 
 
-def _transformer_forward(module: nn.Module, clip: Clip) -> Any:
+def transformer_forward(run: Callable[[Tensor, dict[str, Any] | None], Tensor]) -> Callable[..., Any]:
+    """A forward with the signature of TransformerTemporalModel."""
+    from diffusers.models.transformers.transformer_temporal import TransformerTemporalModelOutput
+
     @torch.no_grad()
     def forward(
         hidden_states: Tensor,
@@ -192,12 +219,8 @@ def _transformer_forward(module: nn.Module, clip: Clip) -> Any:
         cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> Any:
-        out = temporal.transformer(module, hidden_states, clip, cross_attention_kwargs)
-        if not return_dict:
-            return (out,)
-        from diffusers.models.transformers.transformer_temporal import TransformerTemporalModelOutput
-
-        return TransformerTemporalModelOutput(sample=out)
+        out = run(hidden_states, cross_attention_kwargs)
+        return TransformerTemporalModelOutput(sample=out) if return_dict else (out,)
 
     return forward
 

@@ -1,0 +1,238 @@
+"""Adapter for WanTransformer3DModel (Wan 2.1 and 2.2, and models of the same layout).
+
+Latent frames meet only in the self-attention `attn1` of each block; patches never span frames. So two things change:
+the rotary table is cut at this rank's absolute frame numbers, and attn1 exchanges rotated keys (final before they
+travel) and values. Cross-attention to the text, timesteps per token and extra condition channels are per frame and
+stay as they are.
+
+Legend: B batch, F latent frames of the video, T frames here, n tokens of a frame, H heads, D width of a head.
+
+    install(transformer, clip, patches)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from longtake.errors import UserError
+from longtake.kernels.masks import DualScope
+from longtake.video.clip import Clip, Patches, Strategy, UnsupportedModule
+from longtake.video.unet3d import argument, watch_calls
+from torch import Tensor, nn
+
+TILE_TOKENS = 256  # queries of one attention call when frames have few tokens
+
+
+def frame_attention(
+    q_BTnC: Tensor,
+    k_BKnC: Tensor,
+    v_BKnC: Tensor,
+    k_shared: Tensor | None,
+    v_shared: Tensor | None,
+    dual: DualScope | None,
+    q_span: range,
+    k_span: range,
+    heads: int,
+    total: int,
+) -> Tensor:
+    """Dual-scope attention whose unit is a frame of n tokens: a query token sees all tokens of the frames in its scope.
+
+    q: (B, T, n, C); k, v: (B, K, n, C) the frames `k_span`; k_shared, v_shared: (B, |S|, n, C). Returns (B, T, n, C).
+    A tile of frames is attended at once; a tile of one frame needs no mask.
+    """
+    batch, frames, tokens, width = q_BTnC.shape
+
+    def split(x: Tensor) -> Tensor:
+        return x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    if dual is None:
+        out = nnf.scaled_dot_product_attention(split(q_BTnC), split(k_BKnC), split(v_BKnC))
+        return out.transpose(1, 2).reshape(q_BTnC.shape)
+    shared = dual.global_indices if dual.global_open else ()
+    tile = max(1, TILE_TOKENS // tokens)
+    out_BTnC = torch.empty_like(q_BTnC)
+    for start in range(0, frames, tile):
+        queries = range(q_span.start + start, q_span.start + min(start + tile, frames))
+        near = range(0)
+        if dual.local_open:
+            near = range(max(queries.start - dual.window, k_span.start), min(queries.stop + dual.window, k_span.stop))
+        keys = [k_BKnC[:, near.start - k_span.start : near.stop - k_span.start]] if len(near) else []
+        values = [v_BKnC[:, near.start - k_span.start : near.stop - k_span.start]] if len(near) else []
+        # a global frame inside the tile's window is already there as a local key, and its row bias is set below
+        far = [slot for slot, index in enumerate(shared) if index not in near]
+        if far:
+            assert k_shared is not None and v_shared is not None
+            pick = torch.tensor(far, device=q_BTnC.device)
+            keys.append(k_shared.index_select(1, pick))
+            values.append(v_shared.index_select(1, pick))
+        positions = [*near, *(shared[slot] for slot in far)]
+        score = dual.score(queries, torch.tensor(positions))
+        factors = dual.row_factors(queries, total)
+        query = split(q_BTnC[:, start : start + len(queries)])
+        if factors is not None:
+            per_token = factors.to(query.device, query.dtype).repeat_interleave(tokens)
+            query = query * per_token[:, None]
+        mask = None
+        if bool((score != score[0, 0]).any()):  # on the CPU, from frame numbers: no wait for the device
+            mask = score.to(query.device, query.dtype).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+        out = nnf.scaled_dot_product_attention(query, split(torch.cat(keys, 1)), split(torch.cat(values, 1)), mask)
+        out_BTnC[:, start : start + len(queries)] = out.transpose(1, 2).reshape(batch, len(queries), tokens, width)
+    return out_BTnC
+
+
+def rotate(x_BLHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of neighbouring channel pairs; tables (1, L, 1, D) hold each value twice."""
+    x1, x2 = x_BLHD.unflatten(-1, (-1, 2)).unbind(-1)
+    c, s = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack([x1 * c - x2 * s, x1 * s + x2 * c], -1).flatten(-2).type_as(x_BLHD)
+
+
+class WanTimeAttention:
+    """Processor for attn1: stock projections, norms and rotation, then exchange and attention over the video's frames."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, clip: Clip):
+        self.clip = clip
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise UnsupportedModule("attn1 of a Wan block was called with encoder states or a mask")
+        clip = self.clip
+        if getattr(attn, "fused_projections", False):
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if rotary_emb is not None:
+            query = rotate(query.unflatten(2, (attn.heads, -1)), *rotary_emb).flatten(2)
+            key = rotate(key.unflatten(2, (attn.heads, -1)), *rotary_emb).flatten(2)
+        query, key, value = (x.unflatten(1, (clip.frames, -1)) for x in (query, key, value))
+        if clip.empty:
+            query, key, value = query[:, :0], key[:, :0], value[:, :0]
+        out = self._attend(query, key, value, attn.heads)
+        if clip.empty:
+            return torch.zeros_like(hidden_states)
+        out = out.flatten(1, 2).type_as(query)
+        return attn.to_out[1](attn.to_out[0](out))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        clip, dual, span = self.clip, self.clip.dual, self.clip.mine
+        shared: list[Tensor] | tuple[None, None] = (None, None)
+        keys = span
+        if dual is None or clip.strategy == Strategy.GATHER:
+            key, value = clip.transport.start_gather([key, value], 1, clip.partition, range(clip.total)).wait()
+            keys = range(clip.total)
+            if dual is not None and dual.global_open:
+                pick = torch.tensor(dual.global_indices, device=key.device)
+                shared = [key.index_select(1, pick), value.index_select(1, pick)]
+        else:
+            reach = dual.window if dual.local_open else 0
+            wanted = dual.global_indices if dual.global_open else ()
+            with clip.transport.round():
+                halo = clip.transport.start_halo([key, value], 1, clip.partition, reach, reach)
+                gathered = clip.transport.start_gather([key, value], 1, clip.partition, wanted)
+            (k_left, k_right), (v_left, v_right) = halo.wait()
+            if wanted:
+                shared = gathered.wait()
+            if k_left.shape[1] + k_right.shape[1]:
+                key, value = torch.cat([k_left, key, k_right], 1), torch.cat([v_left, value, v_right], 1)
+            keys = range(span.start - k_left.shape[1], span.stop + k_right.shape[1])
+        if query.shape[1] == 0:
+            return query
+        return frame_attention(query, key, value, shared[0], shared[1], dual, span, keys, heads, clip.total)
+
+
+def _rope_forward(rope: Any, clip: Clip) -> Any:
+    """The rotary table of this rank's frames: built for frames 0..stop, cut at the start."""
+
+    def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        batch, channels, _, height, width = hidden_states.shape
+        first, last = (0, 1) if clip.empty else (clip.mine.start, clip.mine.stop)
+        shape = hidden_states.new_empty((1,)).expand(batch, channels, last, height, width)
+        cos, sin = type(rope).forward(rope, shape)
+        skip = first * (cos.shape[1] // last)
+        return cos[:, skip:], sin[:, skip:]
+
+    return forward
+
+
+def install(model: nn.Module, clip: Clip, patches: Patches) -> None:
+    """Patch a WanTransformer3DModel; raises UnsupportedModule or UserError for what it cannot honour."""
+    from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
+
+    if model.config.patch_size[0] != 1:  # type: ignore[union-attr,index]
+        raise UnsupportedModule("patch_embedding spans several frames (patch_size[0] > 1)")
+    rope: Any = model.rope
+    if clip.total > rope.max_seq_len:
+        raise UserError(
+            f"the rotary table of this model ends at {rope.max_seq_len} latent frames; {clip.total} were asked for"
+        )
+    if clip.strategy == Strategy.TRANSPOSE:
+        raise UserError("strategy=transpose does not apply: tokens of a frame attend to each other; use halo or gather")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+            raise UnsupportedModule(f"{name} (Conv3d) convolves over frames and is not covered")
+        if isinstance(module, WanAttention) and not name.endswith((".attn1", ".attn2")):
+            raise UnsupportedModule(f"{name} (WanAttention) is not covered; covered is attn1 of each block")
+    for index, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        if type(block) is not WanTransformerBlock:
+            raise UnsupportedModule(f"blocks.{index} ({type(block).__name__}) is not a WanTransformerBlock")
+    watch_calls(model, clip, patches, "hidden_states", _prepare_call(model, clip))
+    for index, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        _use_frame_text(block, f"blocks.{index}.attn2", clip, patches)
+    if clip.alone and clip.scope is None:
+        return
+    patches.forward(rope, _rope_forward(rope, clip))
+    processor = WanTimeAttention(clip)
+    for block in model.blocks:  # type: ignore[union-attr]
+        patches.processor(block.attn1, processor)
+
+
+def _prepare_call(model: Any, clip: Clip) -> Any:
+    """Per-frame text through the model's text projection; a dummy frame's timesteps for a rank without frames."""
+    _, patch_height, patch_width = model.config.patch_size
+
+    def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if clip.text is not None:
+            clip.text = model.condition_embedder.text_embedder(clip.text)
+        timestep = argument(args, kwargs, 1, "timestep")
+        if not (clip.empty and isinstance(timestep, Tensor) and timestep.ndim == 2):
+            return args, kwargs
+        sample = argument(args, kwargs, 0, "hidden_states")
+        tokens = (sample.shape[-2] // patch_height) * (sample.shape[-1] // patch_width)
+        timestep = timestep.new_zeros((sample.shape[0], tokens))
+        return ((args[0], timestep, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "timestep": timestep})
+
+    return prepare
+
+
+def _use_frame_text(block: Any, name: str, clip: Clip, patches: Patches) -> None:
+    """In attn2, let each frame read its own text: frames move to the batch for the call."""
+
+    def before(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if clip.text is None:
+            return None
+        if attention.add_k_proj is not None:
+            raise UserError(
+                f"{name} mixes image states into the text: text that changes along the video is not available"
+            )
+        return (args[0].unflatten(1, (clip.frames, -1)).flatten(0, 1), clip.text, *args[2:]), kwargs
+
+    def after(_attention: Any, _args: Any, output: Tensor) -> Tensor | None:
+        return None if clip.text is None else output.unflatten(0, (clip.batch, -1)).flatten(1, 2)
+
+    patches.pre_hook(block.attn2, before)
+    patches.post_hook(block.attn2, after)
