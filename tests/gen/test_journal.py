@@ -148,6 +148,7 @@ def worker():
         step += 1
         for rank in range(2):
             journal.write_tensors(piece_name("step", step, rank, 2), {"x": torch.full((5000,), float(step))})
+        journal.write_json("state.json", [step] * 100_000)  # the same name each time, and large
         journal.record({"step": step})
         journal.prune("step")
 
@@ -157,7 +158,7 @@ for kill in range(kills):
     child = os.fork()
     if child == 0:
         worker()
-    time.sleep(random.uniform(0.0, 0.06))
+    time.sleep(random.uniform(0.0, 0.15))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     journal = Journal(folder)
@@ -169,6 +170,9 @@ for kill in range(kills):
     for file in latest[1] if latest else []:
         x = journal.read_tensors(file.name)["x"]
         assert x.shape == (5000,) and bool((x == step).all()), file
+    if recorded:
+        state = journal.read_json("state.json")
+        assert len(state) == 100_000 and len(set(state)) == 1 and recorded[-1] <= state[0] <= step
     reached = step
 journal.open(plan)
 left = [name for name in os.listdir(folder) if name.endswith(".partial")]
@@ -179,7 +183,7 @@ print(reached)
 
 def test_a_kill_at_any_instant_loses_nothing_that_was_complete(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", _KILL_TEST, str(tmp_path / "run"), "40"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", _KILL_TEST, str(tmp_path / "run"), "25"], capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) >= 10, "the worker hardly got anything done between the kills"
+    assert int(result.stdout) >= 3, "the worker hardly got anything done between the kills"

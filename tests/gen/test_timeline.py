@@ -40,6 +40,7 @@ def test_a_fade_ends_where_the_next_segment_starts() -> None:
     assert timeline.weights(5) == ((0, 0.5), (1, 0.5))
     assert timeline.weights(6) == ((1, 1.0),)
     assert timeline.weights(56) == ((1, 0.5), (2, 0.5))
+    assert Timeline([(0, "a"), (10, "b"), (30, "c")], blend=4).weights(12) == ((0, 0.5), (1, 0.5))
 
 
 def test_a_prompt_that_returns_is_listed_once() -> None:
