@@ -1,9 +1,9 @@
 """The ground floor: exact windowed and distributed attention primitives on plain torch.
 
-Always import it as `longtake.kernels`. The folder is called `kernels`, which is also the name of a Hugging Face
-package that transformers and diffusers look for; a Python started in the project's root (`python -m`, `torchrun -m`)
-would find this folder first. When that happens the lines below hand the import over to the installed package of that
-name, or report it as absent, so that nobody sees the wrong one.
+Always import it as `longtake.kernels`. The folder is called `kernels`, which is also the name of a Hugging Face package
+that transformers and diffusers look for; a Python started in the project's root (`python -m`, `torchrun -m`) finds this
+folder first. When that happens the lines below hand the import over to the installed package of that name. Without one
+the import must still succeed: transformers imports what it finds, sees no version, and concludes that there is none.
 
     from longtake.kernels import DualScope, Partition, Transport, dual_scope_attention
 """
@@ -20,13 +20,10 @@ if __name__ == "kernels":
     _root = Path(__file__).resolve().parent.parent
     _elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != _root]
     _spec = PathFinder.find_spec("kernels", _elsewhere)
-    if _spec is None or _spec.loader is None:
-        raise ModuleNotFoundError(
-            "No module named 'kernels' (longtake's own layer is called longtake.kernels)", name="kernels"
-        )
-    _module = module_from_spec(_spec)
-    sys.modules["kernels"] = _module
-    _spec.loader.exec_module(_module)
+    if _spec is not None and _spec.loader is not None:
+        _module = module_from_spec(_spec)
+        sys.modules["kernels"] = _module
+        _spec.loader.exec_module(_module)
 
 _PUBLIC = {
     "Partition": "partition",
@@ -54,7 +51,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name on first use, so that importing the package costs no torch import."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    return getattr(importlib.import_module(f"longtake.kernels.{_PUBLIC[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -110,21 +110,18 @@ def dual_scope_attention(
     segments = [(0, size, whole)] + ([(whole * size, frames - whole * size, 1)] if frames > whole * size else [])
     limit = WORKSPACE_LIMIT_CPU if q.device.type == "cpu" else WORKSPACE_LIMIT_OTHER
     limit = min(limit, max(WORKSPACE_FLOOR, q.numel() * q.element_size() // WORKSPACE_SHARE))
-    operands = [(q, k, v, k_global, v_global, out)]
-    if q.shape[1] > 1:
-        merged = [x if x is None else _merge_heads(x) for x in operands[0]]
-        if all(x is None or y is not None for x, y in zip(operands[0], merged, strict=True)):
-            operands = [tuple(None if x is None else x[:, None] for x in merged)]  # type: ignore[misc]
-    for group in operands:
-        for head in range(group[0].shape[1]):
-            q_h, k_h, v_h, kg_h, vg_h, out_h = (None if x is None else x[:, head] for x in group)
-            assert q_h is not None and k_h is not None and v_h is not None and out_h is not None
-            for start, tile_size, count in segments:
-                rows = slice(start * tokens, (start + tile_size * count) * tokens)
-                first = q_pos.start + start
-                layout = _Layout(scope, first, tile_size, count, first_key, last_key, total, tokens)
-                part = None if factors is None else factors[start : start + tile_size * count]
-                _segment(q_h[:, rows], k_h, v_h, kg_h, vg_h, out_h[:, rows], layout, part, scale, limit)
+    tensors = [q, k, v, out] if k_global is None or v_global is None else [q, k, v, out, k_global, v_global]
+    merged = [x.flatten(0, 1)[:, None] for x in tensors if _heads_merge(x)]
+    tensors = merged if len(merged) == len(tensors) else tensors
+    for head in range(tensors[0].shape[1]):
+        q_h, k_h, v_h, out_h, *shared = (x[:, head] for x in tensors)
+        kg_h, vg_h = shared if shared else (None, None)
+        for start, tile_size, count in segments:
+            rows = slice(start * tokens, (start + tile_size * count) * tokens)
+            first = q_pos.start + start
+            layout = _Layout(scope, first, tile_size, count, first_key, last_key, total, tokens)
+            part = None if factors is None else factors[start : start + tile_size * count]
+            _segment(q_h[:, rows], k_h, v_h, kg_h, vg_h, out_h[:, rows], layout, part, scale, limit)
     return out
 
 
@@ -283,7 +280,9 @@ def _segment(
             if factors is not None:
                 tile_factors = factors.view(layout.count, layout.size, 1)[t0:t1].repeat_interleave(tokens, dim=1)
                 queries = (queries * tile_factors).to(q.dtype)
-            out_tiles[b0:b1, t0:t1] = F.scaled_dot_product_attention(queries, *operands, attn_mask=bias, scale=scale)
+            out_tiles[b0:b1, t0:t1] = F.scaled_dot_product_attention(
+                queries, operands[0], operands[1], attn_mask=bias, scale=scale
+            )
 
 
 def _single_rows(
@@ -343,9 +342,9 @@ def _gathered(
     return space
 
 
-def _merge_heads(x: Tensor) -> Tensor | None:
-    """(B, H, R, D) as (B * H, R, D) when that needs no copy."""
-    return x.flatten(0, 1) if x.shape[0] == 1 or x.stride(0) == x.shape[1] * x.stride(1) else None
+def _heads_merge(x: Tensor) -> bool:
+    """Whether (B, H, R, D) can be seen as (B * H, R, D) without a copy."""
+    return x.shape[0] == 1 or x.stride(0) == x.shape[1] * x.stride(1)
 
 
 def _span(positions: Positions) -> tuple[int, int]:

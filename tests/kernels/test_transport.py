@@ -53,11 +53,15 @@ def rank_halo(rank: int, world: int, sizes: tuple[int, ...], left: int, right: i
             assert transport.counter.as_dict() == {"sent": {}, "received": {}, "calls": {}, "rounds": 0}
 
 
+def rank_halos(rank: int, world: int, sizes: tuple[int, ...]) -> None:
+    for left, right in ((1, 1), (2, 0), (0, 3), (5, 9), (0, 0)):
+        rank_halo(rank, world, sizes, left, right)
+
+
 @distributed
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize(("left", "right"), [(1, 1), (2, 0), (0, 3), (5, 9), (0, 0)])
-def test_a_halo_is_the_frames_around_the_piece_whoever_owns_them(sizes: tuple[int, ...], left: int, right: int) -> None:
-    run_ranks(rank_halo, len(sizes), sizes, left, right)
+def test_a_halo_is_the_frames_around_the_piece_whoever_owns_them(sizes: tuple[int, ...]) -> None:
+    run_ranks(rank_halos, len(sizes), sizes)
 
 
 def rank_gather(rank: int, world: int, sizes: tuple[int, ...], indices: list[int]) -> tuple[int, int]:
@@ -74,24 +78,23 @@ def rank_gather(rank: int, world: int, sizes: tuple[int, ...], indices: list[int
     return transport.counter.sent["gather"], transport.counter.received["gather"]
 
 
+def rank_gathers(rank: int, world: int, sizes: tuple[int, ...], choices: list[list[int]]) -> list[tuple[int, int]]:
+    return [rank_gather(rank, world, sizes, choice) for choice in choices]
+
+
 @distributed
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("pick", ["spread", "unordered", "repeated", "none", "all"])
-def test_a9_gathered_frames_arrive_in_order_and_each_travels_once(sizes: tuple[int, ...], pick: str) -> None:
+def test_a9_gathered_frames_arrive_in_order_and_each_travels_once(sizes: tuple[int, ...]) -> None:
     total = sum(sizes)
-    choice = {
-        "spread": sorted({0, total // 2, total - 1}),
-        "unordered": [total - 1, 0, total // 3],
-        "repeated": [1, 0, 1, 1],
-        "none": [],
-        "all": list(range(total)),
-    }[pick]
+    spread, unordered = sorted({0, total // 2, total - 1}), [total - 1, 0, total // 3]
+    choices = [spread, unordered, [1, 0, 1, 1], [], list(range(total))]
     partition = Partition.from_sizes(sizes)
-    unique, frame_bytes = set(choice), 3 * 2 * 15 * 4  # two tensors packed and one more
-    for rank, (sent, received) in enumerate(run_ranks(rank_gather, len(sizes), sizes, choice)):
-        own = len(unique & set(partition.range(rank)))
-        assert received == ((len(unique) - own) * frame_bytes if len(sizes) > 1 else 0)
-        assert sent == own * frame_bytes * (len(sizes) - 1)
+    frame_bytes = 3 * 2 * 15 * 4  # two tensors packed and one more
+    for rank, answers in enumerate(run_ranks(rank_gathers, len(sizes), sizes, choices)):
+        for choice, (sent, received) in zip(choices, answers, strict=True):
+            own = len(set(choice) & set(partition.range(rank)))
+            assert received == ((len(set(choice)) - own) * frame_bytes if len(sizes) > 1 else 0)
+            assert sent == own * frame_bytes * (len(sizes) - 1)
 
 
 def rank_transpose(rank: int, world: int, sizes: tuple[int, ...], pixels: int) -> None:
@@ -112,11 +115,15 @@ def rank_transpose(rank: int, world: int, sizes: tuple[int, ...], pixels: int) -
         assert transport.counter.rounds == transport.counter.calls["transpose"] == 3
 
 
+def rank_transposes(rank: int, world: int, sizes: tuple[int, ...]) -> None:
+    for pixels in (1, 2, 7):
+        rank_transpose(rank, world, sizes, pixels)
+
+
 @distributed
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("pixels", [1, 2, 7])
-def test_time_and_space_change_places_and_back(sizes: tuple[int, ...], pixels: int) -> None:
-    run_ranks(rank_transpose, len(sizes), sizes, pixels)
+def test_time_and_space_change_places_and_back(sizes: tuple[int, ...]) -> None:
+    run_ranks(rank_transposes, len(sizes), sizes)
 
 
 def rank_moments(rank: int, world: int, sizes: tuple[int, ...], offset: float, known: bool) -> dict[str, Any]:
@@ -134,14 +141,21 @@ def rank_moments(rank: int, world: int, sizes: tuple[int, ...], offset: float, k
     return transport.counter.as_dict()
 
 
+def rank_all_moments(rank: int, world: int, sizes: tuple[int, ...]) -> list[tuple[bool, int]]:
+    cases = [(offset, known) for offset in (0.0, 2000.0) for known in (True, False)]
+    return [
+        (known, rank_moments(rank, world, sizes, offset, known)["received"].get("moments", 0))
+        for offset, known in cases
+    ]
+
+
 @distributed
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("offset", [0.0, 2000.0])
-def test_moments_are_exact_over_uneven_pieces_and_large_means(sizes: tuple[int, ...], offset: float) -> None:
-    for known in (True, False):
-        for counter in run_ranks(rank_moments, len(sizes), sizes, offset, known):
+def test_moments_are_exact_over_uneven_pieces_and_large_means(sizes: tuple[int, ...]) -> None:
+    for answers in run_ranks(rank_all_moments, len(sizes), sizes):
+        for known, received in answers:
             expected = 16 * 2 * 3 + (0 if known else 8)  # the formula: 16 bytes for each item and group
-            assert counter["received"].get("moments", 0) == (expected if len(sizes) > 1 else 0)
+            assert received == (expected if len(sizes) > 1 else 0)
 
 
 def rank_attention(
@@ -170,22 +184,23 @@ def rank_attention(
     return transport.counter.as_dict()
 
 
+def rank_attentions(rank: int, world: int, sizes: tuple[int, ...], shared: tuple[int, ...]) -> list[int]:
+    return [rank_attention(rank, world, sizes, window, shared)["rounds"] for window in (0, 2, 6)]
+
+
 @distributed
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("window", [0, 2, 6])
-def test_attention_over_ranks_equals_the_single_process_reference_in_one_round(
-    sizes: tuple[int, ...], window: int
-) -> None:
+def test_attention_over_ranks_equals_the_single_process_reference_in_one_round(sizes: tuple[int, ...]) -> None:
     shared = (0, sum(sizes) // 2, sum(sizes) - 1)
-    for counter in run_ranks(rank_attention, len(sizes), sizes, window, shared):
-        assert counter["rounds"] == (1 if len(sizes) > 1 else 0)
+    for rounds in run_ranks(rank_attentions, len(sizes), sizes, shared):
+        assert rounds == [1 if len(sizes) > 1 else 0] * 3
 
 
 def rank_dry(rank: int, world: int, sizes: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     partition = Partition.from_sizes(sizes)
     counters = []
-    for transport, device in ((Transport(), "cpu"), (DryTransport(rank, world), "meta")):
-        own = torch.zeros(2, partition.sizes[rank], 3, 5, device=device)
+    for transport in (Transport(), DryTransport(rank, world)):
+        own = torch.zeros(2, partition.sizes[rank], 3, 5)
         with transport.round():
             halo = transport.start_halo([own, own], 1, partition, 3, 4)
             gathered = transport.start_gather([own], 1, partition, [0, partition.total - 1])
@@ -200,7 +215,7 @@ def rank_dry(rank: int, world: int, sizes: tuple[int, ...]) -> tuple[dict[str, A
 
 @distributed
 @pytest.mark.parametrize("sizes", [(4, 3), (5, 6, 3), (1, 1, 0, 6)])
-def test_a_dry_run_on_meta_tensors_forecasts_the_traffic_exactly(sizes: tuple[int, ...]) -> None:
+def test_a_dry_run_forecasts_the_traffic_exactly(sizes: tuple[int, ...]) -> None:
     for real, dry in run_ranks(rank_dry, len(sizes), sizes):
         assert real == dry
 
