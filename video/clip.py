@@ -1,7 +1,7 @@
 """What one rank knows while a patched model runs: its frames, its neighbours, the scope of this step.
 
 Every adapter (unet3d.py, wan.py, legacy.py, chunked.py) works on a `Clip`. It answers "which frames do I hold" and
-"what may a frame attend to at this step", and computes temporal attention with the exchange that the strategy calls for.
+"what may a frame attend to at this step", and computes temporal attention with the exchange of the strategy.
 
 Legend: N batch times pixels, T frames held here, F frames of the video, C channels, H heads, P window, S global set.
 
@@ -186,7 +186,8 @@ class Clip:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:
         """Attention over the time axis within the scope of this step, exchanging keys and values as needed.
 
-        q, k, v: (N, T, C) with the frames held here, C = heads * d. Returns (N, T, C).
+        q, k, v: (N, T, C) with the frames held here, C = heads * d; or (N, T, n, C), frames of n tokens, where a token
+            sees all tokens of the frames in its scope. Returns the shape of q.
         """
         dual, span = self.dual, self._span
         if len(span) == self.total and (self.alone or span is not self.mine):
@@ -231,8 +232,11 @@ class Clip:
         if q.shape[1] == 0:
             return q
 
+        tokens = q.shape[2] if q.ndim == 4 else 1
+
         def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+            rows = x.flatten(1, 2) if x.ndim == 4 else x
+            return rows.unflatten(-1, (heads, -1)).transpose(1, 2)
 
         if self.dual is None:
             out = nnf.scaled_dot_product_attention(split(q), split(k), split(v), scale=scale)
@@ -248,6 +252,7 @@ class Clip:
                 v_global=None if v_shared is None else split(v_shared),
                 total=self.total,
                 scale=scale,
+                tokens_per_frame=tokens,
             )
         return out.transpose(1, 2).reshape(q.shape).to(q.dtype)
 

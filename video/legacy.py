@@ -74,13 +74,13 @@ class LegacyConfig:
             )
         if clips > 1 and frames < max(self.padding, CONV_HALO):
             raise UserError(
-                f"legacy mode takes its halo from the adjacent clip only: a clip needs at least "
-                f"{max(self.padding, CONV_HALO)} frames (padding {self.padding}, conv halo {CONV_HALO}); it has {frames}"
+                f"legacy mode takes its halo from the adjacent clip only: a clip of {frames} frames is shorter than "
+                f"padding {self.padding} or the conv halo {CONV_HALO}"
             )
         return frames
 
     def global_indices(self, clips: int, frames: int) -> tuple[int, ...]:
-        """Frame numbers of the global keys, in key order: the same local frames of each clip, cut to the first top_k."""
+        """Frame numbers of the global keys in key order: the same frames of each clip, cut to the first top_k."""
         share = self.top_k // clips
         stride = max(frames // share, 1) if share else frames
         every = [clip * frames + local for clip in range(clips) for local in range(0, frames, stride)]

@@ -15,71 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
 from longtake.errors import UserError
-from longtake.kernels.masks import DualScope
 from longtake.video.clip import Clip, Patches, Strategy, UnsupportedModule
 from longtake.video.unet3d import argument, watch_calls
 from torch import Tensor, nn
-
-TILE_TOKENS = 256  # queries of one attention call when frames have few tokens
-
-
-def frame_attention(
-    q_BTnC: Tensor,
-    k_BKnC: Tensor,
-    v_BKnC: Tensor,
-    k_shared: Tensor | None,
-    v_shared: Tensor | None,
-    dual: DualScope | None,
-    q_span: range,
-    k_span: range,
-    heads: int,
-    total: int,
-) -> Tensor:
-    """Dual-scope attention whose unit is a frame of n tokens: a query token sees all tokens of the frames in its scope.
-
-    q: (B, T, n, C); k, v: (B, K, n, C) the frames `k_span`; k_shared, v_shared: (B, |S|, n, C). Returns (B, T, n, C).
-    A tile of frames is attended at once; a tile of one frame needs no mask.
-    """
-    batch, frames, tokens, width = q_BTnC.shape
-
-    def split(x: Tensor) -> Tensor:
-        return x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    if dual is None:
-        out = nnf.scaled_dot_product_attention(split(q_BTnC), split(k_BKnC), split(v_BKnC))
-        return out.transpose(1, 2).reshape(q_BTnC.shape)
-    shared = dual.global_indices if dual.global_open else ()
-    tile = max(1, TILE_TOKENS // tokens)
-    out_BTnC = torch.empty_like(q_BTnC)
-    for start in range(0, frames, tile):
-        queries = range(q_span.start + start, q_span.start + min(start + tile, frames))
-        near = range(0)
-        if dual.local_open:
-            near = range(max(queries.start - dual.window, k_span.start), min(queries.stop + dual.window, k_span.stop))
-        keys = [k_BKnC[:, near.start - k_span.start : near.stop - k_span.start]] if len(near) else []
-        values = [v_BKnC[:, near.start - k_span.start : near.stop - k_span.start]] if len(near) else []
-        # a global frame inside the tile's window is already there as a local key, and its row bias is set below
-        far = [slot for slot, index in enumerate(shared) if index not in near]
-        if far:
-            assert k_shared is not None and v_shared is not None
-            pick = torch.tensor(far, device=q_BTnC.device)
-            keys.append(k_shared.index_select(1, pick))
-            values.append(v_shared.index_select(1, pick))
-        positions = [*near, *(shared[slot] for slot in far)]
-        score = dual.score(queries, torch.tensor(positions))
-        factors = dual.row_factors(queries, total)
-        query = split(q_BTnC[:, start : start + len(queries)])
-        if factors is not None:
-            per_token = factors.to(query.device, query.dtype).repeat_interleave(tokens)
-            query = query * per_token[:, None]
-        mask = None
-        if bool((score != score[0, 0]).any()):  # on the CPU, from frame numbers: no wait for the device
-            mask = score.to(query.device, query.dtype).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
-        out = nnf.scaled_dot_product_attention(query, split(torch.cat(keys, 1)), split(torch.cat(values, 1)), mask)
-        out_BTnC[:, start : start + len(queries)] = out.transpose(1, 2).reshape(batch, len(queries), tokens, width)
-    return out_BTnC
 
 
 def rotate(x_BLHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -90,7 +29,7 @@ def rotate(x_BLHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class WanTimeAttention:
-    """Processor for attn1: stock projections, norms and rotation, then exchange and attention over the video's frames."""
+    """Processor for attn1: stock projections, norms and rotation, then exchange and attention over the frames."""
 
     _attention_backend = None
     _parallel_config = None
@@ -122,37 +61,10 @@ class WanTimeAttention:
         query, key, value = (x.unflatten(1, (clip.frames, -1)) for x in (query, key, value))
         if clip.empty:
             query, key, value = query[:, :0], key[:, :0], value[:, :0]
-        out = self._attend(query, key, value, attn.heads)
+        out = clip.attend(query, key, value, attn.heads)
         if clip.empty:
             return torch.zeros_like(hidden_states)
-        out = out.flatten(1, 2).type_as(query)
-        return attn.to_out[1](attn.to_out[0](out))
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        clip, dual, span = self.clip, self.clip.dual, self.clip.mine
-        shared: list[Tensor] | tuple[None, None] = (None, None)
-        keys = span
-        if dual is None or clip.strategy == Strategy.GATHER:
-            key, value = clip.transport.start_gather([key, value], 1, clip.partition, range(clip.total)).wait()
-            keys = range(clip.total)
-            if dual is not None and dual.global_open:
-                pick = torch.tensor(dual.global_indices, device=key.device)
-                shared = [key.index_select(1, pick), value.index_select(1, pick)]
-        else:
-            reach = dual.window if dual.local_open else 0
-            wanted = dual.global_indices if dual.global_open else ()
-            with clip.transport.round():
-                halo = clip.transport.start_halo([key, value], 1, clip.partition, reach, reach)
-                gathered = clip.transport.start_gather([key, value], 1, clip.partition, wanted)
-            (k_left, k_right), (v_left, v_right) = halo.wait()
-            if wanted:
-                shared = gathered.wait()
-            if k_left.shape[1] + k_right.shape[1]:
-                key, value = torch.cat([k_left, key, k_right], 1), torch.cat([v_left, value, v_right], 1)
-            keys = range(span.start - k_left.shape[1], span.stop + k_right.shape[1])
-        if query.shape[1] == 0:
-            return query
-        return frame_attention(query, key, value, shared[0], shared[1], dual, span, keys, heads, clip.total)
+        return attn.to_out[1](attn.to_out[0](out.flatten(1, 2)))
 
 
 def _rope_forward(rope: Any, clip: Clip) -> Any:
