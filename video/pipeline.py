@@ -351,7 +351,7 @@ def _load(cls: type[LongVideoPipeline], folder: Path, dtype: torch.dtype) -> Lon
     from safetensors import SafetensorError
 
     try:
-        pipe = cls.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        pipe = cls.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (SafetensorError, OSError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"the video prior in {folder} cannot be loaded: {error}") from error
     pipe.unet.eval()

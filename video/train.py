@@ -27,11 +27,11 @@ UNET = {
     "out_channels": 16,
     "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
     "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
-    "block_out_channels": (96, 160),
+    "block_out_channels": (96, 128),
     "layers_per_block": 1,
     "norm_num_groups": 16,
     "cross_attention_dim": 384,
-    "attention_head_dim": 32,
+    "attention_head_dim": 16,
 }
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -154,6 +154,33 @@ def wordings(clip: Clip) -> list[str]:
     return texts
 
 
+def quicken(unet: Any) -> None:
+    """Make training on CPU cores about a third cheaper, without changing the function that is learned.
+
+    Temporal convolutions become one matrix product (oneDNN's bfloat16 backward of a (3,1,1) kernel is slow), attention over
+    16 to 64 tokens plain products, and the temporal dropout of the stock class is switched off: a small model underfits.
+    """
+    import torch
+    import torch.nn.functional as F
+    from diffusers.models.attention_processor import AttnProcessor
+
+    def as_product(conv: Any) -> Any:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            y = F.pad(x.permute(0, 2, 3, 4, 1), (0, 0, 0, 0, 0, 0, 1, 1))
+            y = torch.cat([y[:, :-2], y[:, 1:-1], y[:, 2:]], -1)
+            weight = conv.weight[:, :, :, 0, 0].permute(0, 2, 1).reshape(len(conv.weight), -1)
+            return F.linear(y, weight, conv.bias).permute(0, 4, 1, 2, 3)
+
+        return forward
+
+    unet.set_attn_processor(AttnProcessor())
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, torch.nn.Conv3d):
+            module.forward = as_product(module)
+
+
 def train_unet(clips: list[Clip], autoencoder: Any, folder: Path, settings: Any, *, batch: int, seed: int) -> Any:
     """Train (or resume) the UNet on 16-frame windows; held-out clips give the validation loss in the record."""
     import torch
@@ -174,6 +201,7 @@ def train_unet(clips: list[Clip], autoencoder: Any, folder: Path, settings: Any,
         members.setdefault(clip.subject, []).append(index)
     subjects = sorted(members)
     model = UNet3DConditionModel(**UNET)
+    quicken(model)
 
     def window(clip: Clip, latent: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         start = int(rng.integers(len(latent)))
@@ -214,16 +242,18 @@ def train_unet(clips: list[Clip], autoencoder: Any, folder: Path, settings: Any,
 def export(autoencoder: Any, unet: Any, folder: Path) -> Path:
     """Write the prior as a diffusers pipeline folder, weights in float16 safetensors; the model card is kept apart."""
     import torch
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler, UNet3DConditionModel
 
     from longtake.text import SentenceEncoder
     from longtake.video.pipeline import LongVideoPipeline
 
+    stock = UNet3DConditionModel(**UNET)
+    stock.load_state_dict(unet.state_dict())
     pipeline = LongVideoPipeline(
         vae=autoencoder.to(memory_format=torch.contiguous_format),
         text_encoder=SentenceEncoder(),
         tokenizer=None,
-        unet=unet,
+        unet=stock,
         scheduler=DDIMScheduler(**SCHEDULE),
     )
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
@@ -234,9 +264,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake train video``."""
     parser.add_argument("--data", type=Path, required=True, help="folder with emoji_train.zip, or the zip itself")
     parser.add_argument("--out", type=Path, default=Path("runs/train-video"), help="checkpoints, record, the prior")
-    parser.add_argument("--autoencoder-steps", type=int, default=6000)
+    parser.add_argument("--autoencoder-steps", type=int, default=1200)
     parser.add_argument("--autoencoder-batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10000, help="UNet steps")
+    parser.add_argument("--steps", type=int, default=2200, help="UNet steps")
     parser.add_argument("--batch", type=int, default=8, help="windows a UNet step")
     parser.add_argument("--minutes", type=float, default=0, help="stop each stage after so long (0: never); rerun resumes")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
