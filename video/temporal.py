@@ -37,7 +37,8 @@ def row_moments(x_BnC: Tensor, groups: int) -> tuple[Tensor, Tensor, int]:
     if x_BnC.device.type == "cpu" and x_BnC.dtype in (torch.float32, torch.float64):
         ones = x_BnC.new_ones((1, rows))  # on a CPU a product with ones is the fastest sum over rows
         mean = (ones @ x_BnC) / rows
-        spread = ones @ (x_BnC - mean).square_()
+        deviation = x_BnC - mean
+        spread = ones @ deviation.mul_(deviation)
     else:
         wide = x_BnC.float()
         mean = wide.mean(1, keepdim=True)
