@@ -35,10 +35,14 @@ if TYPE_CHECKING:
     from longtake.distributed import Ranks as RanksType
 
 DEFAULT_PRIOR = "emoji-small"
-DEFAULT_SCOPE = Scope(window=8, global_frames=16, gate="soft", bias=0.0)
 CHUNK_ABOVE = 320  # frames on one rank from which the spatial layers run in chunks
 CHUNK_FRAMES = 64
 CONTEXT_FRAMES = 24  # frozen frames beside new ones: the window on each side and a part of the global set
+
+
+def default_scope(total: int) -> Scope:
+    """The scope of a run of ``total`` frames unless another is asked for: both scopes at every step, W-independent."""
+    return Scope(window=min(8, total), global_frames=16, gate="off")
 
 
 class InitialNoise(StrEnum):
@@ -165,13 +169,13 @@ class LongVideoPipeline(LongTakePipeline):
         frames: int = 240,
         *,
         seed: int = 0,
-        num_inference_steps: int = 24,
+        num_inference_steps: int = 16,
         guidance_scale: float = 4.0,
         negative_prompt: str = "",
         fps: float = 12.0,
         height: int | None = None,
         width: int | None = None,
-        scope: Scope | None = DEFAULT_SCOPE,
+        scope: Scope | str | None = "auto",
         strategy: str = "auto",
         mode: str = "exact",
         initial_noise: InitialNoise | str = InitialNoise.INDEPENDENT,
@@ -188,7 +192,7 @@ class LongVideoPipeline(LongTakePipeline):
         """Make a video of ``frames`` frames, or the frames that ``context`` asks for.
 
         prompt: text, or a Timeline in frames of this call. guidance_scale: classifier-free guidance, 1 switches it off.
-        scope: what a frame attends to; None is every frame. sizes: frames of each rank (default: even).
+        scope: what a frame attends to; "auto" is ``default_scope``, None is every frame. sizes: frames of each rank (default: even).
         initial_noise: see ``InitialNoise``. chunk_frames: spatial layers at a time (default: chosen by length).
         journal: an opened journal; the run goes on from its newest complete step. ranks: default the run this process is in.
         callback_on_step_end(pipe, step, timestep, {"latents", "clean"}): latents of this rank (n, c, h, w).
@@ -207,6 +211,10 @@ class LongVideoPipeline(LongTakePipeline):
             raise UserError(f"steps must be at least 1, got {num_inference_steps}")
         shape = self.latent_shape(height, width)
         span = range(frames) if context is None else context.window(context_frames)
+        if isinstance(scope, str):
+            if scope != "auto":
+                raise UserError(f"scope must be a Scope, 'auto' or None; given {scope!r}")
+            scope = default_scope(len(span))
         partition = check_frames(len(span), ranks.world, scope, sizes, new=frames if context is None else None)
         timeline.validate(frames if context is None else context.stop - context.start)
         if context is not None and tuple(context.latents.shape[1:]) != shape:
@@ -348,6 +356,9 @@ def _merge(context: Context, made: torch.Tensor, span: range) -> torch.Tensor:
 
 
 def _load(cls: type[LongVideoPipeline], folder: Path, dtype: torch.dtype) -> LongVideoPipeline:
+    # diffusers instantiates a component of ours only when its module has been imported
+    import longtake.text
+    import longtake.video.prior  # noqa: F401
     from safetensors import SafetensorError
 
     try:
