@@ -1,0 +1,198 @@
+"""``longtake evaluate video``: one table that sets long takes beside real clips and what a user would try first.
+
+Rows are methods at a length, columns what metrics.py measures; short 16-frame samples judge the prior itself, under the
+captions it was trained on and under wordings it never saw. Each video is kept in ``--out`` under a name made of all
+that decides it, so a rerun continues where the last one ended, and more ``--subjects`` add to what is there.
+
+    longtake evaluate video --data DATA                     # trains the evaluator first, if it is not there
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtake.errors import UserError
+from longtake.video.contest import LABELS, LONG_METHODS, Job, Method, Settings, Video, make_all, prior_hash
+
+if TYPE_CHECKING:
+    import numpy as np
+    from longtake.video.data import Clip
+    from longtake.video.evaluator import Evaluator
+    from longtake.video.pipeline import LongVideoPipeline
+
+BASE_FRAMES = 240  # --subjects counts prompts at this length; longer videos get fewer, so that lengths cost alike
+
+
+# ------------------------------------------------------------------------------------------------------ what is asked
+
+
+def choose_subjects(subjects: Sequence[str], count: int) -> list[str]:
+    """``count`` subjects, spread at random but always the same; more of them contain fewer of them."""
+    import numpy as np
+
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(subjects))
+    return [sorted(subjects)[index] for index in order[: max(0, count)]]
+
+
+def long_jobs(
+    subjects: Sequence[str], methods: Sequence[Method], frames: Sequence[int], count: int, seed: int
+) -> list[Job]:
+    """Jobs of the long rows: ``count`` subjects at 240 frames, in proportion fewer (one at least) at greater
+    lengths."""
+    from longtake.video.subjects import SUBJECTS
+
+    jobs = []
+    for length in frames:
+        chosen = choose_subjects(subjects, max(1, round(count * min(1.0, BASE_FRAMES / length))) if count else 0)
+        jobs += [Job(method, name, SUBJECTS[name].captions[0], length, seed) for method in methods for name in chosen]
+    return jobs
+
+
+def short_jobs(subjects: Sequence[str], count: int, seed: int) -> tuple[list[Job], list[Job]]:
+    """Jobs of 16-frame clips: by the first caption, and by the first held-out wording, of ``count`` subjects."""
+    from longtake.video.subjects import SUBJECTS
+
+    chosen = choose_subjects(subjects, count)
+    by_caption = [Job(Method.SHORT, name, SUBJECTS[name].captions[0], 16, seed) for name in chosen]
+    return by_caption, [Job(Method.SHORT, name, SUBJECTS[name].held_out[0], 16, seed) for name in chosen]
+
+
+def reference(clips: Sequence[Clip], subject: str, frames: int) -> np.ndarray:
+    """A real clip of the subject looped to a length: a held-out one if there is one, else its first. uint8 (F, H, W,
+    3)."""
+    own = sorted((clip for clip in clips if clip.subject == subject), key=lambda clip: not clip.held_out)
+    return own[0].frames[own[0].window(0, frames)]
+
+
+# ------------------------------------------------------------------------------------------------------ command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``longtake evaluate video``."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with emoji_train.zip, or the zip itself")
+    parser.add_argument("--prior", default=None, help="shipped prior, folder or Hub id (default: the one that ships)")
+    parser.add_argument("--frames", type=int, nargs="*", default=[240, 960], help="lengths of the long videos")
+    parser.add_argument("--subjects", type=int, default=4, help="prompts at 240 frames; fewer for longer videos")
+    parser.add_argument(
+        "--short", type=int, default=60, help="subjects judged by 16-frame clips, with two prompts each"
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        choices=[str(method) for method in LONG_METHODS],
+        default=[str(method) for method in LONG_METHODS],
+        help="long rows to make (default: all)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=None, help="of sampling, default: the pipeline's")
+    parser.add_argument("--guidance", type=float, default=None, help="default: the pipeline's")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluate-video"), help="table, evaluator, videos")
+    parser.add_argument("--save-videos", action="store_true", help="write an mp4 of each long video beside the table")
+    parser.add_argument(
+        "--train-evaluator", action="store_true", help="train the evaluator anew, say how good it is, end"
+    )
+    parser.add_argument("--evaluator-steps", type=int, default=None, help="training steps of the evaluator")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16", help="of the evaluator's training")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UserError for numbers that cannot be."""
+    for length in args.frames:
+        if length < 17:
+            raise UserError(f"--frames {length}: a long video has more than 16 frames (use --short for 16-frame clips)")
+    for name in ("subjects", "short", "seed"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} must be 0 or more, got {getattr(args, name)}")
+    for name in ("steps", "evaluator_steps"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train or load the evaluator, make what is missing, judge, print the table and write it as JSON and markdown."""
+    check(args)
+    from longtake.video.data import load_clips
+    from longtake.video.evaluator import EvaluatorSettings, load_or_train
+
+    clips = load_clips(args.data)
+    wanted = EvaluatorSettings(precision=args.precision)
+    if args.evaluator_steps is not None:
+        wanted = replace(wanted, steps=args.evaluator_steps)
+    evaluator, report = load_or_train(clips, args.out, wanted, again=args.train_evaluator)
+    from longtake.video.table import describe_evaluator
+
+    if args.train_evaluator:
+        print(describe_evaluator(report))
+        return 0
+    from longtake.video.pipeline import DEFAULT_PRIOR, LongVideoPipeline
+    from longtake.weights import resolve
+
+    name = args.prior or DEFAULT_PRIOR
+    pipe = LongVideoPipeline.from_prior(name)
+    _, height, width = pipe.latent_shape(None, None)
+    if (height, width) != (8, 8):
+        raise UserError(f"the evaluator sees frames of 64x64, but {name} makes {8 * width}x{8 * height}")
+    defaults = inspect.signature(LongVideoPipeline.__call__).parameters
+    settings = Settings(
+        prior_hash(resolve(name, kind="video prior", priors_package="longtake.video")),
+        int(defaults["num_inference_steps"].default) if args.steps is None else args.steps,
+        float(defaults["guidance_scale"].default) if args.guidance is None else args.guidance,
+    )
+    evaluate(pipe, clips, evaluator, report, settings, args, name)
+    return 0
+
+
+def evaluate(
+    pipe: LongVideoPipeline,
+    clips: Sequence[Clip],
+    evaluator: Evaluator,
+    report: dict[str, Any],
+    settings: Settings,
+    args: argparse.Namespace,
+    name: str,
+) -> dict[str, Any]:
+    """Make and judge everything; returns what ``table.json`` holds."""
+    from longtake.video import table
+
+    methods = [Method(method) for method in args.methods]
+    lengths = list(dict.fromkeys(args.frames))
+    long = long_jobs(evaluator.subjects, methods, lengths, args.subjects, args.seed)
+    by_caption, by_wording = short_jobs(evaluator.subjects, args.short, args.seed)
+    videos = make_all(pipe, [*by_caption, *by_wording, *long], settings, args.out / "videos")
+    judge = table.Judge(evaluator, clips)
+    rows = table.real_rows(judge, pipe.vae)
+    for label, jobs in (("prior, training captions", by_caption), ("prior, wordings never seen", by_wording)):
+        if jobs:
+            rows.append(judge.row(label, 16, [(job.subject, videos[job]) for job in jobs]))
+    for length in lengths:
+        subjects = list(dict.fromkeys(job.subject for job in long if job.frames == length))
+        real = [(subject, Video(reference(clips, subject, length))) for subject in subjects]
+        if real:
+            rows.append(judge.row(LABELS[Method.REAL], length, real))
+        for method in methods:
+            jobs = [job for job in long if job.frames == length and job.method is method]
+            if jobs:
+                rows.append(judge.row(LABELS[method], length, [(job.subject, videos[job]) for job in jobs]))
+    command = ["longtake", "evaluate", "video", *sys.argv[3:]] if sys.argv[1:3] == ["evaluate", "video"] else None
+    result = {
+        "prior": name,
+        **asdict(settings),
+        "seed": args.seed,
+        "evaluator_subjects": len(evaluator.subjects),
+        "command": " ".join(command) if command else None,
+        "evaluator": report,
+        "rows": [asdict(row) for row in rows],
+    }
+    text = table.markdown(rows, result)
+    table.write(args.out / "table.json", json.dumps(result, indent=1, allow_nan=False))
+    table.write(args.out / "table.md", text)
+    table.sheets(videos, long, args.out, mp4=args.save_videos)
+    print(text)
+    return result

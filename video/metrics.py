@@ -1,0 +1,128 @@
+"""What is measured of a long video: subject, borders, flicker, motion.
+
+Pixels are uint8 RGB in grey levels 0..255. Legend: F frames, H W pixels, n windows, D embedding width.
+
+    judged = judge(video, evaluator, "running")      # Judged: right at the start, kept to the end, cosine, ...
+    border_ratio(frame_steps(video))                 # 1.0: the step at a border is like any other
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from longtake.video.evaluator import Evaluator
+
+WINDOW = 16  # frames the prior was trained on, the clip length of the joined baseline and of the evaluator
+
+
+def check_video(video: np.ndarray, at_least: int = 2) -> None:
+    """Raise ValueError unless ``video`` is uint8 (F, H, W, 3) with F >= ``at_least``."""
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or len(video) < at_least:
+        raise ValueError(f"a video is uint8 (F >= {at_least}, H, W, 3), not {video.dtype} {video.shape}")
+
+
+def frame_steps(video: np.ndarray) -> np.ndarray:
+    """Mean absolute change from frame t to t+1, in grey levels, over all pixels and colours: (F - 1,) float64."""
+    check_video(video)
+    out = np.empty(len(video) - 1)
+    for t in range(len(out)):
+        out[t] = np.abs(video[t + 1].astype(np.int16) - video[t]).mean()
+    return out
+
+
+def motion(video: np.ndarray) -> float:
+    """Mean of ``frame_steps``, grey levels a frame."""
+    return float(frame_steps(video).mean())
+
+
+def border_steps(steps: np.ndarray, period: int = WINDOW) -> tuple[float, float]:
+    """Mean step at borders and mean step inside, both divided by the video's mean step (so that videos weigh alike).
+
+    steps: (F - 1,) from ``frame_steps``. A border is the step onto a frame whose number is a multiple of ``period``:
+    for the joined baseline that is where clips meet, for the others a place like any other. NaN for a video that
+    stands still or that has no border.
+    """
+    at_border = (np.arange(1, len(steps) + 1) % period) == 0
+    mean = steps.mean()
+    if mean == 0 or not at_border.any() or at_border.all():
+        return float("nan"), float("nan")
+    return float(steps[at_border].mean() / mean), float(steps[~at_border].mean() / mean)
+
+
+def border_ratio(videos_steps: Sequence[np.ndarray] | np.ndarray, period: int = WINDOW) -> float:
+    """Frame difference at clip borders over the difference inside; 1 is seamless, far above 1 is a cut.
+
+    videos_steps: ``frame_steps`` of one video or of several. Of several, the ratio of the means of ``border_steps``
+    (a mean of ratios would be biased upwards). NaN when no video has both motion and a border.
+    """
+    if isinstance(videos_steps, np.ndarray):
+        videos_steps = [videos_steps]
+    pairs = np.array([border_steps(steps, period) for steps in videos_steps])
+    pairs = pairs[~np.isnan(pairs).any(1)]
+    return float(pairs[:, 0].mean() / pairs[:, 1].mean()) if len(pairs) else float("nan")
+
+
+def flicker(video: np.ndarray) -> float:
+    """Energy of the second difference in time over the energy of the first, without unit.
+
+    mean((x[t+1] - 2 x[t] + x[t-1])^2) / mean((x[t+1] - x[t])^2) over pixels, colours and frames. Motion that goes on
+    as it went is near 0; a walk of independent increments (also a hard edge that sweeps over pixels, each changing
+    once) 2; white noise on a still picture 3; two pictures that alternate 4. NaN for a video that stands still. It is
+    read against the same figure of real clips.
+    """
+    check_video(video, 3)
+    first = second = 0.0
+    previous: np.ndarray | None = None
+    for t in range(1, len(video)):
+        step = video[t].astype(np.int32) - video[t - 1]
+        first += float(np.square(step).mean())
+        if previous is not None:
+            second += float(np.square(step - previous).mean())
+        previous = step
+    return (second / (len(video) - 2)) / (first / (len(video) - 1)) if first > 0 else float("nan")
+
+
+def window_starts(frames: int, length: int = WINDOW) -> list[int]:
+    """Starts of the windows a video is judged by: 0, length, 2 length, ..., and the last ``length`` frames."""
+    if frames < length:
+        raise ValueError(f"a video of {frames} frames has no window of {length}")
+    starts = list(range(0, frames - length + 1, length))
+    return starts if starts[-1] == frames - length else [*starts, frames - length]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the evaluator sees in one video.
+
+    windows_right: share (0..1) of the 16-frame windows whose first guess is the prompted subject. start, end: whether
+    the first and the last 16 frames are. kept: both of them. cosine: of the embeddings of the first and the last
+    window, -1..1.
+    """
+
+    windows_right: float
+    start: bool
+    end: bool
+    kept: bool
+    cosine: float
+
+
+def judge(video: np.ndarray, evaluator: Evaluator, subject: str) -> Judged:
+    """Classify the windows of a video uint8 (F >= 16, H, W, 3) against the subject its prompt names."""
+    check_video(video, WINDOW)
+    if subject not in evaluator.subjects:
+        raise ValueError(f"the evaluator does not know {subject!r}; it knows {', '.join(evaluator.subjects)}")
+    windows = np.stack([video[start : start + WINDOW] for start in window_starts(len(video))])
+    guess, embedding = evaluator.classify(windows)
+    right = [evaluator.subjects[index] == subject for index in guess]
+    return Judged(
+        windows_right=float(np.mean(right)),
+        start=right[0],
+        end=right[-1],
+        kept=right[0] and right[-1],
+        cosine=float(embedding[0] @ embedding[-1]),
+    )

@@ -1,0 +1,246 @@
+"""Judging sets of videos, and the table of ``longtake evaluate video`` as text, markdown and pictures.
+
+judge = Judge(evaluator, clips)
+row = judge.row("longtake", 240, [("running", video), ...])
+print(markdown([row], about))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from longtake.video import metrics
+from longtake.video.contest import LABELS, Job, Method, Video
+from longtake.video.evaluator import Evaluator, real_windows
+
+if TYPE_CHECKING:
+    from longtake.video.data import Clip
+
+SHEET_FRAMES = 16
+FPS = 12.0  # of the clips the prior was trained on
+
+
+@dataclass
+class Row:
+    """One line of the table; None where a figure has no meaning (a 16-frame clip has no border).
+
+    videos: how many. windows_right: share of 16-frame windows whose first guess is the subject. start: share right in
+    the first window. kept: share right in the first and the last. cosine: of first and last embedding, mean. border:
+    border over inside difference. flicker, motion: over those of real clips of the subject, geometric means over
+    videos.
+    seconds: wall clock for 100 frames, decoding included. each: the figures of every video.
+    """
+
+    label: str
+    frames: int
+    videos: int
+    windows_right: float
+    start: float | None
+    kept: float | None
+    cosine: float | None
+    border: float | None
+    flicker: float | None
+    motion: float | None
+    seconds: float | None
+    each: list[dict[str, Any]]
+
+
+class Judge:
+    """Measures videos against real clips of their subject."""
+
+    def __init__(self, evaluator: Evaluator, clips: Sequence[Clip]) -> None:
+        self.evaluator = evaluator
+        self._clips = clips
+        self._real: dict[str, tuple[float, float]] = {}
+
+    def real(self, subject: str) -> tuple[float, float]:
+        """Flicker and motion (grey levels a frame) of the subject's real clips, each played twice: means over clips."""
+        if subject not in self._real:
+            loops = [c.frames[c.window(0, 2 * len(c.frames))] for c in self._clips if c.subject == subject]
+            figures = np.array([(metrics.flicker(loop), metrics.motion(loop)) for loop in loops])
+            self._real[subject] = tuple(float(value) for value in np.nanmean(figures, 0))  # type: ignore[assignment]
+        return self._real[subject]
+
+    def row(self, label: str, frames: int, videos: Sequence[tuple[str, Video]]) -> Row:
+        """The row of some videos, each uint8 (frames, 64, 64, 3) with the subject its prompt names."""
+        each, steps = [], []
+        for subject, video in videos:
+            if len(video.frames) != frames:
+                raise ValueError(f"{label}: a video of {subject!r} has {len(video.frames)} frames, not {frames}")
+            seen = metrics.judge(video.frames, self.evaluator, subject)
+            flicker, motion = self.real(subject)
+            steps.append(metrics.frame_steps(video.frames))
+            each.append(
+                {
+                    "subject": subject,
+                    "windows_right": seen.windows_right,
+                    "start": seen.start,
+                    "kept": seen.kept,
+                    "cosine": seen.cosine,
+                    "border": _known(metrics.border_ratio(steps[-1])),
+                    "flicker": _known(metrics.flicker(video.frames) / flicker),
+                    "motion": _known(float(steps[-1].mean()) / motion),
+                    "seconds": 100 * video.seconds / frames if video.seconds else None,
+                }
+            )
+        long = frames > metrics.WINDOW
+        return Row(
+            label=label,
+            frames=frames,
+            videos=len(each),
+            windows_right=float(np.mean([one["windows_right"] for one in each])),
+            start=float(np.mean([one["start"] for one in each])) if long else None,
+            kept=float(np.mean([one["kept"] for one in each])) if long else None,
+            cosine=float(np.mean([one["cosine"] for one in each])) if long else None,
+            border=_known(metrics.border_ratio(steps)) if long else None,
+            flicker=geometric_mean([one["flicker"] for one in each]),
+            motion=geometric_mean([one["motion"] for one in each]),
+            seconds=_mean([one["seconds"] for one in each]),
+            each=each,
+        )
+
+
+def real_rows(judge: Judge, vae: Any) -> list[Row]:
+    """16-frame windows of real clips the evaluator was not trained on, plain and through the prior's autoencoder.
+
+    vae: a FrameAutoencoder; another kind of autoencoder gives no second pair of rows.
+    """
+    from longtake.video.prior import FrameAutoencoder
+
+    rows = []
+    kinds = {True: "unseen clips", False: "unseen starts of the only clip"}
+    for held_out, kind in kinds.items():
+        windows, subjects = real_windows(judge._clips, held_out=held_out)
+        if not subjects:
+            continue
+        plain = [(subject, Video(window)) for subject, window in zip(subjects, windows, strict=True)]
+        rows.append(judge.row(f"real, {kind}", metrics.WINDOW, plain))
+        if isinstance(vae, FrameAutoencoder):
+            rebuilt = [(subject, Video(rebuild(vae, video.frames))) for subject, video in plain]
+            rows.append(judge.row(f"{LABELS[Method.REBUILT]}, {kind}", metrics.WINDOW, rebuilt))
+    return rows
+
+
+def rebuild(vae: Any, frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 (F, H, W, 3) through a FrameAutoencoder and back."""
+    import torch
+    from longtake.video.decode import decode_chunk
+
+    weight = next(vae.parameters())
+    with torch.inference_mode():
+        images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(weight) / 127.5 - 1
+        return decode_chunk(vae, vae.encode(images).latent * vae.config.scaling_factor)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def geometric_mean(values: Sequence[float | None]) -> float | None:
+    """Geometric mean of the positive numbers among ``values``: the mean of ratios, for which 2 and 1/2 cancel."""
+    known = [value for value in values if value is not None and value > 0]
+    return float(np.exp(np.mean(np.log(known)))) if known else None
+
+
+# ------------------------------------------------------------------------------------------------------ text
+
+
+COLUMNS = (
+    "method",
+    "frames",
+    "videos",
+    "windows right",
+    "start right",
+    "kept",
+    "cosine",
+    "border",
+    "flicker/real",
+    "motion/real",
+    "s/100 frames",
+)
+
+
+def describe_evaluator(report: dict[str, Any]) -> str:
+    """The evaluator's own accuracy on real clips, in words."""
+    lines = []
+    named = {
+        "unseen_clips": "held-out clips (people in a skin tone this subject was not trained in)",
+        "unseen_starts": "subjects with one clip, windows at starts kept out of training (their frames were seen)",
+    }
+    for key, text in named.items():
+        if key in report:
+            part = report[key]
+            lines.append(
+                f"Evaluator on real {text}: {100 * part['accuracy']:.1f} %, degraded by blur, noise and colour "
+                f"{100 * part['accuracy_degraded']:.1f} % of {part['windows']} windows, {part['subjects']} subjects."
+            )
+    return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
+    """The table with aligned columns, and below it what its figures mean. about: ``evaluate``'s result."""
+    cells = [list(COLUMNS)]
+    for row in rows:
+        figures = [row.windows_right, row.start, row.kept, row.cosine, row.border, row.flicker, row.motion, row.seconds]
+        shown = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
+        cells.append([row.label, str(row.frames), str(row.videos), *shown])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = [
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(texts, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    text = [line(cells[0]), rule, *(line(one) for one in cells[1:]), ""]
+    text += [
+        f"Prior {about['prior']} ({about['evaluator_subjects']} subjects), {about['steps']} steps, "
+        f"guidance {about['guidance']:g}, seed {about['seed']}.",
+        describe_evaluator(about["evaluator"]),
+        "windows right, start right, kept: share of 16-frame windows, first ones, and (first and last window) whose "
+        "first guess is the subject of the prompt. border: frame difference onto each 16th frame over the others, 1 is "
+        "seamless. flicker: second over first difference energy. flicker and motion: over real clips of the subject.",
+    ]
+    if about.get("command"):
+        text.append(f"Made by: {about['command']}")
+    return "\n".join(text)
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file atomically, over an earlier one."""
+    from longtake.journal import atomic_path
+
+    with atomic_path(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def sheets(videos: dict[Job, Video], jobs: Sequence[Job], folder: Path, *, mp4: bool) -> None:
+    """For looking: ``sheet-<frames>.png``, a line of 16 frames for each long video; with ``mp4`` the videos
+    themselves."""
+    from longtake.media import contact_sheet
+    from longtake.outputs import VideoOutput
+
+    for length in dict.fromkeys(job.frames for job in jobs):
+        frames, captions = [], []
+        for job in sorted((job for job in jobs if job.frames == length), key=lambda job: job.subject):
+            picked = np.linspace(0, length - 1, SHEET_FRAMES).round().astype(int)
+            frames += [videos[job].frames[index] for index in picked]
+            captions += [str(job.method), job.subject[:10], *(str(index) for index in picked[2:])]
+            if mp4:
+                name = f"{job.method}-{length}-{job.subject.replace(' ', '_')}.mp4"
+                VideoOutput(videos[job].frames, FPS).save(folder / name, overwrite=True)
+        contact_sheet(frames, folder / f"sheet-{length}.png", SHEET_FRAMES, captions, overwrite=True)
