@@ -101,7 +101,7 @@ class ChunkedUNet:
             if getattr(block, "s1", None) and getattr(block, "b1", None):
                 raise UserError("FreeU is not available with chunk_frames")
             x = self._up(block, x, skips, upsample)
-            size = tuple(skips[-1].shape[-2:]) if odd and skips else None
+            size = (skips[-1].shape[-2], skips[-1].shape[-1]) if odd and skips else None
             upsample = _upsampler(block, size)
         return self._spatial(x, self._finish).transpose(1, 2)
 
@@ -265,8 +265,9 @@ class ChunkedUNet:
             parts: list[Moments] = []
             for span in spans:
                 part = source[:, :, span.start : span.stop]
-                edges = [edge if edge is None else edge[:, :, span.start : span.stop] for edge in (left, right)]
-                out = temporal.stage(part, conv, scale, shift, *edges) if x.shape[1] else part
+                before = None if left is None else left[:, :, span.start : span.stop]
+                after = None if right is None else right[:, :, span.start : span.stop]
+                out = temporal.stage(part, conv, scale, shift, before, after) if x.shape[1] else part
                 work[:, :, span.start : span.stop] = out
                 parts.append(temporal.row_moments(out.flatten(1, 2), groups))
             source, moments = work, combine(parts)

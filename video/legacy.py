@@ -16,6 +16,7 @@ Legend: B batch, n clips here, T frames of a clip, C channels, p pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class LegacySchedule:
         )
 
 
-def conv_layer(layer: nn.Module, hidden: Tensor, clip: Clip, frames: int) -> Tensor:
+def conv_layer(layer: nn.Module, clip: Clip, frames: int, hidden: Tensor) -> Tensor:
     """A TemporalConvLayer on every clip with four frames of halo: the stock stages on T + 8 frames, then a crop."""
     x = hidden.unflatten(0, (clip.batch, -1))
     ((left, right),) = clip.transport.start_halo([x], 1, clip.partition, CONV_HALO, CONV_HALO).wait()
@@ -143,7 +144,7 @@ def conv_layer(layer: nn.Module, hidden: Tensor, clip: Clip, frames: int) -> Ten
     return hidden + out.reshape(hidden.shape)
 
 
-def transformer(module: nn.Module, hidden: Tensor, clip: Clip, frames: int, kwargs: dict[str, Any] | None) -> Tensor:
+def transformer(module: nn.Module, clip: Clip, frames: int, hidden: Tensor, kwargs: dict[str, Any] | None) -> Tensor:
     """A TransformerTemporalModel whose group norm sees one clip at a time."""
     norm: nn.GroupNorm = module.norm  # type: ignore[assignment]
     x = temporal.rows_view(hidden, clip.batch)
@@ -161,12 +162,9 @@ def install(model: nn.Module, clip: Clip, patches: Patches, config: LegacyConfig
     unet3d.refuse_volume_norms(model, patches)
     unet3d.watch_calls(model, clip, patches, "sample")
     unet3d.use_frame_text(model, clip, patches)
-    for module in convolutions.values():
-        patches.forward(module, unet3d.conv_forward(lambda hidden, m=module: conv_layer(m, hidden, clip, frames)))
     processor = temporal.TimeAttention(clip, logit_scale=config.attn_scale)
+    for module in convolutions.values():
+        patches.forward(module, unet3d.conv_forward(partial(conv_layer, module, clip, frames)))
     for module in transformers.values():
-        patches.forward(
-            module,
-            unet3d.transformer_forward(lambda hidden, kwargs, m=module: transformer(m, hidden, clip, frames, kwargs)),
-        )
+        patches.forward(module, unet3d.transformer_forward(partial(transformer, module, clip, frames)))
         unet3d.use_time_attention(module, patches, processor)

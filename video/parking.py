@@ -99,4 +99,4 @@ class Parking:
 
 def _bytes(x: Tensor) -> memoryview:
     """The memory of a tensor, copied first if it is elsewhere or not contiguous; else writes reach the tensor."""
-    return memoryview(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

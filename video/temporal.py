@@ -8,7 +8,7 @@ Legend: B batch, T frames here, C channels, G groups, p pixels. The spatial laye
 conv layer frames are laid out as (B, T, p, C), where a (3, 1, 1) convolution is a 2-D one in channels-last order
 (two to four times faster than Conv3d in oneDNN on a CPU).
 
-    hidden = conv_layer(layer, hidden, clip)          # (B*T, C, h, w) -> (B*T, C, h, w)
+    hidden = conv_layer(layer, clip, hidden)          # (B*T, C, h, w) -> (B*T, C, h, w)
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _fast_stages(stages: list[tuple[nn.GroupNorm, nn.Conv3d]], x: Tensor, clip: 
     return x[:, before : before + own]
 
 
-def conv_layer(layer: nn.Module, hidden: Tensor, clip: Clip) -> Tensor:
+def conv_layer(layer: nn.Module, clip: Clip, hidden: Tensor) -> Tensor:
     """A TemporalConvLayer over this rank's frames. hidden: (B*T, C, h, w); returns the same shape."""
     x_BTCp = rows_view(hidden, clip.batch)
     x = as_pixels_last(x_BTCp[:, :0] if clip.empty else x_BTCp)
@@ -243,7 +243,7 @@ def blocks(module: nn.Module, tokens_BpTC: Tensor, kwargs: dict[str, Any] | None
     return hidden.view(tokens_BpTC.shape).permute(0, 2, 3, 1)
 
 
-def transformer(module: nn.Module, hidden: Tensor, clip: Clip, kwargs: dict[str, Any] | None = None) -> Tensor:
+def transformer(module: nn.Module, clip: Clip, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
     """A TransformerTemporalModel over this rank's frames. hidden: (B*T, C, h, w); returns the same shape."""
     norm: nn.GroupNorm = module.norm  # type: ignore[assignment]
     x = rows_view(hidden, clip.batch)

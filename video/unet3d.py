@@ -11,6 +11,7 @@ Transformer2DModel.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -177,13 +178,11 @@ def install(model: nn.Module, clip: Clip, patches: Patches) -> None:
     use_frame_text(model, clip, patches)
     if clip.alone and clip.scope is None:
         return
-    for module in convolutions.values():
-        patches.forward(module, conv_forward(lambda hidden, m=module: temporal.conv_layer(m, hidden, clip)))
     processor = temporal.TimeAttention(clip)
+    for module in convolutions.values():
+        patches.forward(module, conv_forward(partial(temporal.conv_layer, module, clip)))
     for module in transformers.values():
-        patches.forward(
-            module, transformer_forward(lambda hidden, kwargs, m=module: temporal.transformer(m, hidden, clip, kwargs))
-        )
+        patches.forward(module, transformer_forward(partial(temporal.transformer, module, clip)))
         use_time_attention(module, patches, processor)
 
 
