@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLIPS_AT_ONCE = 10  # short clips in one call of the model
 FREENOISE_STRIDE = 4  # frames between windows, FreeNoise's own value
 
-Step = Callable[[int], None]
+Step = Callable[[int], object]
 
 
 def first_noise(

@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longtake.video.metrics import WINDOW
+
 if TYPE_CHECKING:
     import numpy as np
     from longtake.video.pipeline import LongVideoPipeline
@@ -27,7 +29,6 @@ class Method(StrEnum):
 
     Members:
         REAL: real clips, looped to the length; clips that the evaluator was not trained on where the data has them.
-        REBUILT: the same through the prior's autoencoder: the best that any sampler of this prior can reach.
         SHORT: 16-frame clips of the prior.
         LONGTAKE: LongVideoPipeline as it comes.
         JOINED: independent 16-frame clips, one after the other.
@@ -36,7 +37,6 @@ class Method(StrEnum):
     """
 
     REAL = "real"
-    REBUILT = "rebuilt"
     SHORT = "short"
     LONGTAKE = "longtake"
     JOINED = "joined"
@@ -47,7 +47,6 @@ class Method(StrEnum):
 LONG_METHODS = (Method.LONGTAKE, Method.JOINED, Method.STOCK, Method.FREENOISE)
 LABELS = {
     Method.REAL: "real clips, looped",
-    Method.REBUILT: "real clips through the autoencoder",
     Method.LONGTAKE: "longtake",
     Method.JOINED: "independent clips joined",
     Method.STOCK: "one stock run over all frames",
@@ -76,11 +75,12 @@ class Video:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for all generated videos; ``prior`` is the hash of its weights."""
+    """What is the same for all generated videos; ``prior_hash`` is of its weights."""
 
-    prior: str
+    prior_hash: str
     steps: int
     guidance: float
+    dtype: str = "float32"
 
 
 def prior_hash(folder: Path) -> str:
@@ -119,7 +119,7 @@ def write_video(path: Path, video: Video) -> None:
     write_tensors(path, {"frames": torch.from_numpy(video.frames), "seconds": torch.tensor(video.seconds)})
 
 
-def make(pipe: LongVideoPipeline, job: Job, settings: Settings, on_step: Callable[[int], None]) -> np.ndarray:
+def make(pipe: LongVideoPipeline, job: Job, settings: Settings, on_step: Callable[[int], object]) -> np.ndarray:
     """Generate the video of one long job, uint8 (F, H, W, 3); on_step(frames) is called after each model step."""
     from longtake.video import baselines
 
@@ -138,43 +138,55 @@ def make(pipe: LongVideoPipeline, job: Job, settings: Settings, on_step: Callabl
     )
 
 
-def make_all(pipe: LongVideoPipeline, jobs: Sequence[Job], settings: Settings, folder: Path) -> dict[Job, Video]:
-    """The videos of all jobs: those in ``folder`` are read, the others made and kept there. Short ones are made in
-    batches."""
+def make_all(
+    pipe: LongVideoPipeline, jobs: Sequence[Job], settings: Settings, folder: Path, *, minutes: float = 0
+) -> dict[Job, Video]:
+    """The videos of the jobs: those in ``folder`` are read, the others made in order and kept there.
+
+    minutes: wall-clock limit, 0 for none; a job that would not end in time, judged by the slowest so far, is passed
+    over and its video is missing from the result. Short clips are made several at once and share their seconds.
+    """
     from longtake.video import baselines
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = {job: folder / f"{job_mark(job, settings)}.safetensors" for job in jobs}
-    missing = [job for job in jobs if not paths[job].exists()]
-    todo = {job.method: [other for other in missing if other.method is job.method] for job in missing}
+    missing = [job for job in paths if not paths[job].exists()]
     pipe.set_progress_bar_config(disable=True)
+    if missing:
+        pipe.encode_prompts([""])  # loads the text encoder, which is no part of any job's seconds
+    began, slowest = time.perf_counter(), 0.0  # slowest: seconds a frame
     # the joined baseline always denoises whole clips
-    work = sum(-(-job.frames // 16) * 16 for job in missing) * settings.steps
+    work = sum(-(-job.frames // WINDOW) * WINDOW for job in missing) * settings.steps
     with tqdm(total=work, desc="videos", unit="frame step", unit_scale=True, disable=not missing) as bar:
-
-        def on_step(frames: int) -> None:
-            bar.update(frames)
-
-        short = todo.pop(Method.SHORT, [])
-        for first in range(0, len(short), baselines.CLIPS_AT_ONCE):
-            part = short[first : first + baselines.CLIPS_AT_ONCE]
-            bar.set_postfix_str(f"{len(short)} clips of 16 frames")
+        for group in _together(missing, baselines.CLIPS_AT_ONCE):
+            frames = sum(job.frames for job in group)
             started = time.perf_counter()
-            clips = baselines.short_clips(
-                pipe,
-                [job.prompt for job in part],
-                part[0].seed,
-                steps=settings.steps,
-                guidance=settings.guidance,
-                on_step=on_step,
-            )
-            seconds = (time.perf_counter() - started) / len(part)
-            for job, clip in zip(part, clips, strict=True):
-                write_video(paths[job], Video(clip, seconds))
-        for job in (job for group in todo.values() for job in group):
-            bar.set_postfix_str(f"{job.method}, {job.frames} frames: {job.subject}")
-            started = time.perf_counter()
-            frames = make(pipe, job, settings, on_step)
-            write_video(paths[job], Video(frames, time.perf_counter() - started))
-    return {job: read_video(path) for job, path in paths.items()}
+            if minutes and started - began + slowest * frames > 60 * minutes:
+                continue
+            bar.set_postfix_str(f"{group[0].method}, {group[0].frames} frames: {group[0].subject}")
+            if group[0].method is Method.SHORT:
+                prompts, seed = [job.prompt for job in group], group[0].seed
+                films = baselines.short_clips(
+                    pipe, prompts, seed, steps=settings.steps, guidance=settings.guidance, on_step=bar.update
+                )
+            else:
+                films = [make(pipe, group[0], settings, bar.update)]
+            seconds = time.perf_counter() - started
+            slowest = max(slowest, seconds / frames)
+            for job, film in zip(group, films, strict=True):
+                write_video(paths[job], Video(film, seconds / len(group)))
+    return {job: read_video(path) for job, path in paths.items() if path.exists()}
+
+
+def _together(jobs: Sequence[Job], limit: int) -> list[list[Job]]:
+    """Jobs in order, up to ``limit`` neighbours of kind SHORT with one seed as one group, any other alone."""
+    groups: list[list[Job]] = []
+    for job in jobs:
+        last = groups[-1] if groups else []
+        joins = bool(last) and job.method is Method.SHORT and (last[0].method, last[0].seed) == (job.method, job.seed)
+        if joins and len(last) < limit:
+            last.append(job)
+        else:
+            groups.append([job])
+    return groups

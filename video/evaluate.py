@@ -44,14 +44,17 @@ def choose_subjects(subjects: Sequence[str], count: int) -> list[str]:
 def long_jobs(
     subjects: Sequence[str], methods: Sequence[Method], frames: Sequence[int], count: int, seed: int
 ) -> list[Job]:
-    """Jobs of the long rows: ``count`` subjects at 240 frames, in proportion fewer (one at least) at greater
-    lengths."""
+    """Jobs of the long rows, one subject after the other.
+
+    ``count`` subjects at 240 frames, in proportion fewer (one at least, if ``count`` is not 0) at greater lengths.
+    """
     from longtake.video.subjects import SUBJECTS
 
     jobs = []
-    for length in frames:
-        chosen = choose_subjects(subjects, max(1, round(count * min(1.0, BASE_FRAMES / length))) if count else 0)
-        jobs += [Job(method, name, SUBJECTS[name].captions[0], length, seed) for method in methods for name in chosen]
+    for place, name in enumerate(choose_subjects(subjects, count)):
+        for length in frames:
+            if place < max(1, round(count * min(1.0, BASE_FRAMES / length))):
+                jobs += [Job(method, name, SUBJECTS[name].captions[0], length, seed) for method in methods]
     return jobs
 
 
@@ -79,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with emoji_train.zip, or the zip itself")
     parser.add_argument("--prior", default=None, help="shipped prior, folder or Hub id (default: the one that ships)")
     parser.add_argument("--frames", type=int, nargs="*", default=[240, 960], help="lengths of the long videos")
-    parser.add_argument("--subjects", type=int, default=4, help="prompts at 240 frames; fewer for longer videos")
+    parser.add_argument("--subjects", type=int, default=2, help="prompts at 240 frames; fewer for longer videos")
     parser.add_argument(
         "--short", type=int, default=60, help="subjects judged by 16-frame clips, with two prompts each"
     )
@@ -94,6 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=None, help="of sampling, default: the pipeline's")
     parser.add_argument("--guidance", type=float, default=None, help="default: the pipeline's")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate-video"), help="table, evaluator, videos")
+    parser.add_argument("--minutes", type=float, default=15, help="limit for making videos, a rerun goes on (0: none)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the prior's weights")
     parser.add_argument("--save-videos", action="store_true", help="write an mp4 of each long video beside the table")
     parser.add_argument(
         "--train-evaluator", action="store_true", help="train the evaluator anew, say how good it is, end"
@@ -107,7 +112,7 @@ def check(args: argparse.Namespace) -> None:
     for length in args.frames:
         if length < 17:
             raise UserError(f"--frames {length}: a long video has more than 16 frames (use --short for 16-frame clips)")
-    for name in ("subjects", "short", "seed"):
+    for name in ("subjects", "short", "seed", "minutes"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} must be 0 or more, got {getattr(args, name)}")
     for name in ("steps", "evaluator_steps"):
@@ -131,11 +136,12 @@ def run(args: argparse.Namespace) -> int:
     if args.train_evaluator:
         print(describe_evaluator(report))
         return 0
+    import torch
     from longtake.video.pipeline import DEFAULT_PRIOR, LongVideoPipeline
     from longtake.weights import resolve
 
     name = args.prior or DEFAULT_PRIOR
-    pipe = LongVideoPipeline.from_prior(name)
+    pipe = LongVideoPipeline.from_prior(name, dtype=getattr(torch, args.dtype))
     _, height, width = pipe.latent_shape(None, None)
     if (height, width) != (8, 8):
         raise UserError(f"the evaluator sees frames of 64x64, but {name} makes {8 * width}x{8 * height}")
@@ -144,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
         prior_hash(resolve(name, kind="video prior", priors_package="longtake.video")),
         int(defaults["num_inference_steps"].default) if args.steps is None else args.steps,
         float(defaults["guidance_scale"].default) if args.guidance is None else args.guidance,
+        args.dtype,
     )
     evaluate(pipe, clips, evaluator, report, settings, args, name)
     return 0
@@ -162,24 +169,30 @@ def evaluate(
     from longtake.video import table
 
     methods = [Method(method) for method in args.methods]
-    lengths = list(dict.fromkeys(args.frames))
+    lengths = sorted(set(args.frames))
     long = long_jobs(evaluator.subjects, methods, lengths, args.subjects, args.seed)
     by_caption, by_wording = short_jobs(evaluator.subjects, args.short, args.seed)
-    videos = make_all(pipe, [*by_caption, *by_wording, *long], settings, args.out / "videos")
+    first = [job for job in long if job.frames == lengths[0] and job.subject == long[0].subject]
+    order = list(dict.fromkeys([*by_caption, *first, *by_wording, *long]))
+    videos = make_all(pipe, order, settings, args.out / "videos", minutes=args.minutes)
     judge = table.Judge(evaluator, clips)
     rows = table.real_rows(judge, pipe.vae)
-    for label, jobs in (("prior, training captions", by_caption), ("prior, wordings never seen", by_wording)):
+
+    def add(label: str, jobs: Sequence[Job]) -> None:
         if jobs:
-            rows.append(judge.row(label, 16, [(job.subject, videos[job]) for job in jobs]))
+            made = [(job.subject, videos[job]) for job in jobs if job in videos]
+            rows.append(judge.row(label, jobs[0].frames, made))
+
+    add("prior, training captions", by_caption)
+    add("prior, wordings never seen", by_wording)
     for length in lengths:
-        subjects = list(dict.fromkeys(job.subject for job in long if job.frames == length))
-        real = [(subject, Video(reference(clips, subject, length))) for subject in subjects]
-        if real:
+        jobs = [job for job in long if job.frames == length]
+        subjects = list(dict.fromkeys(job.subject for job in jobs))
+        if subjects:
+            real = [(subject, Video(reference(clips, subject, length))) for subject in subjects]
             rows.append(judge.row(LABELS[Method.REAL], length, real))
         for method in methods:
-            jobs = [job for job in long if job.frames == length and job.method is method]
-            if jobs:
-                rows.append(judge.row(LABELS[method], length, [(job.subject, videos[job]) for job in jobs]))
+            add(LABELS[method], [job for job in jobs if job.method is method])
     command = ["longtake", "evaluate", "video", *sys.argv[3:]] if sys.argv[1:3] == ["evaluate", "video"] else None
     result = {
         "prior": name,
@@ -195,4 +208,6 @@ def evaluate(
     table.write(args.out / "table.md", text)
     table.sheets(videos, long, args.out, mp4=args.save_videos)
     print(text)
+    if len(videos) < len(order):
+        print(f"{len(order) - len(videos)} of {len(order)} videos are not made: run the command again to go on")
     return result

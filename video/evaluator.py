@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 from longtake.errors import UserError
-from longtake.journal import fingerprint, write_tensors
+from longtake.journal import atomic_path, fingerprint, write_tensors
 from longtake.video.data import Clip
 from longtake.video.metrics import WINDOW
 from torch import nn
@@ -264,7 +264,7 @@ def load_or_train(
 
     settings = settings or EvaluatorSettings()
     code = {"format": _FORMAT, "look_at": LOOK_AT, "kept_out": KEPT_OUT}
-    mark = fingerprint({"data": data_hash(clips), **code, **{k: v for k, v in asdict(settings).items()}})[:12]
+    mark = fingerprint({"data": data_hash(clips), **code, **asdict(settings)})[:12]
     path, record = folder / f"evaluator-{mark}.safetensors", folder / f"evaluator-{mark}.json"
     if again:
         for old in (path, record, folder / f"evaluator-{mark}.state"):
@@ -280,9 +280,8 @@ def load_or_train(
     evaluator.net.cpu()
     write_tensors(path, dict(evaluator.net.state_dict()))
     report = {"hash": mark, "seconds": seconds, "subjects": list(evaluator.subjects), **measure(evaluator, clips)}
-    report["settings"] = asdict(settings)
-    partial = record.with_suffix(".json.partial")
-    partial.write_text(json.dumps(report, indent=1))
-    partial.replace(record)
+    text = json.dumps({**report, "settings": asdict(settings)}, indent=1)
+    with atomic_path(record) as partial:
+        partial.write_text(text, encoding="utf-8")
     (folder / f"evaluator-{mark}.state").unlink(missing_ok=True)  # resuming is over; the weights are in the safetensors
-    return evaluator, report
+    return evaluator, json.loads(text)

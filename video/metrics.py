@@ -67,6 +67,26 @@ def border_ratio(videos_steps: Sequence[np.ndarray] | np.ndarray, period: int = 
     return float(pairs[:, 0].mean() / pairs[:, 1].mean()) if len(pairs) else float("nan")
 
 
+def border_error(videos_steps: Sequence[np.ndarray] | np.ndarray, period: int = WINDOW) -> float:
+    """Standard error of ``border_ratio`` if borders are places like any other: chance alone gives this much.
+
+    The spread of the steps inside (each over its video's mean step) over the root of the number of borders. NaN as
+    there.
+    """
+    if isinstance(videos_steps, np.ndarray):
+        videos_steps = [videos_steps]
+    inside, borders = [], 0
+    for steps in videos_steps:
+        if not np.isnan(border_steps(steps, period)).any():
+            at_border = (np.arange(1, len(steps) + 1) % period) == 0
+            inside.append(steps[~at_border] / steps.mean())
+            borders += int(at_border.sum())
+    if not inside:
+        return float("nan")
+    pooled = np.concatenate(inside)
+    return float(pooled.std() / pooled.mean() / np.sqrt(borders))
+
+
 def flicker(video: np.ndarray) -> float:
     """Energy of the second difference in time over the energy of the first, without unit.
 
