@@ -15,10 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from longtake.video.metrics import WINDOW
 
 if TYPE_CHECKING:
-    import numpy as np
     from longtake.video.pipeline import LongVideoPipeline
 
 _FORMAT = 1
@@ -124,7 +124,7 @@ def make(pipe: LongVideoPipeline, job: Job, settings: Settings, on_step: Callabl
     from longtake.video import baselines
 
     if job.method is Method.LONGTAKE:
-        return pipe(
+        film = pipe(
             job.prompt,
             frames=job.frames,
             seed=job.seed,
@@ -132,6 +132,8 @@ def make(pipe: LongVideoPipeline, job: Job, settings: Settings, on_step: Callabl
             guidance_scale=settings.guidance,
             callback_on_step_end=lambda *_: on_step(job.frames),
         ).frames
+        assert isinstance(film, np.ndarray)
+        return film
     method = {Method.JOINED: baselines.joined, Method.STOCK: baselines.stock, Method.FREENOISE: baselines.freenoise}
     return method[job.method](
         pipe, job.prompt, job.frames, job.seed, steps=settings.steps, guidance=settings.guidance, on_step=on_step

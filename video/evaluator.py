@@ -177,7 +177,7 @@ def train(clips: Sequence[Clip], folder: Path, settings: EvaluatorSettings, name
         return nnf.cross_entropy(logits.float(), torch.tensor(labels, device=device), label_smoothing=0.1)
 
     torch.manual_seed(settings.seed)
-    net = ClipNet(len(subjects), settings.widths, settings.embedding).to(memory_format=torch.channels_last)
+    net = ClipNet(len(subjects), settings.widths, settings.embedding)
     every = max(1, settings.steps // 3)
     plan = Settings(
         settings.steps,
@@ -248,7 +248,7 @@ def data_hash(clips: Sequence[Clip]) -> str:
     digest = hashlib.sha256()
     for clip in clips:
         digest.update(f"{clip.name}|{clip.subject}|{clip.held_out}|{clip.frames.shape}|".encode())
-        digest.update(np.ascontiguousarray(clip.frames))
+        digest.update(clip.frames.tobytes())
     return digest.hexdigest()
 
 
@@ -273,7 +273,7 @@ def load_or_train(
         report = json.loads(record.read_text())
         net = ClipNet(len(report["subjects"]), settings.widths, settings.embedding)
         net.load_state_dict(load_state(path))
-        return Evaluator(net.to(memory_format=torch.channels_last), report["subjects"]), report
+        return Evaluator(net, report["subjects"]), report
     started = time.monotonic()
     evaluator = train(clips, folder, settings, f"evaluator-{mark}")
     seconds = round(time.monotonic() - started, 1)

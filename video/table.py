@@ -33,7 +33,7 @@ class Row:
     videos: how many. windows_right: share of 16-frame windows whose first guess is the subject. start: share right in
     the first window. kept: share right in the first and the last. cosine: of first and last embedding, mean. border:
     border over inside difference, border_error its standard error by chance. flicker, motion: over those of real
-    clips of the subject, geometric means. seconds: wall clock for 100 frames, decoding included. each: the figures of every video.
+    clips of the subject, geometric means. seconds: wall clock for 100 frames, with decoding. each: of every video.
     """
 
     label: str
