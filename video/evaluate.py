@@ -2,7 +2,7 @@
 
 Rows are methods at a length, columns what metrics.py measures; short 16-frame samples judge the prior itself, under the
 captions it was trained on and under wordings it never saw. Each video is kept in ``--out`` under a name made of all
-that decides it, so a rerun continues where the last one ended, and more ``--subjects`` add to what is there.
+that decides it but the code, so a rerun continues where the last one ended; more ``--subjects`` add to what is there.
 
     longtake evaluate video --data DATA                     # trains the evaluator first, if it is not there
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -96,7 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=None, help="of sampling, default: the pipeline's")
     parser.add_argument("--guidance", type=float, default=None, help="default: the pipeline's")
-    parser.add_argument("--out", type=Path, default=Path("runs/evaluate-video"), help="table, evaluator, videos")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/evaluate-video"),
+        help="table, evaluator, videos; another after changes of the code",
+    )
     parser.add_argument("--minutes", type=float, default=15, help="limit for making videos, a rerun goes on (0: none)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the prior's weights")
     parser.add_argument("--save-videos", action="store_true", help="write an mp4 of each long video beside the table")
@@ -108,7 +115,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError for numbers that cannot be."""
+    """Raise UserError for numbers that cannot be, and for several ranks."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UserError("the evaluation runs in one process: start it without torchrun")
     for length in args.frames:
         if length < 17:
             raise UserError(f"--frames {length}: a long video has more than 16 frames (use --short for 16-frame clips)")
@@ -130,12 +139,19 @@ def run(args: argparse.Namespace) -> int:
     wanted = EvaluatorSettings(precision=args.precision)
     if args.evaluator_steps is not None:
         wanted = replace(wanted, steps=args.evaluator_steps)
-    evaluator, report = load_or_train(clips, args.out, wanted, again=args.train_evaluator)
-    from longtake.video.table import describe_evaluator
-
     if args.train_evaluator:
-        print(describe_evaluator(report))
+        from longtake.video.table import describe_evaluator
+
+        print(describe_evaluator(load_or_train(clips, args.out, wanted, again=True)[1]))
         return 0
+    pipe, name, settings = load_prior(args)  # before minutes of training: it may not exist
+    evaluator, report = load_or_train(clips, args.out, wanted)
+    evaluate(pipe, clips, evaluator, report, settings, args, name)
+    return 0
+
+
+def load_prior(args: argparse.Namespace) -> tuple[LongVideoPipeline, str, Settings]:
+    """The prior, its name, and the settings of every generated video. Raises UserError when it does not make 64x64."""
     import torch
     from longtake.video.pipeline import DEFAULT_PRIOR, LongVideoPipeline
     from longtake.weights import resolve
@@ -152,8 +168,7 @@ def run(args: argparse.Namespace) -> int:
         float(defaults["guidance_scale"].default) if args.guidance is None else args.guidance,
         args.dtype,
     )
-    evaluate(pipe, clips, evaluator, report, settings, args, name)
-    return 0
+    return pipe, name, settings
 
 
 def evaluate(
@@ -193,13 +208,13 @@ def evaluate(
             rows.append(judge.row(LABELS[Method.REAL], length, real))
         for method in methods:
             add(LABELS[method], [job for job in jobs if job.method is method])
-    command = ["longtake", "evaluate", "video", *sys.argv[3:]] if sys.argv[1:3] == ["evaluate", "video"] else None
+    told = ["longtake", *sys.argv[1:]] if sys.argv[1:3] == ["evaluate", "video"] else None  # None: called from Python
     result = {
         "prior": name,
         **asdict(settings),
         "seed": args.seed,
         "evaluator_subjects": len(evaluator.subjects),
-        "command": " ".join(command) if command else None,
+        "command": shlex.join(told) if told else None,
         "evaluator": report,
         "rows": [asdict(row) for row in rows],
     }

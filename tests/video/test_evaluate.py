@@ -329,6 +329,7 @@ def test_one_command_makes_the_table(data, prior, tmp_path, run_cli):
         (["--steps", "0"], "--steps must be at least 1"),
         (["--evaluator-steps", "0"], "--evaluator-steps must be at least 1"),
         (["--data", "nowhere"], "no training data at nowhere"),
+        (["--prior", "no-such-prior"], "unknown video prior 'no-such-prior'"),
     ],
 )
 def test_bad_input_is_one_clear_line(wrong, message, data, tmp_path, monkeypatch, capsys):
@@ -339,3 +340,11 @@ def test_bad_input_is_one_clear_line(wrong, message, data, tmp_path, monkeypatch
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_several_ranks_are_refused(data, monkeypatch, capsys):
+    from longtake.cli import main
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", "video", "--data", str(data)]) == 2
+    assert "runs in one process" in capsys.readouterr().err
