@@ -36,7 +36,7 @@ _FORMAT = 1
 class EvaluatorSettings:
     """How the evaluator is trained: ``batch`` clips a step; ``widths`` of its three stages; ``embedding`` D."""
 
-    steps: int = 450
+    steps: int = 600
     batch: int = 24
     learning_rate: float = 2e-3
     widths: tuple[int, int, int] = (32, 64, 128)
