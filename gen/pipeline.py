@@ -1,7 +1,8 @@
-"""The run that every modality shares: a denoising loop over frames that a kill, a stop or another number of ranks cannot hurt.
+"""The run that every modality shares: a denoising loop that a kill, a stop or another number of ranks cannot hurt.
 
 Latents are frame first, (n, *shape) for the n frames of this rank, so a diffusers scheduler sees frames as its batch:
-its state is cut and joined along the frames, and a stochastic one draws each frame's noise from that frame's own stream.
+its state is cut and joined along the frames, and a stochastic one draws each frame's noise from that frame's own
+stream.
 
     state = Denoising(latents, frames=range(40, 60), seed=7)
     final = denoise(scheduler, state, predict, steps=24, ranks=ranks, journal=journal)
@@ -33,7 +34,7 @@ _PREFIX = "step"
 
 @dataclass
 class Known:
-    """Frames that are fixed: ``mask`` (n,) bool, ``clean`` (n, *shape) their clean latents (other rows are not read)."""
+    """Frames that are fixed: ``mask`` (n,) bool, ``clean`` (n, *shape) their clean latents; other rows are not read."""
 
     mask: torch.Tensor
     clean: torch.Tensor
@@ -45,7 +46,8 @@ class Denoising:
 
     latents: (n, *shape) float32 on the run's device. frames: global numbers of the n frames (noise is named by them).
     offset: global number of the run's first frame; pieces in the journal count from it. known: frames held fixed.
-    step: steps done. clean: the current estimate of the clean latents, kept so that a stopped run has something to show.
+    step: steps done. clean: the current estimate of the clean latents, kept so that a stopped run has something to
+    show.
     """
 
     latents: torch.Tensor
@@ -75,7 +77,7 @@ def check_scheduler(scheduler: Any) -> None:
     """Raise UserError for a scheduler whose noise cannot be drawn per frame."""
     if hasattr(scheduler, "noise_sampler"):
         raise UserError(
-            f"{type(scheduler).__name__} draws noise along a Brownian path of its own, which cannot be drawn per frame; "
+            f"{type(scheduler).__name__} draws noise along a Brownian path of its own, not frame by frame; "
             "use DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'"
         )
 
@@ -89,8 +91,8 @@ def step_generators(seed: int, item: int, frames: Sequence[int], draw: int) -> l
 def frame_noise(scheduler: Any, seed: int, frames: Sequence[int], *, item: int = 0, first: int = 0) -> Iterator[None]:
     """Inside the block, ``scheduler.step`` draws its noise from the frames' own streams, whoever calls it.
 
-    The sample it is given must have the frames as its batch, as diffusers' video pipelines do. first: steps done before.
-    Schedulers that draw no noise are left as they are.
+    The sample it is given must have the frames as its batch, as diffusers' video pipelines do. first: steps done
+    before. Schedulers that draw no noise are left as they are.
     """
     import inspect
 
@@ -162,7 +164,9 @@ def clean_estimate(scheduler: Any, output: Any, prediction: torch.Tensor, t: Any
         return estimate
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
-        raise UserError(f"{type(scheduler).__name__} gives no estimate of the clean frames, so this run cannot stop early")
+        raise UserError(
+            f"{type(scheduler).__name__} gives no estimate of the clean frames, so this run cannot stop early"
+        )
     alpha = alphas[int(t)].to(sample)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -228,8 +232,10 @@ def denoise(
 ) -> torch.Tensor:
     """Run the scheduler's steps on this rank's frames; returns the clean latents (n, *shape).
 
-    predict(sample, t, step) gives the model's output for the scaled sample, with guidance applied. progress is a bar with
-    ``update``. A journal holds the state after every ``checkpoint_every`` steps; when it holds some already the run goes
+    predict(sample, t, step) gives the model's output for the scaled sample, with guidance applied. progress is a bar
+    with
+    ``update``. A journal holds the state after every ``checkpoint_every`` steps; when it holds some already the run
+    goes
     on from the newest, whatever number of ranks wrote it. When ``should_stop`` says so on any rank, all ranks end after
     that step with ``state.stopped`` set, and the estimate of the clean latents is returned.
     """
@@ -278,7 +284,7 @@ def denoise(
 
 
 def _fix(scheduler: Any, state: Denoising, start: torch.Tensor | None, times: torch.Tensor, step: int) -> None:
-    """Bring the known frames to the noise level before ``step``: clean at the end, the initial noise's path before it."""
+    """Bring the known frames to the noise level before ``step``, on the initial noise's path; clean at the end."""
     assert state.known is not None and start is not None
     mask = state.known.mask.to(state.latents.device)
     clean = state.known.clean.to(state.latents)[mask]

@@ -49,7 +49,9 @@ class SentenceEncoder(ModelMixin, ConfigMixin):
         if package != PACKAGE:
             raise ValueError(f"unknown sentence encoder package {package!r}, known: {PACKAGE!r}")
         self.tokens = tokens
-        self.register_buffer("place", torch.zeros(1), persistent=False)  # gives diffusers a device and a dtype to ask for
+        self.register_buffer(
+            "place", torch.zeros(1), persistent=False
+        )  # gives diffusers a device and a dtype to ask for
         # kept out of the module tree: the weights belong to the package and stay on the CPU
         self.__dict__["_minilm"] = None
         self.__dict__["_tokenizer"] = None

@@ -114,7 +114,9 @@ def fit(
         average.step(model.parameters())
         recent.append(float(value.detach()))
         if not np.isfinite(recent[-1]):
-            raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; last checkpoint kept in {state_path}")
+            raise FloatingPointError(
+                f"{name}: loss is {recent[-1]} at step {step}; last checkpoint kept in {state_path}"
+            )
         out_of_time = settings.minutes > 0 and time.monotonic() - started > 60 * settings.minutes
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps or out_of_time:
             row = {"step": step + 1, "loss": float(np.mean(recent)), "rate": settings.rate(step)}

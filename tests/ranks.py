@@ -15,6 +15,7 @@ import inspect
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 import tempfile
 import time
@@ -139,3 +140,10 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 6
         if late:
             raise TimeoutError(f"ranks {late} of {world} were still busy after {timeout} s")
         return [answer[1] for answer in answers]
+
+
+def free_port() -> int:
+    """A TCP port that nobody listened on a moment ago, for launchers that want a number."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

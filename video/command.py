@@ -36,18 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=16, help="denoising steps (default 16)")
     parser.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance, 1 switches it off")
     parser.add_argument("--negative", default="", help="what the video should not show")
-    parser.add_argument("--prior", default=None, help="a shipped prior, a local folder or a Hub id (default emoji-small)")
+    parser.add_argument(
+        "--prior", default=None, help="a shipped prior, a local folder or a Hub id (default emoji-small)"
+    )
     parser.add_argument("--base", default=None, help="pipeline that lends a bare UNet its text encoder and autoencoder")
     parser.add_argument("--height", type=int, default=None, help="pixels (default: as the prior was trained)")
     parser.add_argument("--width", type=int, default=None, help="pixels (default: as the prior was trained)")
     parser.add_argument("--window", type=int, default=None, help="frames seen on each side of a frame (default 8)")
     parser.add_argument("--global-frames", type=int, default=16, help="frames seen by every frame (default 16)")
-    parser.add_argument("--gate", choices=("soft", "hard", "off"), default="off", help="window and global frames by turns")
+    parser.add_argument(
+        "--gate", choices=("soft", "hard", "off"), default="off", help="window and global frames by turns"
+    )
     parser.add_argument("--noise", choices=("independent", "freenoise"), default="independent", help="initial noise")
     parser.add_argument("--out", type=Path, default=Path("video.mp4"), help="mp4, gif, or a folder of png files")
     parser.add_argument("--preview", type=Path, default=None, help="contact sheet, a png file")
     parser.add_argument("--save-latents", type=Path, default=None, metavar="FILE.safetensors", help="clean latents")
-    parser.add_argument("--extend", type=Path, default=None, metavar="RUN", help="add frames to a run: its mp4 or latents")
+    parser.add_argument(
+        "--extend", type=Path, default=None, metavar="RUN", help="add frames to a run: its mp4 or latents"
+    )
     parser.add_argument("--redo", default=None, metavar="A:B", help="make frames A to B-1 of --extend RUN anew")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -130,21 +136,30 @@ def _run(args: argparse.Namespace, timeline: Timeline, ranks: Ranks) -> int:
             pass
         ranks.barrier()
         return 0
-    note = {"prior": str(prior), "fps": args.fps, "prompt": args.prompt, "seed": args.seed, "steps": output.info["steps"]}
+    note = {
+        "prior": str(prior),
+        "fps": args.fps,
+        "prompt": args.prompt,
+        "seed": args.seed,
+        "steps": output.info["steps"],
+    }
     assert output.latents is not None
     save_latents(folder / LATENTS, output.latents, note)
     if args.save_latents is not None:
         save_latents(args.save_latents, output.latents, note)
     output.save(args.out, overwrite=args.overwrite, preview=args.preview)
     ranks.barrier()
-    journal.record({"done": output.info["completed"], **{key: output.info[key] for key in ("frames", "seconds", "steps")}})
+    journal.record(
+        {"done": output.info["completed"], **{key: output.info[key] for key in ("frames", "seconds", "steps")}}
+    )
     if output.info["completed"]:
         for piece in folder.glob("step*.safetensors"):
             piece.unlink()
     journal.close()
     frames, seconds = output.info["frames"], output.info["frames"] / args.fps
     ending = "" if output.info["completed"] else f" (stopped after step {output.info['steps']} of {args.steps})"
-    print(f"wrote {args.out}: {frames} frames, {seconds:.1f} s at {args.fps:g} fps, made in {output.info['seconds']:.0f} s{ending}")
+    made = f"made in {output.info['seconds']:.0f} s{ending}"
+    print(f"wrote {args.out}: {frames} frames, {seconds:.1f} s at {args.fps:g} fps, {made}")
     return 0
 
 

@@ -1,8 +1,8 @@
 """Public checkpoint layouts: whole pipelines (ModelScope, zeroscope) and the bare VideoCrafter2 UNet.
 
 ``adamdad/videocrafterv2_diffusers`` is a UNet3DConditionModel with one more embedding: the frame rate, as sinusoidal
-features through a two-layer network, added to the time embedding (Video-Infinity, arXiv 2406.16260). It has neither text
-encoder nor autoencoder: those come from ``cerspense/zeroscope_v2_576w``, as in the released code.
+features through a two-layer network, added to the time embedding (Video-Infinity, arXiv 2406.16260). It has neither
+text encoder nor autoencoder: those come from ``cerspense/zeroscope_v2_576w``, as in the released code.
 """
 
 from __future__ import annotations
@@ -118,4 +118,6 @@ def find_base(base: str | None, name: str) -> Path:
     try:
         return resolve(base or BASE, kind="base pipeline", priors_package="longtake.video")
     except UserError as error:
-        raise UserError(f"{name} is a bare UNet and needs text encoder, autoencoder and scheduler of {BASE}: {error}") from None
+        raise UserError(
+            f"{name} is a bare UNet and needs text encoder, autoencoder and scheduler of {BASE}: {error}"
+        ) from None

@@ -1,7 +1,7 @@
 """Latents to frames, chunk by chunk, on every rank, in one ordered stream.
 
-Chunk k is decoded by rank k mod W, so all ranks work at the same time while rank 0 receives the chunks in order and holds
-two at most. Chunk borders depend on the number of frames only: the frames are the same for any number of ranks.
+Chunk k is decoded by rank k mod W, so all ranks work at the same time while rank 0 receives the chunks in order and
+holds two at most. Chunk borders depend on the number of frames only: the frames are the same for any number of ranks.
 Legend: F frames, c latent channels, h w latent grid, H W pixels.
 """
 

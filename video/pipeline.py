@@ -3,9 +3,10 @@
     pipe = LongVideoPipeline.from_prior("emoji-small")
     pipe("person running", frames=240, seed=1).save("running.mp4")
 
-The way of a prompt: Timeline -> text states per frame -> noise per frame -> a denoising loop in which the parallelized UNet
-sees this rank's frames -> chunks of frames in order (Video-Infinity, arXiv 2406.16260; noise option: FreeNoise, 2310.15169).
-Legend: F frames of the run, n of this rank, c h w latent channels and grid, T text tokens, D text width.
+The way of a prompt: Timeline -> text states per frame -> noise per frame -> a denoising loop in which the
+parallelized UNet
+sees this rank's frames -> chunks of frames in order (Video-Infinity, arXiv 2406.16260; noise option: FreeNoise,
+2310.15169). Legend: F frames of the run, n of this rank, c h w latent channels and grid, T text tokens, D text width.
 """
 
 from __future__ import annotations
@@ -84,14 +85,16 @@ class Context:
 
     def window(self, context_frames: int) -> range:
         """Frames that the network sees: those to make and up to ``context_frames`` kept ones on each side."""
-        return range(max(0, self.start - context_frames), min(max(len(self.latents), self.stop), self.stop + context_frames))
+        return range(
+            max(0, self.start - context_frames), min(max(len(self.latents), self.stop), self.stop + context_frames)
+        )
 
 
 def freenoise_index(seed: int, total: int, window: int = 16, stride: int = 4) -> np.ndarray:
     """Which base frame's noise each of ``total`` frames takes (FreeNoise): (total,) int64 in 0..window-1.
 
-    Frames past the window take the noise of the frames one window earlier, shuffled within strides; a function of the seed
-    and the total alone, so every rank computes the same.
+    Frames past the window take the noise of the frames one window earlier, shuffled within strides; a function of the
+    seed and the total alone, so every rank computes the same.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 0xF4EE]))
     index = np.arange(max(total, window))
@@ -105,8 +108,8 @@ def freenoise_index(seed: int, total: int, window: int = 16, stride: int = 4) ->
 class LongVideoPipeline(LongTakePipeline):
     """Text to long video with a UNet3DConditionModel that was trained on short clips.
 
-    Components as in diffusers' text-to-video pipelines, so ModelScope and zeroscope folders load with ``from_pretrained``;
-    the text encoder is CLIP with its tokenizer, or ``longtake.text.SentenceEncoder`` without one.
+    Components as in diffusers' text-to-video pipelines, so ModelScope and zeroscope folders load with
+    ``from_pretrained``; the text encoder is CLIP with its tokenizer, or ``longtake.text.SentenceEncoder`` without one.
     """
 
     _optional_components = ["tokenizer"]
@@ -146,7 +149,11 @@ class LongVideoPipeline(LongTakePipeline):
         rows = []
         for prompt in prompts:
             tokens = self.tokenizer(
-                [prompt], padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+                [prompt],
+                padding="max_length",
+                max_length=self.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
             )
             with torch.no_grad():
                 rows.append(self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0][0])
@@ -192,12 +199,13 @@ class LongVideoPipeline(LongTakePipeline):
         """Make a video of ``frames`` frames, or the frames that ``context`` asks for.
 
         prompt: text, or a Timeline in frames of this call. guidance_scale: classifier-free guidance, 1 switches it off.
-        scope: what a frame attends to; "auto" is ``default_scope``, None is every frame. sizes: frames of each rank (default: even).
+        scope: what a frame attends to; "auto" is ``default_scope``, None is every frame. sizes: frames of each rank
+        (default: even).
         initial_noise: see ``InitialNoise``. chunk_frames: spatial layers at a time (default: chosen by length).
-        journal: an opened journal; the run goes on from its newest complete step. ranks: default the run this process is in.
-        callback_on_step_end(pipe, step, timestep, {"latents", "clean"}): latents of this rank (n, c, h, w).
-        output_type: "np" gives frames uint8 (F, H, W, 3) on rank 0 (empty elsewhere); "stream" chunks, to be read on every
-        rank; "latent" latents only. ``VideoOutput.latents`` is always (F, c, h, w) float32, on every rank.
+        journal: an opened journal; the run goes on from its newest complete step. ranks: default the run this process
+        is in. callback_on_step_end(pipe, step, timestep, {"latents", "clean"}): latents of this rank (n, c, h, w).
+        output_type: "np" gives frames uint8 (F, H, W, 3) on rank 0 (empty elsewhere); "stream" chunks, to be read on
+        every rank; "latent" latents only. ``VideoOutput.latents`` is always (F, c, h, w) float32, on every rank.
         Raises UserError for settings that do not go together, before anything is computed.
         """
         started = time.monotonic()
@@ -218,7 +226,9 @@ class LongVideoPipeline(LongTakePipeline):
         partition = check_frames(len(span), ranks.world, scope, sizes, new=frames if context is None else None)
         timeline.validate(frames if context is None else context.stop - context.start)
         if context is not None and tuple(context.latents.shape[1:]) != shape:
-            raise UserError(f"the earlier run has latents {tuple(context.latents.shape[1:])} a frame, this prior {shape}")
+            raise UserError(
+                f"the earlier run has latents {tuple(context.latents.shape[1:])} a frame, this prior {shape}"
+            )
 
         mine = partition.range(ranks.rank)
         numbers = range(span.start + mine.start, span.start + mine.stop)
@@ -262,10 +272,12 @@ class LongVideoPipeline(LongTakePipeline):
             )
             if bar is not None:
                 bar.close()
-            info = {"run": handle.explain(), "traffic": handle.counter.as_dict()}
+            info: dict[str, Any] = {"run": handle.explain(), "traffic": handle.counter.as_dict()}
         whole = gather_latents(final, len(span), ranks)
         if not torch.isfinite(whole).all():
-            raise FloatingPointError("the run ended with NaN or infinity in its latents; the journal keeps the last step")
+            raise FloatingPointError(
+                "the run ended with NaN or infinity in its latents; the journal keeps the last step"
+            )
         if context is not None:
             whole = _merge(context, whole, span)
         info.update(
@@ -314,7 +326,9 @@ class LongVideoPipeline(LongTakePipeline):
 
         return predict
 
-    def _output(self, latents: torch.Tensor, fps: float, ranks: RanksType, info: dict[str, Any], kind: str) -> VideoOutput:
+    def _output(
+        self, latents: torch.Tensor, fps: float, ranks: RanksType, info: dict[str, Any], kind: str
+    ) -> VideoOutput:
         height, width = (8 * side for side in latents.shape[2:])
         nothing = np.empty((0, height, width, 3), np.uint8)
         if kind == "latent":
@@ -333,7 +347,9 @@ def check_frames(
     if new is not None and new < 1:
         raise UserError(f"frames must be at least 1, got {new}")
     if total < world:
-        raise UserError(f"{total} frames cannot be shared by {world} ranks: use at most {max(total, 1)} ranks or more frames")
+        raise UserError(
+            f"{total} frames cannot be shared by {world} ranks: use at most {max(total, 1)} ranks or more frames"
+        )
     if scope is not None and scope.window > total:
         raise UserError(f"the window of {scope.window} frames on each side is larger than the video of {total} frames")
     if sizes is None:

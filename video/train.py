@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
     from longtake.video.data import Clip
 
 WINDOW = 16
-AUTOENCODER = {"latent_channels": 16, "widths": (48, 96, 160)}
+LATENT_CHANNELS = 16
+AUTOENCODER = {"latent_channels": LATENT_CHANNELS, "widths": (48, 96, 160)}
 UNET = {
     "sample_size": 8,
-    "in_channels": 16,
-    "out_channels": 16,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
     "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
     "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
     "block_out_channels": (96, 128),
@@ -67,7 +67,9 @@ class Frames:
         """Random frames (size, 3, H, W) in [-1, 1], shifted by up to four pixels over white, half of them mirrored."""
         import torch
 
-        picked = rng.choice(len(self.images), size=size, p=self.weight.double().numpy() / float(self.weight.double().sum()))
+        picked = rng.choice(
+            len(self.images), size=size, p=self.weight.double().numpy() / float(self.weight.double().sum())
+        )
         images = self.images[torch.from_numpy(picked)].float() / 127.5 - 1
         out = torch.ones_like(images)
         for row in range(size):
@@ -104,7 +106,6 @@ def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
 def train_autoencoder(clips: list[Clip], folder: Path, settings: Any, *, batch: int, seed: int) -> Any:
     """Train (or resume) the autoencoder; held-out clips give the PSNR in the record."""
     import torch
-
     from longtake.train import batch_generator, fit
     from longtake.video.prior import FrameAutoencoder
 
@@ -116,7 +117,7 @@ def train_autoencoder(clips: list[Clip], folder: Path, settings: Any, *, batch: 
     def loss(network: Any, step: int) -> torch.Tensor:
         rng = batch_generator(seed, step)
         images = frames.batch(batch, rng).to(memory_format=torch.channels_last)
-        noise = torch.from_numpy(rng.standard_normal((batch, AUTOENCODER["latent_channels"], 8, 8), dtype="float32"))
+        noise = torch.from_numpy(rng.standard_normal((batch, LATENT_CHANNELS, 8, 8), dtype="float32"))
         latent = network.encode(images).latent
         return reconstruction_loss(network.decode(latent + 0.08 * noise).sample.float(), images)
 
@@ -140,7 +141,7 @@ def encode_clips(autoencoder: Any, clips: list[Clip]) -> list[torch.Tensor]:
 
 
 def wordings(clip: Clip) -> list[str]:
-    """The texts one clip is trained under: its caption, the caption with the skin tone, the subject's other wordings."""
+    """The texts one clip is trained under: its caption, the caption with the skin tone, other wordings."""
     from longtake.video.subjects import SUBJECTS
 
     who, _, rest = clip.caption.partition(" ")
@@ -157,8 +158,10 @@ def wordings(clip: Clip) -> list[str]:
 def quicken(unet: Any) -> None:
     """Make training on CPU cores about a third cheaper, without changing the function that is learned.
 
-    Temporal convolutions become one matrix product (oneDNN's bfloat16 backward of a (3,1,1) kernel is slow), attention over
-    16 to 64 tokens plain products, and the temporal dropout of the stock class is switched off: a small model underfits.
+    Temporal convolutions become one matrix product (oneDNN's bfloat16 backward of a (3,1,1) kernel is slow),
+    attention over
+    16 to 64 tokens plain products, and the temporal dropout of the stock class is switched off: a small model
+    underfits.
     """
     import torch
     import torch.nn.functional as F
@@ -178,14 +181,13 @@ def quicken(unet: Any) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(module, torch.nn.Conv3d):
-            module.forward = as_product(module)
+            module.__dict__["forward"] = as_product(module)
 
 
 def train_unet(clips: list[Clip], autoencoder: Any, folder: Path, settings: Any, *, batch: int, seed: int) -> Any:
     """Train (or resume) the UNet on 16-frame windows; held-out clips give the validation loss in the record."""
     import torch
     from diffusers import DDIMScheduler, UNet3DConditionModel
-
     from longtake.text import SentenceEncoder
     from longtake.train import batch_generator, fit
 
@@ -225,7 +227,9 @@ def train_unet(clips: list[Clip], autoencoder: Any, folder: Path, settings: Any,
     def loss(network: Any, step: int) -> torch.Tensor:
         rng = batch_generator(seed + 1, step)
         pairs = [example(rng) for _ in range(batch)]
-        return objective(network, torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs]), rng)
+        return objective(
+            network, torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs]), rng
+        )
 
     def judge(network: Any, step: int) -> dict[str, float]:
         rng, total = batch_generator(seed + 2, 0), 0.0
@@ -243,7 +247,6 @@ def export(autoencoder: Any, unet: Any, folder: Path) -> Path:
     """Write the prior as a diffusers pipeline folder, weights in float16 safetensors; the model card is kept apart."""
     import torch
     from diffusers import DDIMScheduler, UNet3DConditionModel
-
     from longtake.text import SentenceEncoder
     from longtake.video.pipeline import LongVideoPipeline
 
@@ -268,7 +271,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autoencoder-batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2200, help="UNet steps")
     parser.add_argument("--batch", type=int, default=8, help="windows a UNet step")
-    parser.add_argument("--minutes", type=float, default=0, help="stop each stage after so long (0: never); rerun resumes")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="stop each stage after so long (0: never); rerun resumes"
+    )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)
 
