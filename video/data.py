@@ -1,8 +1,8 @@
 """Captioned clips for training and judging the small video prior.
 
 Reads a zip of WebP clips with an ``index.jsonl`` (file, base, caption, frames): 64x64 animated emoji on white.
-Thirty-two subjects are taken, named by what moves; each has a few wordings to train on and some that are kept for judging
-free wording. Of every person clip with several skin tones one tone is held out: neither the prior nor the evaluator
+Thirty-two subjects are taken, named by what moves; each has a few wordings to train on and some kept for judging free
+wording. Of every person clip with several skin tones one tone is held out: neither the prior nor the evaluator
 trains on it. Shape legend: F frames, H W pixels.
 """
 

@@ -1,4 +1,4 @@
-"""The thirty-two subjects of the small video prior: captions in the data, wordings to train on, wordings for judging."""
+"""The thirty-two subjects of the small video prior: captions, wordings to train on, wordings for judging."""
 
 from __future__ import annotations
 

@@ -1,0 +1,49 @@
+"""What the README tells a user to type works, as it is written (with one denoising step, and the shipped prior)."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from longtake.cli import main
+
+ROOT = Path(__file__).parents[1]
+LINES = re.findall(r"^    (longtake .+|torchrun .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+VIDEO = [line for line in LINES if line.startswith("longtake video")]
+
+
+def test_readme_has_the_two_set_up_lines_near_its_top():
+    lines = (ROOT / "README.md").read_text().splitlines()[:15]
+    commands = [line.strip() for line in lines if line.strip().startswith("pip install -e")]
+    assert len(commands) == 2
+    assert commands[0].endswith('longtake video "person running" --frames 240 --out running.mp4')
+    assert commands[1].endswith("&& pytest")
+
+
+@pytest.mark.slow
+def test_video_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(VIDEO) >= 4
+    for line in VIDEO:
+        args = shlex.split(line.split("#")[0])[1:]
+        assert main([*args, "--steps", "1"]) == 0, line
+        assert Path(args[args.index("--out") + 1]).stat().st_size > 1000
+
+
+@pytest.mark.distributed
+def test_torchrun_command_of_the_readme_runs(tmp_path):
+    [line] = [line for line in LINES if line.startswith("torchrun")]
+    args = shlex.split(line)[1:]
+    command = [sys.executable, "-m", "torch.distributed.run", *args, "--steps", "1", "--frames", "24"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "running.mp4").stat().st_size > 1000
+
+
+def test_the_other_commands_of_the_readme_exist(capsys):
+    for task in ("train", "evaluate"):
+        assert any(line.startswith(f"longtake {task} video --data") for line in LINES)
+        assert main([task, "video", "--help"]) == 0
+        assert "--data" in capsys.readouterr().out
