@@ -170,7 +170,9 @@ def _install(
     model: nn.Module, clip: Clip, patches: Patches, chunk_frames: int | None, legacy: LegacyConfig | None
 ) -> str:
     """Choose the adapter by class, settle the strategy, patch; returns why the strategy was chosen."""
-    name = type(model).__name__
+    # by name along the bases: a subclass with another time embedding (VideoCrafter2) has the same temporal modules
+    known = ("UNet3DConditionModel", "WanTransformer3DModel")
+    name = next((base.__name__ for base in type(model).__mro__ if base.__name__ in known), type(model).__name__)
     if name == "UNet3DConditionModel":
         from longtake.video import chunked, unet3d
         from longtake.video import legacy as released
