@@ -51,8 +51,8 @@ class Settings:
 
 
 def batch_generator(seed: int, step: int) -> np.random.Generator:
-    """The random numbers of one step's batch: a function of (seed, step), so a resumed run draws the same."""
-    return np.random.Generator(np.random.PCG64([seed, step]))
+    """The random numbers of one step's batch: a function of (seed, step, rank), so a resumed run draws the same."""
+    return np.random.Generator(np.random.PCG64([seed, step, int(os.environ.get("RANK") or 0)]))
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
@@ -81,11 +81,13 @@ def fit(
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
+    from longtake.device import choose_device
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
     state_path, record_path = folder / f"{name}.state", folder / f"{name}.jsonl"
-    accelerator = Accelerator(mixed_precision=settings.precision)
+    # accelerate joins a torchrun without GPUs only when it is told to use the CPU
+    accelerator = Accelerator(mixed_precision=settings.precision, cpu=choose_device().device.type == "cpu")
     average = EMAModel(model.parameters(), decay=settings.ema, use_ema_warmup=True, power=0.75)
     buffers = dict(model.named_buffers())
     optimizer = torch.optim.AdamW(
@@ -101,7 +103,14 @@ def fit(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     average.to(accelerator.device)
     started, recent = time.monotonic(), []
-    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc=name, mininterval=10)
+    bar = tqdm(
+        range(first, settings.steps),
+        initial=first,
+        total=settings.steps,
+        desc=name,
+        mininterval=10,
+        disable=not accelerator.is_main_process,
+    )
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)

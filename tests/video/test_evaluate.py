@@ -35,9 +35,9 @@ def moving_shape(kind, tone, frames=20, size=64):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A zip like the real one: dog and cat with one clip each, running in three skin tones."""
+    """A zip like the real one: dog and horse with one clip each, running in three skin tones."""
     path = tmp_path_factory.mktemp("data") / "emoji_train.zip"
-    captions = [("dog", 0, 0), ("cat", 1, 0)]
+    captions = [("dog", 0, 0), ("horse", 1, 0)]
     captions += [(f"woman running: {tone} skin tone", 2, 20 * place) for place, tone in enumerate(("light", "dark"))]
     captions += [("woman running", 2, 50)]
     rows = []
@@ -70,7 +70,7 @@ def looped(clips, subject, frames):
 
 def test_it_knows_clips_it_was_not_trained_on(trained):
     _, report, _ = trained
-    assert report["subjects"] == ["cat", "dog", "running"]
+    assert report["subjects"] == ["dog", "horse", "running"]
     assert report["unseen_clips"]["subjects"] == 1 and report["unseen_clips"]["accuracy"] == 1
     assert report["unseen_starts"]["subjects"] == 2 and report["unseen_starts"]["accuracy"] == 1
 
@@ -111,12 +111,12 @@ def test_a_change_of_subject_is_not_kept(clips, trained):
     judge = trained[0]
     whole = metrics.judge(looped(clips, "dog", 64), judge, "dog")
     assert whole.kept and whole.start and whole.end and whole.windows_right == 1
-    switched = np.concatenate([looped(clips, "dog", 32), looped(clips, "cat", 32)])
+    switched = np.concatenate([looped(clips, "dog", 32), looped(clips, "horse", 32)])
     seen = metrics.judge(switched, judge, "dog")
     assert seen.start and not seen.end and not seen.kept
     assert seen.windows_right == 0.5
     assert seen.cosine < whole.cosine - 0.1
-    assert not metrics.judge(looped(clips, "dog", 64), judge, "cat").start
+    assert not metrics.judge(looped(clips, "dog", 64), judge, "horse").start
     with pytest.raises(ValueError, match="does not know"):
         metrics.judge(switched, judge, "whale")
 
@@ -157,7 +157,7 @@ def test_more_subjects_contain_fewer():
 
 def test_long_lengths_get_fewer_prompts_and_every_method_the_same():
     methods = [Method.LONGTAKE, Method.JOINED]
-    jobs = evaluate.long_jobs(["dog", "cat", "running", "bee"], methods, [240, 960], 4, seed=0)
+    jobs = evaluate.long_jobs(["dog", "horse", "running", "fish"], methods, [240, 960], 4, seed=0)
     count = {(job.method, job.frames): 0 for job in jobs}
     for job in jobs:
         count[job.method, job.frames] += 1
@@ -289,7 +289,7 @@ def test_a_model_card_is_no_part_of_a_prior_but_its_weights_are(tmp_path):
 
 
 def test_out_of_time_the_rest_is_left_for_a_rerun(pipe, tmp_path):
-    jobs = [Job(Method.STOCK, name, name, 17, 0) for name in ("dog", "cat")]
+    jobs = [Job(Method.STOCK, name, name, 17, 0) for name in ("dog", "horse")]
     made = contest.make_all(pipe, jobs, SETTINGS, tmp_path, minutes=1e-9)
     assert not made
     made = contest.make_all(pipe, jobs[:1], SETTINGS, tmp_path)

@@ -1,0 +1,37 @@
+"""The sentence encoder: free wording, offline, each prompt on its own."""
+
+import pytest
+import torch
+from longtake.text import TOKENS, WIDTH, SentenceEncoder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SentenceEncoder()
+
+
+def test_shape_padding_and_scale(encoder):
+    states = encoder.encode(["a dog", "a very long sentence about " + "many things " * 20, ""])
+    assert states.shape == (3, TOKENS, WIDTH) and states.dtype == torch.float32
+    assert (states[0, 3:] == 0).all() and (states[1] != 0).any(1).all() and (states[2, 1:] == 0).all()
+    assert torch.allclose(states[:, 0].norm(dim=-1), torch.full((3,), WIDTH**0.5), rtol=1e-5)
+
+
+def test_other_words_for_the_same_thing_are_near(encoder):
+    score = encoder.similarity(["someone is jogging"], ["person running", "person swimming", "a rocket"])[0]
+    assert score[0] > score[1] > score[2]
+
+
+def test_a_prompt_does_not_depend_on_the_others_in_the_list(encoder):
+    together = encoder.encode(["a dog", "a person walks along the beach at night"])
+    assert torch.equal(together[0], encoder.encode(["a dog"])[0])
+
+
+def test_only_the_configuration_is_saved(encoder, tmp_path):
+    encoder.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    again = SentenceEncoder.from_pretrained(tmp_path)
+    assert torch.equal(again.encode(["a dog"]), encoder.encode(["a dog"]))
+    (tmp_path / "config.json").write_text('{"package": "another", "tokens": 16}')
+    with pytest.raises(ValueError, match="another"):
+        SentenceEncoder.from_pretrained(tmp_path)
