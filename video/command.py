@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, default=12.0, help="frames per second of the file and the Timeline")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=16, help="denoising steps (default 16)")
-    parser.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance, 1 switches it off")
+    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance, 1 switches it off")
     parser.add_argument("--negative", default="", help="what the video should not show")
     parser.add_argument(
         "--prior", default=None, help="a shipped prior, a local folder or a Hub id (default emoji-small)"

@@ -177,7 +177,7 @@ class LongVideoPipeline(LongTakePipeline):
         *,
         seed: int = 0,
         num_inference_steps: int = 16,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = 3.0,
         negative_prompt: str = "",
         fps: float = 12.0,
         height: int | None = None,
