@@ -31,6 +31,7 @@ KeyMap = Callable[[str], str | None]
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".json", *_TORCH_SUFFIXES)  # what decides a result: weights and configurations
 _FOLDER_NAMES = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
@@ -223,8 +224,11 @@ def match_keys(
     )
 
 
-def file_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 (64 hex digits) of a file, or of a folder's files with their relative names (hidden ones left out)."""
+def file_hash(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ("",)) -> str:
+    """SHA-256 (64 hex digits) of a file, or of a folder's files with their relative names (hidden ones left out).
+
+    suffixes: of a folder, only the files whose names end in one of these; ``WEIGHT_SUFFIXES`` leaves out model cards.
+    """
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
@@ -234,7 +238,8 @@ def file_hash(path: str | os.PathLike[str]) -> str:
     digest = hashlib.sha256()
     for file_path in sorted(path.rglob("*")):
         relative = file_path.relative_to(path)
-        if file_path.is_file() and not any(part.startswith(".") for part in relative.parts):
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if file_path.is_file() and not hidden and file_path.name.endswith(suffixes):
             digest.update(f"{relative.as_posix()}\0{file_hash(file_path)}\n".encode())
     return digest.hexdigest()
 

@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace, timeline: Timeline, ranks: Ranks) -> int:
     _check(args, pipe, timeline, where, scope, ranks)
 
     folder = args.out.with_suffix(".run")
-    plan = _plan(args, pipe, prior, timeline, where, scope)
+    plan = _plan(args, pipe, prior, timeline, where, scope, ranks)
     journal = _open(folder, plan, args, ranks)
     previous = signal.signal(signal.SIGINT, lambda *_: _interrupt(pipe, previous))
     try:
@@ -219,21 +219,31 @@ def _check(
 
 
 def _plan(
-    args: argparse.Namespace, pipe: Any, prior: str, timeline: Timeline, context: Context | None, scope: Scope
+    args: argparse.Namespace,
+    pipe: Any,
+    prior: str,
+    timeline: Timeline,
+    context: Context | None,
+    scope: Scope,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """All that decides the result, and nothing else: a run may go on with another number of ranks or another name."""
     import hashlib
     from dataclasses import asdict
 
-    digest = hashlib.sha256()
-    for module in (pipe.unet, pipe.vae):
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().numpy().tobytes())
+    from longtake.video.convert import find_base, is_bare_unet
+    from longtake.weights import WEIGHT_SUFFIXES, file_hash, resolve
+
+    weights = None
+    if ranks.is_main:
+        folders = [resolve(str(prior), kind="video prior", priors_package="longtake.video")]
+        if is_bare_unet(folders[0]):
+            folders.append(find_base(args.base, str(prior)))
+        weights = [file_hash(folder, WEIGHT_SUFFIXES) for folder in folders]
     plan = {
         "domain": "video",
         "prior": str(prior),
-        "weights": digest.hexdigest(),
+        "weights": ranks.broadcast_object(weights),
         "timeline": timeline.to_json(),
         "frames": args.frames,
         "seed": args.seed,

@@ -1,4 +1,4 @@
-"""The twelve subjects of the small video prior: captions, wordings to train on, wordings for judging."""
+"""The thirty-two subjects of the small video prior: captions, wordings to train on, wordings for judging."""
 
 from __future__ import annotations
 
@@ -32,4 +32,66 @@ SUBJECTS: dict[str, Subject] = {
     "butterfly": Subject(("butterfly",), ("a butterfly flaps its wings",), ("a fluttering butterfly",)),
     "rocket": Subject(("rocket",), ("a rocket flies",), ("a spaceship launch",)),
     "penguin": Subject(("penguin",), ("a penguin waddles",), ("a penguin from antarctica",)),
+    "surfing": Subject(
+        ("person surfing",),
+        (
+            "a surfer",
+            "riding a wave on a surfboard",
+        ),
+        ("someone on a surf board at sea",),
+    ),
+    "lifting weights": Subject(
+        ("man lifting weights",),
+        (
+            "a weightlifter",
+            "someone lifts a barbell",
+        ),
+        ("training with a heavy barbell",),
+    ),
+    "cartwheeling": Subject(("woman cartwheeling",), ("someone turns a cartwheel",), ("a gymnast does a cartwheel",)),
+    "basketball": Subject(
+        ("man bouncing ball",),
+        (
+            "someone dribbles a basketball",
+            "person bouncing ball",
+        ),
+        ("a basketball player dribbling",),
+    ),
+    "climbing": Subject(
+        ("person climbing",),
+        (
+            "a rock climber",
+            "someone climbs a wall",
+        ),
+        ("climbing up a cliff",),
+    ),
+    "dancing": Subject(
+        ("woman dancing",),
+        (
+            "a dancer",
+            "someone dances",
+        ),
+        ("a person moves to the music",),
+    ),
+    "bowing": Subject(("person bowing",), ("someone bows deeply",), ("a person bows down in apology",)),
+    "cat": Subject(
+        ("cat",),
+        (
+            "a cat sits",
+            "a kitten",
+        ),
+        ("a pet kitty",),
+    ),
+    "rabbit": Subject(("rabbit",), ("a bunny",), ("a white hare",)),
+    "tiger": Subject(("tiger",), ("a tiger walks",), ("a big striped cat",)),
+    "elephant": Subject(("elephant",), ("an elephant walks",), ("a big animal with a trunk",)),
+    "duck": Subject(("duck",), ("a duck with a green head",), ("a mallard",)),
+    "parrot": Subject(("parrot",), ("a red parrot",), ("a colourful macaw",)),
+    "dolphin": Subject(("dolphin",), ("a dolphin jumps",), ("a leaping dolphin",)),
+    "octopus": Subject(("octopus",), ("an orange octopus",), ("a sea animal with tentacles",)),
+    "crab": Subject(("crab",), ("a red crab",), ("a crab with claws",)),
+    "helicopter": Subject(("helicopter",), ("a helicopter flies",), ("a chopper in the air",)),
+    "racing car": Subject(("racing car",), ("a race car drives",), ("a formula one car",)),
+    "sailboat": Subject(("sailboat",), ("a boat with sails",), ("a yacht at sea",)),
+    "kangaroo": Subject(("kangaroo",), ("a kangaroo hops",), ("a jumping wallaby",)),
 }

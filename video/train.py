@@ -184,8 +184,20 @@ def quicken(unet: Any) -> None:
             module.__dict__["forward"] = as_product(module)
 
 
-def train_unet(clips: list[Clip], autoencoder: Any, folder: Path, settings: Any, *, batch: int, seed: int) -> Any:
-    """Train (or resume) the UNet on 16-frame windows; held-out clips give the validation loss in the record."""
+def train_unet(
+    clips: list[Clip],
+    autoencoder: Any,
+    folder: Path,
+    settings: Any,
+    *,
+    batch: int,
+    seed: int,
+    start: dict[str, torch.Tensor] | None = None,
+) -> Any:
+    """Train (or resume) the UNet on 16-frame windows; held-out clips give the validation loss in the record.
+
+    start: weights to begin with instead of random ones, when there is no checkpoint to resume.
+    """
     import torch
     from diffusers import DDIMScheduler, UNet3DConditionModel
     from longtake.text import SentenceEncoder
@@ -203,6 +215,8 @@ def train_unet(clips: list[Clip], autoencoder: Any, folder: Path, settings: Any,
         members.setdefault(clip.subject, []).append(index)
     subjects = sorted(members)
     model = UNet3DConditionModel(**UNET)
+    if start is not None:
+        model.load_state_dict(start)
     quicken(model)
 
     def window(clip: Clip, latent: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -274,6 +288,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=0, help="stop each stage after so long (0: never); rerun resumes"
     )
+    parser.add_argument(
+        "--start-from", default=None, metavar="PRIOR", help="keep this prior's autoencoder and begin with its UNet"
+    )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -285,9 +302,29 @@ def run(args: argparse.Namespace) -> int:
 
     clips = load_clips(args.data)
     shared = {"minutes": args.minutes, "precision": args.precision}
-    settings = Settings(args.autoencoder_steps, 2e-3, checkpoint_every=250, **shared)
-    autoencoder = train_autoencoder(clips, args.out, settings, batch=args.autoencoder_batch, seed=args.seed)
+    start = None
+    if args.start_from is not None:
+        autoencoder, start = _start_from(args.start_from)
+    else:
+        settings = Settings(args.autoencoder_steps, 2e-3, checkpoint_every=250, **shared)
+        autoencoder = train_autoencoder(clips, args.out, settings, batch=args.autoencoder_batch, seed=args.seed)
     settings = Settings(args.steps, 1e-3, ema=0.9985, checkpoint_every=250, **shared)
-    unet = train_unet(clips, autoencoder, args.out, settings, batch=args.batch, seed=args.seed)
+    unet = train_unet(clips, autoencoder, args.out, settings, batch=args.batch, seed=args.seed, start=start)
     print(f"prior written to {export(autoencoder, unet, args.out / 'prior')}")
     return 0
+
+
+def _start_from(prior: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The autoencoder of a prior that this recipe made, and its UNet's weights."""
+    from longtake.errors import UserError
+    from longtake.video.pipeline import LongVideoPipeline
+
+    pipe = LongVideoPipeline.from_prior(prior)
+    wrong = [key for key, value in UNET.items() if _plain(pipe.unet.config.get(key)) != _plain(value)]
+    if wrong:
+        raise UserError(f"{prior} is not a prior of this recipe: its UNet differs in {', '.join(sorted(wrong))}")
+    return pipe.vae.eval(), pipe.unet.state_dict()
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -144,4 +144,9 @@ def test_hashes_follow_content_and_names_only(tmp_path: Path) -> None:
     assert file_hash(tmp_path / "one") == file_hash(tmp_path / "two")
     (tmp_path / "two/a").rename(tmp_path / "two/b")
     assert file_hash(tmp_path / "one") != file_hash(tmp_path / "two")
+    before = file_hash(tmp_path / "one", (".safetensors",))
+    (tmp_path / "one/card.md").write_text("a word more")
+    assert file_hash(tmp_path / "one", (".safetensors",)) == before
+    (tmp_path / "one/model.safetensors").write_bytes(b"1")
+    assert file_hash(tmp_path / "one", (".safetensors",)) != before
     assert file_hash(tmp_path / "one/a") == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"

@@ -1,12 +1,14 @@
 """LongVideoPipeline: the same video for any number of ranks, after any stop, with any scheduler."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    DPMSolverSDEScheduler,
     EulerAncestralDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -99,10 +101,17 @@ def test_a5_stock_text_to_video_pipeline_with_a_stochastic_solver():
         assert relative(torch.cat([part for _, part in answers], 2), alone) <= 1e-4
 
 
+class BrownianPath(DDIMScheduler):
+    """Has what diffusers' DPMSolverSDEScheduler has, which cannot be made without torchsde: a noise sampler."""
+
+    noise_sampler = None
+
+
 def test_a_scheduler_with_a_brownian_path_is_refused():
-    pytest.importorskip("torchsde", reason="DPMSolverSDEScheduler needs torchsde, which we do not depend on")
-    with pytest.raises(UserError, match="DPMSolverSDEScheduler"):
-        tiny_pipe(DPMSolverSDEScheduler())("a dog", 8, num_inference_steps=2)
+    source = find_spec("diffusers.schedulers.scheduling_dpmsolver_sde").origin
+    assert "self.noise_sampler = " in Path(source).read_text()
+    with pytest.raises(UserError, match="BrownianPath draws noise along a Brownian path of its own"):
+        tiny_pipe(BrownianPath())("a dog", 8, num_inference_steps=2)
 
 
 class Crash(Exception):
