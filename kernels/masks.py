@@ -1,7 +1,8 @@
 """The mask algebra: which keys a query may see, said in global positions, so that schedulers can skip what is not seen.
 
 Each mask answers four questions: `dense` (the oracle, a boolean matrix), `classify` (is this rectangle of queries and
-keys empty, full, a band or mixed), `reach` (which keys do these queries need: drives what is sent to whom) and `flops`.
+keys empty, full, causal, a band or mixed), `reach` (which keys do these queries need: drives what is sent to whom) and
+`flops`. Masks made of blocks, documents and matrices are in block_masks.py, and `And` and `Or` in combined_masks.py.
 
 `DualScope` is the attention of Video-Infinity (arXiv 2406.16260, section 3.2): a window of P frames on each side of
 the query and a small set S of frames that everybody sees.
@@ -9,15 +10,21 @@ the query and a small set S of frames that everybody sees.
     DualScope(window=8, global_indices=(0, 10, 20)).dense(range(4), range(32))  # (4, 32) bool
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+
 import torch
 from torch import Tensor
 
 Positions = Sequence[int] | Tensor
+Bounds = tuple[int | None, int | None]
+
+UNBOUNDED = 1 << 62  # the end of a key range that goes on to the end of any sequence
+_EXACT_AREA = 1 << 16  # pairs; up to here an undecided rectangle is settled by looking at each of them
 
 
 class TileKind(StrEnum):
@@ -25,7 +32,8 @@ class TileKind(StrEnum):
 
     EMPTY = "empty"  # no query sees any key
     FULL = "full"  # every query sees every key
-    BAND = "band"  # query i sees key j exactly when |i - j| is at most the window
+    CAUSAL = "causal"  # query i sees key j exactly when i - j is at least the lower of `Mask.band`
+    BAND = "band"  # query i sees key j exactly when i - j is between the bounds of `Mask.band`
     DENSE = "dense"  # anything else
 
 
@@ -56,30 +64,110 @@ class Mask:
     """Base class. Rectangles are half-open: queries `[q0, q1)`, keys `[k0, k1)`, in global positions."""
 
     def dense(self, q_pos: Positions, k_pos: Positions) -> Tensor:
-        """Visible pairs as a boolean tensor (len(q_pos), len(k_pos))."""
+        """Visible pairs as a boolean tensor (len(q_pos), len(k_pos)); (H, q, k) when heads differ, (B, 1 or H, q, k)
+        when batch entries do."""
         raise NotImplementedError
 
     def score(self, q_pos: Positions, k_pos: Positions) -> Tensor:
-        """What is added to the scaled logits, float64 (len(q_pos), len(k_pos)): 0 where visible, -inf where not."""
+        """What is added to the scaled logits, float64, shaped like `dense`: 0 where visible, -inf where not."""
         visible = self.dense(q_pos, k_pos)
         return torch.zeros(visible.shape, dtype=torch.float64).masked_fill_(~visible, -math.inf)
 
     def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
-        """The kind of a rectangle; an empty rectangle is EMPTY."""
+        """The kind of a rectangle; an empty rectangle is EMPTY. DENSE says nothing; every other kind is exact."""
         raise NotImplementedError
 
-    def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
-        """Sorted, disjoint key ranges that contain every key visible to queries `[q0, q1)`, and no key that none of
-        them sees.
+    def band(self, q0: int, q1: int, k0: int, k1: int) -> Bounds:
+        """(lower, upper) of a CAUSAL or BAND rectangle: query i sees key j exactly when lower <= i - j <= upper; None
+        is no bound."""
+        raise ValueError(f"{self!r} has no bands")
 
-        Ranges may go beyond the ends of the sequence; the caller, who knows its length, clips them.
+    def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
+        """Sorted, disjoint key ranges that contain every key visible to queries `[q0, q1)`, and as little else as the
+        mask can tell: nothing for windows and dual scopes, whole blocks for block masks.
+
+        Ranges may go beyond the ends of the sequence (to UNBOUNDED where every later key is seen); the caller, who
+        knows its length, clips them.
         """
         raise NotImplementedError
 
     def flops(self, q0: int, q1: int, k0: int, k1: int, head_dim: int) -> int:
-        """Multiply-adds counted as two, of the two products, for one batch entry and head over the visible pairs of a
-        rectangle."""
-        return 4 * head_dim * int(self.dense(range(q0, q1), range(k0, k1)).sum())
+        """Multiply-adds counted as two, of the two products, for one batch entry and head (the mean over those that
+        differ) over the visible pairs of a rectangle."""
+        visible = self.dense(range(q0, q1), range(k0, k1))
+        copies = max(math.prod(visible.shape[:-2]), 1)
+        return 4 * head_dim * int(visible.sum()) // copies
+
+    @property
+    def plain(self) -> bool:
+        """Whether `score` is 0 or -inf everywhere."""
+        return True
+
+    @property
+    def heads(self) -> int | None:
+        """H of a mask that differs between heads; None when all heads see the same."""
+        return None
+
+    @property
+    def batch(self) -> int | None:
+        """B of a mask that differs between batch entries; None when all see the same."""
+        return None
+
+    def slice_heads(self, start: int, stop: int) -> "Mask":
+        """The mask of query heads `[start, stop)`."""
+        return self
+
+    def check_lengths(self, queries: int, keys: int) -> None:
+        """ValueError when the mask was made for other lengths than these."""
+
+    def row_factors(self, q_pos: Positions, total: int) -> Tensor | None:
+        """What the logits of each query are multiplied by, float64 (len(q_pos),), for `total` keys; None for 1."""
+        return None
+
+    def zero_key_lse(self, q_pos: Positions, total: int) -> Tensor | None:
+        """Log-sum-exp of the zero keys (logit 0, value 0) that each query sees beside the real ones, float64
+        (len(q_pos),); None when there are none."""
+        return None
+
+    def digest(self) -> str:
+        """A hash that is the same in every process: 16 hex digits."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+    def _settle(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
+        """EMPTY, FULL or DENSE by looking at each pair; DENSE unseen when there are too many."""
+        if q0 >= q1 or k0 >= k1:
+            return TileKind.EMPTY
+        if (q1 - q0) * (k1 - k0) > _EXACT_AREA:
+            return TileKind.DENSE
+        visible = self.dense(range(q0, q1), range(k0, k1))
+        return TileKind.FULL if visible.all() else TileKind.DENSE if visible.any() else TileKind.EMPTY
+
+
+def classify_band(bounds: Bounds, q0: int, q1: int, k0: int, k1: int) -> TileKind:
+    """The kind of a rectangle in which query i sees key j exactly when i - j lies within `bounds`."""
+    if q0 >= q1 or k0 >= k1:
+        return TileKind.EMPTY
+    lower, upper = bounds
+    least, most = q0 - (k1 - 1), (q1 - 1) - k0  # of i - j
+    if (lower is not None and most < lower) or (upper is not None and least > upper):
+        return TileKind.EMPTY
+    if lower is not None and upper is not None and lower > upper:
+        return TileKind.EMPTY
+    cut_below, cut_above = lower is not None and least < lower, upper is not None and most > upper
+    if not cut_below and not cut_above:
+        return TileKind.FULL
+    return TileKind.BAND if cut_above else TileKind.CAUSAL
+
+
+def merge_ranges(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted, disjoint ranges that cover the same positions; neighbours become one."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(span for span in spans if span[0] < span[1]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return merged
 
 
 @dataclass(frozen=True)
@@ -93,10 +181,126 @@ class Full(Mask):
         return TileKind.FULL if q0 < q1 and k0 < k1 else TileKind.EMPTY
 
     def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
-        raise ValueError("Full reaches every key: the caller knows the length of the sequence, this mask does not")
+        return [(0, UNBOUNDED)] if q0 < q1 else []
 
     def flops(self, q0: int, q1: int, k0: int, k1: int, head_dim: int) -> int:
         return 4 * head_dim * max(q1 - q0, 0) * max(k1 - k0, 0)
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Mask):
+    """Query i sees the keys i - left to i + right. None is no limit on that side; right=0 is a causal window.
+
+    Raises ValueError for a negative width.
+    """
+
+    left: int | None
+    right: int | None
+
+    def __post_init__(self) -> None:
+        if any(width is not None and width < 0 for width in (self.left, self.right)):
+            raise ValueError(f"left and right must be >= 0 or None, given {self.left} and {self.right}")
+
+    @property
+    def _bounds(self) -> Bounds:
+        return None if self.right is None else -self.right, self.left
+
+    def dense(self, q_pos: Positions, k_pos: Positions) -> Tensor:
+        return _band_dense(self._bounds, q_pos, k_pos)
+
+    def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
+        return classify_band(self._bounds, q0, q1, k0, k1)
+
+    def band(self, q0: int, q1: int, k0: int, k1: int) -> Bounds:
+        return self._bounds
+
+    def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
+        if q0 >= q1:
+            return []
+        return [(0 if self.left is None else q0 - self.left, UNBOUNDED if self.right is None else q1 + self.right)]
+
+    def flops(self, q0: int, q1: int, k0: int, k1: int, head_dim: int) -> int:
+        return 4 * head_dim * _band_area(self._bounds, q0, q1, k0, k1)
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """Query i sees the keys up to i + shift. shift: the number of keys before the first query, where those are more."""
+
+    shift: int = 0
+
+    def dense(self, q_pos: Positions, k_pos: Positions) -> Tensor:
+        return _band_dense((-self.shift, None), q_pos, k_pos)
+
+    def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
+        return classify_band((-self.shift, None), q0, q1, k0, k1)
+
+    def band(self, q0: int, q1: int, k0: int, k1: int) -> Bounds:
+        return -self.shift, None
+
+    def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
+        return [(0, q1 + self.shift)] if q0 < q1 and q1 + self.shift > 0 else []
+
+    def flops(self, q0: int, q1: int, k0: int, k1: int, head_dim: int) -> int:
+        return 4 * head_dim * _band_area((-self.shift, None), q0, q1, k0, k1)
+
+
+@dataclass(frozen=True)
+class Lambda(Mask):
+    """The mask of LM-Infinite (arXiv 2308.16137, section 4.1): causal, the first `sink` keys and the last `local` ones.
+
+    Query i sees key j <= i when j < sink or i - j < local. The paper's clipped distances belong to the rotary phases,
+    not to the mask. Raises ValueError unless sink >= 0 and local >= 1.
+    """
+
+    sink: int
+    local: int
+
+    def __post_init__(self) -> None:
+        if self.sink < 0 or self.local < 1:
+            raise ValueError(f"sink must be >= 0 and local >= 1, given {self.sink} and {self.local}")
+
+    def dense(self, q_pos: Positions, k_pos: Positions) -> Tensor:
+        keys = as_positions(k_pos)[None, :]
+        distance = as_positions(q_pos)[:, None] - keys
+        return (distance >= 0) & ((distance < self.local) | (keys < self.sink))
+
+    def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
+        sinks = classify_band((0, None), q0, q1, k0, min(k1, self.sink))
+        rest = classify_band((0, self.local - 1), q0, q1, max(k0, self.sink), k1)
+        if k0 >= self.sink:
+            return rest
+        if k1 <= self.sink:
+            return sinks
+        if sinks is rest and sinks in (TileKind.EMPTY, TileKind.FULL):
+            return sinks
+        return classify_band((0, None), q0, q1, k0, k1) if rest is TileKind.CAUSAL else TileKind.DENSE
+
+    def band(self, q0: int, q1: int, k0: int, k1: int) -> Bounds:
+        return (0, self.local - 1) if k0 >= self.sink else (0, None)
+
+    def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
+        if q0 >= q1:
+            return []
+        return merge_ranges([(0, min(self.sink, q1)), (max(q0 - self.local + 1, 0), q1)])
+
+
+def _band_dense(bounds: Bounds, q_pos: Positions, k_pos: Positions) -> Tensor:
+    difference = as_positions(q_pos)[:, None] - as_positions(k_pos)[None, :]
+    visible = torch.ones(difference.shape, dtype=torch.bool)
+    if bounds[0] is not None:
+        visible &= difference >= bounds[0]
+    if bounds[1] is not None:
+        visible &= difference <= bounds[1]
+    return visible
+
+
+def _band_area(bounds: Bounds, q0: int, q1: int, k0: int, k1: int) -> int:
+    """Visible pairs of a band inside a rectangle."""
+    queries = torch.arange(q0, max(q1, q0))
+    first = queries * 0 + k0 if bounds[1] is None else (queries - bounds[1]).clamp(min=k0)
+    last = queries * 0 + k1 if bounds[0] is None else (queries - bounds[0] + 1).clamp(max=k1)
+    return int((last - first).clamp(min=0).sum())
 
 
 @dataclass(frozen=True)
@@ -185,6 +389,18 @@ class DualScope(Mask):
         )
         return torch.logaddexp(local, shared)
 
+    @property
+    def plain(self) -> bool:
+        biases = [self.bias_local] * self.local_open + [self.bias_global] * self.global_open
+        doubled = self.overlap is Overlap.MULTISET and self.local_open and self.global_open
+        return not doubled and not any(biases)
+
+    def check_lengths(self, queries: int, keys: int) -> None:
+        if self.global_open and self.global_indices[-1] >= keys:
+            raise ValueError(f"global position {self.global_indices[-1]} is outside [0, {keys})")
+        if queries != keys and (self.edge is Edge.ZERO or self.row_scale is not None):
+            raise ValueError(f"zero edges and row_scale need as many queries as keys, given {queries} and {keys}")
+
     def visible_counts(self, q_pos: Positions, total: int) -> Tensor:
         """n_i: keys that each query sees in a sequence of `total` positions, with multiplicity and zero keys: int64
         (len(q_pos),)."""
@@ -211,6 +427,16 @@ class DualScope(Mask):
             return None
         return self.visible_counts(q_pos, total).double().log() / math.log(self.row_scale)
 
+    def zero_key_lse(self, q_pos: Positions, total: int) -> Tensor | None:
+        if self.edge is not Edge.ZERO or not self.local_open:
+            return None
+        queries = as_positions(q_pos)
+        missing = (self.window - queries).clamp(min=0) + (queries + self.window - (total - 1)).clamp(min=0)
+        return missing.double().log() + self.bias_local
+
+    def band(self, q0: int, q1: int, k0: int, k1: int) -> Bounds:
+        return -self.window, self.window
+
     def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
         if q0 >= q1 or k0 >= k1:
             return TileKind.EMPTY
@@ -234,10 +460,4 @@ class DualScope(Mask):
         spans = [(q0 - self.window, q1 + self.window)] if self.local_open else []
         if self.global_open:
             spans += [(index, index + 1) for index in self.global_indices]
-        merged: list[tuple[int, int]] = []
-        for start, stop in sorted(spans):
-            if merged and start <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
-            else:
-                merged.append((start, stop))
-        return merged
+        return merge_ranges(spans)

@@ -12,6 +12,9 @@ Two implementations, chosen by `partial_backend` from device and shapes and neve
     math       everything else: readable torch operations, which hold the logits of this part in memory
 
     O, L = merge(*partial_attention(q, k1, v1), *partial_attention(q, k2, v2))
+
+`partial_backward` is the gradient of one part, from the merged O and L of all parts: P = exp(s - L) is then each key's
+share of the whole, and gradients of the parts add up exactly. No gradient ever flows through a merge.
 """
 
 import math
@@ -39,6 +42,8 @@ def partial_attention(
     v: Tensor,
     *,
     bias: Tensor | None = None,
+    causal: bool = False,
+    blind: bool = True,
     scale: float | None = None,
     backend: PartialBackend | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -46,6 +51,8 @@ def partial_attention(
 
     q: (B, H, Lq, D); k: (B, Hk, Lk, D); v: (B, Hk, Lk, Dv); H a multiple of Hk; Lq and Lk may be 0.
     bias: added to the scaled logits, broadcastable to (B, H, Lq, Lk), -inf hides a pair; or bool, True = visible.
+    causal: query i sees keys 0..i; needs Lq = Lk and no bias. blind=False promises that the bias leaves every row a
+    key, which saves a look at it.
     scale: 1/sqrt(D) by default. backend: None means `partial_backend`; ValueError when the one given cannot serve.
     Returns O (B, H, Lq, Dv) in q's dtype and L (B, H, Lq) float32, float64 for float64. Neither carries a gradient:
     NotImplementedError when one would be needed.
@@ -54,6 +61,8 @@ def partial_attention(
         raise ValueError(f"q, k and v must be 4-D; given {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
         raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
+    if causal and (bias is not None or q.shape[2] != k.shape[2]):
+        raise ValueError(f"causal needs as many queries as keys and no bias; given {q.shape[2]} and {k.shape[2]}")
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         # The CPU kernel's L never requires grad: autograd through a merge would lose its part silently.
         raise NotImplementedError(
@@ -70,37 +79,112 @@ def partial_attention(
     if rows == 0 or k.shape[2] == 0:  # the aten kernel would kill the process (SIGFPE)
         nothing = q.new_full((batch, heads, rows), -math.inf, dtype=accumulate)
         return q.new_zeros(batch, heads, rows, v.shape[3]), nothing
+    scale = 1 / math.sqrt(width) if scale is None else scale
     if bias is not None and bias.dtype == torch.bool:  # the aten kernel takes additive biases only
         bias = torch.zeros(bias.shape, dtype=q.dtype, device=q.device).masked_fill_(~bias, -math.inf)
-    scale = 1 / math.sqrt(width) if scale is None else scale
     if chosen is PartialBackend.MATH:
-        return _math(q, k, v, bias, scale, accumulate)
-    if bias is not None:
-        if bias.dtype != q.dtype:
-            bias = bias.to(accumulate)
-        bias = bias[(None,) * (4 - bias.dim())]
-        # The kernel wants the last two dims in full, except (.., 1, Lk) for one query row.
-        bias = bias.expand(*bias.shape[:2], rows, k.shape[2])
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
-    if bias is not None:  # the kernel reports L = 0 for a row without a visible key
-        blind = (bias == -math.inf).all(-1)
-        lse = lse.masked_fill(blind, -math.inf)
-        out = out.masked_fill(blind[..., None], 0)
+        return _math(q, k, v, bias, causal, scale, accumulate)
+    bias = _fit_bias(bias, q, k)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, causal, attn_mask=bias, scale=scale
+    )
+    if bias is not None and blind:  # the kernel reports L = 0 for a row without a visible key
+        hidden = (bias == -math.inf).all(-1)
+        lse = lse.masked_fill(hidden, -math.inf)
+        out = out.masked_fill(hidden[..., None], 0)
     return out, lse
 
 
-def _math(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, accumulate: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The definition, in float32 (float64 for float64)."""
-    repeat = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeat, dim=1).to(accumulate), v.repeat_interleave(repeat, dim=1).to(accumulate)
+def partial_backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    backend: PartialBackend | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one part: (dQ, dK, dV), shaped like q, k, v; their sums over all parts are the gradients of all.
+
+    d_out, out: (B, H, Lq, Dv), the gradient of and the output over *all* parts. lse: (B, H, Lq), L over all parts.
+    The rest as for `partial_attention`. aten_cpu answers in q's dtype, math in float32 (float64 for float64).
+    """
+    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if q.shape[2] == 0 or k.shape[2] == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    lse = lse.masked_fill(lse == -math.inf, 0)  # such a row is hidden here too: exp(-inf - 0) = 0, not NaN
+    if (partial_backend(q, k, v) if backend is None else backend) is PartialBackend.MATH:
+        return _math_backward(d_out, q, k, v, out, lse, bias, causal, scale, accumulate)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        d_out.to(q.dtype), q, k, v, out.to(q.dtype), lse.to(accumulate), 0.0, causal,
+        attn_mask=_fit_bias(bias, q, k), scale=scale,
+    )  # fmt: skip
+
+
+def _fit_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """A bias as the aten kernel takes it: 4-D, the last two dims in full, q's dtype or its accumulator's."""
+    if bias is None:
+        return None
+    if bias.dtype != q.dtype:
+        bias = bias.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+    bias = bias[(None,) * (4 - bias.dim())]
+    return bias.expand(*bias.shape[:2], q.shape[2], k.shape[2])
+
+
+def _logits(
+    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float, accumulate: torch.dtype
+) -> Tensor:
     logits = (q.to(accumulate) * scale) @ k.mT
     if bias is not None:
         logits = logits + bias
+    if causal:
+        hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        logits = logits.masked_fill(hidden, -math.inf)
+    return logits
+
+
+def _repeat(x: Tensor, heads: int, accumulate: torch.dtype) -> Tensor:
+    """Each key head once for every query head that shares it."""
+    return x.repeat_interleave(heads // x.shape[1], dim=1).to(accumulate)
+
+
+def _math(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float, accumulate: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The definition, in float32 (float64 for float64)."""
+    k, v = _repeat(k, q.shape[1], accumulate), _repeat(v, q.shape[1], accumulate)
+    logits = _logits(q, k, bias, causal, scale, accumulate)
     lse = logits.logsumexp(-1)
     safe = lse.masked_fill(lse == -math.inf, 0)
     return ((logits - safe[..., None]).exp() @ v).to(q.dtype), lse
+
+
+def _math_backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    scale: float,
+    accumulate: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formulas of the backward, as they stand in FlashAttention-2 (arXiv 2307.08691, section 3.1)."""
+    kv_heads = k.shape[1]
+    k, v = _repeat(k, q.shape[1], accumulate), _repeat(v, q.shape[1], accumulate)
+    q, d_out, out = q.to(accumulate), d_out.to(accumulate), out.to(accumulate)
+    p = (_logits(q, k, bias, causal, scale, accumulate) - lse[..., None]).exp()
+    delta = (d_out * out).sum(-1, keepdim=True)
+    d_scores = p * (d_out @ v.mT - delta)
+    d_q, d_k, d_v = scale * d_scores @ k, scale * d_scores.mT @ q, p.mT @ d_out
+    return d_q, d_k.unflatten(1, (kv_heads, -1)).sum(2), d_v.unflatten(1, (kv_heads, -1)).sum(2)
 
 
 def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
