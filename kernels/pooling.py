@@ -1,0 +1,362 @@
+"""Prompt-guided pooling: fewer video tokens, each a weighted mean of a window, weighted by what the question asks for.
+
+The method is PPLLaVA's (arXiv 2411.02327, section 3.2; public code d5766c8): a guide scores every token against the
+text; g = softmax of the scores over ALL tokens of the video; inside a window the weights are softmax(g / 0.01). With
+thousands of tokens g is so flat that most windows are plain averages: the released behaviour keys on a few outlier
+tokens. `WeightMode.LOCAL`, one softmax of the scores inside each window, is the alternative that follows the guide
+everywhere.
+
+A window sum is taken offset by offset: for each of the kt * kh * kw places inside a window, a strided view of the
+tokens times one weight per window is added to the output. No window is ever laid out in memory, so the extra memory is
+the output and the weights, in the forward as in the backward.
+
+Shapes: B batch, C channels, T frames, H and W tokens of a frame, (kt, kh, kw) kernel, (st, sh, sw) stride, O windows.
+
+    pooled = prompt_guided_pool3d(x, logits=scores, kernel=(2, 3, 3))  # (B, C, 32, 24, 24) -> (B, C, 16, 8, 8)
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+
+
+class WeightMode(StrEnum):
+    """Where the weights of a window come from."""
+
+    PPLLAVA = "ppllava"  # softmax over all tokens, then softmax of that / temperature (0.01) inside each window
+    LOCAL = "local"  # one softmax of the scores / temperature (1) inside each window
+    UNIFORM = "uniform"  # plain average
+
+
+class Tail(StrEnum):
+    """What happens to tokens behind the last whole window."""
+
+    ERROR = "error"  # raise
+    KEEP = "keep"  # one more window, shorter, normalised over what it holds
+    DROP = "drop"  # leave them out (the released code, there without saying so)
+
+
+class Layout(StrEnum):
+    """Order of the dimensions of the tokens."""
+
+    BCTHW = "bcthw"  # channels first, as torch's pooling
+    BTHWC = "bthwc"  # channels last, as a vision tower gives them
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one pooling: window j of an axis holds positions `[j * stride, j * stride + kernel)` that exist."""
+
+    input: Triple
+    kernel: Triple
+    stride: Triple
+    output: Triple
+
+    @property
+    def tokens(self) -> int:
+        """Number of windows, which is the number of tokens that come out."""
+        return math.prod(self.output)
+
+    @property
+    def padded(self) -> Triple:
+        """Positions that the windows span; more than `input` when the last window is kept short, less when dropped."""
+        sizes = ((o - 1) * s + k for k, s, o in zip(self.kernel, self.stride, self.output, strict=True))
+        t, h, w = sizes
+        return t, h, w
+
+
+def resolve_windows(
+    size: Triple,
+    kernel: int | Triple | None = None,
+    stride: int | Triple | None = None,
+    output_size: int | Triple | None = None,
+    tail: Tail | str = Tail.ERROR,
+) -> Windows:
+    """Windows for an input of `size` (T, H, W) tokens; per axis with input I, output O, kernel k, stride s:
+
+    kernel [and stride, by default the kernel]: O = floor((I - k) / s) + 1, one more under `Tail.KEEP` for what is left.
+    output_size alone: s = floor(I / O), k = I - (O - 1) s. That equals AdaptiveAvgPool3d only where O divides I.
+    output_size and kernel: s = floor((I - k) / (O - 1)). output_size and stride: k = I - (O - 1) s.
+    Raises ValueError for sizes that do not fit, for all three given, and for a tail that `tail` does not allow.
+    """
+    tail = Tail(tail)
+    kernel3, stride3 = _triple("kernel", kernel), _triple("stride", stride)
+    output3 = _triple("output_size", output_size)
+    if kernel3 and stride3 and output3:
+        raise ValueError("kernel, stride and output_size were all given; two of them determine the third")
+    if not kernel3 and not output3:
+        raise ValueError("give kernel, or output_size, or output_size with kernel or stride")
+    axes = []
+    for axis, name in enumerate(("frames", "rows", "columns")):
+        given = size[axis]
+        k = kernel3[axis] if kernel3 else None
+        s = stride3[axis] if stride3 else None
+        if output3:
+            axes.append(_from_output(name, given, output3[axis], k, s, tail))
+        else:
+            assert k is not None
+            axes.append(_from_kernel(name, given, k, k if s is None else s, tail))
+    kernels, strides, outputs = zip(*axes, strict=True)
+    return Windows(size, kernels, strides, outputs)
+
+
+def _triple(name: str, value: int | Triple | None) -> Triple | None:
+    if value is None:
+        return None
+    t, h, w = (value, value, value) if isinstance(value, int) else value
+    if min(t, h, w) < 1:
+        raise ValueError(f"{name} must be at least 1 in each axis, given {(t, h, w)}")
+    return t, h, w
+
+
+def _from_output(name: str, given: int, out: int, k: int | None, s: int | None, tail: Tail) -> Triple:
+    if out > given:
+        raise ValueError(f"{given} {name} cannot give output_size {out}")
+    if k is not None:
+        s = given if out == 1 else (given - k) // (out - 1)
+    elif s is None:
+        s = given // out
+    k = given - (out - 1) * s if k is None else k
+    if k < 1 or k > given or s < 1:
+        raise ValueError(f"{given} {name}: output_size {out} would need kernel {k} and stride {s}")
+    lost = given - (out - 1) * s - k
+    if lost and tail is not Tail.DROP:
+        raise ValueError(
+            f"{lost} of {given} {name} would belong to no window with output_size {out} and kernel {k}; give "
+            'output_size alone, or set tail="drop"'
+        )
+    return k, s, out
+
+
+def _from_kernel(name: str, given: int, k: int, s: int, tail: Tail) -> Triple:
+    out = (given - k) // s + 1 if given >= k else 0
+    end = (out - 1) * s + k if out else 0
+    if end < given and out * s < given:  # positions that a further window would reach
+        if tail is Tail.ERROR:
+            raise ValueError(
+                f"{given} {name} are not covered by windows of {k} at stride {s}: {given - end} would be lost; set "
+                'tail="keep" for a shorter last window or tail="drop"'
+            )
+        if tail is Tail.KEEP:
+            out += 1
+    if out == 0:
+        raise ValueError(f'kernel {k} is larger than the {given} {name} there are; set tail="keep" for a short window')
+    return k, s, out
+
+
+def global_weights(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+    """The first softmax: g over all T * H * W tokens of each video, float32 (float64 for float64).
+
+    logits: (B, T, H, W). frame_mask: (B, T) bool, True where the frame exists; other frames get 0, whatever they hold.
+    """
+    scores = _masked(logits.to(_accumulate(logits.dtype)), frame_mask)
+    return _softmax(scores.flatten(1), 1).view(scores.shape)
+
+
+def window_weights(
+    windows: Windows,
+    *,
+    logits: Tensor | None = None,
+    weights: Tensor | None = None,
+    frame_mask: Tensor | None = None,
+    weight_mode: WeightMode | str = WeightMode.PPLLAVA,
+    temperature: float | None = None,
+    batch: int | None = None,
+) -> Tensor:
+    """Weights of each window: (B, O_t, O_h, O_w, kt, kh, kw), float32 (float64 for float64 guides), differentiable.
+
+    They sum to 1 in each window; 0 on masked frames and beyond the input; a window with nothing real is all 0.
+    Arguments as for `prompt_guided_pool3d`; `batch` is needed only when no tensor tells it.
+    """
+    mode = WeightMode(weight_mode)
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be > 0, given {temperature}")
+    if mode is WeightMode.UNIFORM:
+        if logits is not None or weights is not None or temperature is not None:
+            raise ValueError("weight_mode uniform uses neither logits nor weights nor temperature")
+        if batch is None and frame_mask is None:
+            raise ValueError("weight_mode uniform needs batch or frame_mask to know how many videos there are")
+        rows = frame_mask.shape[0] if batch is None and frame_mask is not None else batch
+        device = None if frame_mask is None else frame_mask.device
+        scores = _masked(torch.zeros(rows or 0, *windows.input, device=device), frame_mask)
+    elif (logits is None) == (weights is None):
+        raise ValueError("give either logits (scores before any softmax) or weights (g, which sums to 1 over a video)")
+    elif mode is WeightMode.LOCAL:
+        if logits is None:
+            raise ValueError("weight_mode local takes one softmax of logits; g has lost them to underflow: give logits")
+        scores = _masked(logits.to(_accumulate(logits.dtype)), frame_mask)
+    else:
+        if logits is not None:
+            g = global_weights(logits, frame_mask)
+        else:
+            assert weights is not None
+            g = weights.to(_accumulate(weights.dtype))
+        scores = _masked(g, frame_mask)
+        temperature = temperature or 0.01
+    if scores.shape[1:] != windows.input:
+        raise ValueError(f"the guide has {tuple(scores.shape[1:])} tokens, the windows are for {windows.input}")
+    span, extra = windows.padded, []
+    for have, want in zip(reversed(windows.input), reversed(span), strict=True):
+        extra += [0, max(want - have, 0)]
+    cut = F.pad(scores, extra, value=-math.inf)
+    for axis in range(3):
+        cut = cut.narrow(axis + 1, 0, span[axis]).unfold(axis + 1, windows.kernel[axis], windows.stride[axis])
+    cut_flat = cut.flatten(4)
+    if temperature is not None:  # the window's largest goes first: the division would magnify its rounding
+        top = cut_flat.amax(4, keepdim=True).detach()
+        cut_flat = (cut_flat - top.masked_fill(top == -math.inf, 0)) / temperature
+    return _softmax(cut_flat, 4).view(cut.shape)
+
+
+def prompt_guided_pool3d(
+    x: Tensor,
+    *,
+    logits: Tensor | None = None,
+    weights: Tensor | None = None,
+    kernel: int | Triple | None = None,
+    stride: int | Triple | None = None,
+    output_size: int | Triple | None = None,
+    frame_mask: Tensor | None = None,
+    tail: Tail | str = Tail.ERROR,
+    weight_mode: WeightMode | str = WeightMode.PPLLAVA,
+    temperature: float | None = None,
+    layout: Layout | str = Layout.BCTHW,
+) -> Tensor:
+    """Weighted mean of each window. Returns (B, C, O_t, O_h, O_w), or (B, O_t, O_h, O_w, C), in x's dtype.
+
+    x: (B, C, T, H, W), or (B, T, H, W, C) with layout "bthwc"; float, any strides.
+    logits: (B, T, H, W) scores of the guide, before any softmax. weights: (B, T, H, W), g itself, for "ppllava" only.
+    kernel, stride, output_size, tail: see `resolve_windows`.
+    frame_mask: (B, T) bool, True where the frame exists. Other frames may hold anything, NaN too; a window with no
+        frame gives 0.
+    temperature: of the softmax inside a window; 0.01 for "ppllava", 1 for "local".
+    Both softmaxes and the sum are taken in float32 (float64 for float64). Gradients reach x, logits and weights.
+    Raises ValueError for shapes or settings that do not fit.
+    """
+    layout = Layout(layout)
+    if x.dim() != 5:
+        raise ValueError(f"x must be 5-D in the order {layout}, given {tuple(x.shape)}")
+    last = x.movedim(1, -1) if layout is Layout.BCTHW else x
+    batch, frames, rows, columns = last.shape[:4]
+    windows = resolve_windows((frames, rows, columns), kernel, stride, output_size, tail)
+    for name, guide in (("logits", logits), ("weights", weights)):
+        if guide is not None and guide.shape != last.shape[:4]:
+            raise ValueError(f"{name} must have shape {tuple(last.shape[:4])}, given {tuple(guide.shape)}")
+    if frame_mask is not None and (frame_mask.shape != (batch, frames) or frame_mask.dtype != torch.bool):
+        raise ValueError(
+            f"frame_mask must be bool {(batch, frames)}, given {frame_mask.dtype} {tuple(frame_mask.shape)}"
+        )
+    share = window_weights(
+        windows, logits=logits, weights=weights, frame_mask=frame_mask, weight_mode=weight_mode,
+        temperature=temperature, batch=batch,
+    ).to(x.device)  # fmt: skip
+    pooled: Tensor = _WindowSum.apply(last, share, windows, frame_mask)
+    return pooled.movedim(-1, 1) if layout is Layout.BCTHW else pooled
+
+
+def pool_reference(
+    x: Tensor, weights: Tensor, kernel: Triple, stride: Triple, output: Triple, temperature: float = 0.01
+) -> Tensor:
+    """The definition, window by window, in float64: x (B, C, T, H, W), weights g (B, T, H, W)."""
+    x, g = x.double(), weights.double()
+    out = x.new_zeros(*x.shape[:2], *output)
+    for t, h, w in product(*map(range, output)):
+        corner = [j * s for j, s in zip((t, h, w), stride, strict=True)]
+        box = tuple(slice(start, start + k) for start, k in zip(corner, kernel, strict=True))
+        p = (g[(slice(None), *box)] / temperature).flatten(1).softmax(1)
+        out[:, :, t, h, w] = (x[(slice(None), slice(None), *box)].flatten(2) * p[:, None]).sum(-1)
+    return out
+
+
+class _WindowSum(torch.autograd.Function):
+    """out[j] = sum over offsets o of share[j, o] * x[j * stride + o]; channels last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: Tensor, windows: Windows, frame_mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, share, frame_mask)
+        ctx.windows = windows
+        accumulate = _accumulate(x.dtype)
+        # The output keeps x's memory order, so that the inner loop runs along the same dimension in both.
+        shape = (x.shape[0], *windows.output, x.shape[4])
+        if x.stride(-1) == 1:
+            out = x.new_zeros(shape, dtype=accumulate)
+        else:
+            out = x.new_zeros(shape[0], shape[4], *shape[1:4], dtype=accumulate).movedim(1, -1)
+        for place, took, offset in _offsets(windows):
+            tokens = _existing(x[took], frame_mask, took)
+            out[place].addcmul_(share[(*place, *offset)][..., None].to(accumulate), tokens.to(accumulate))
+        return out.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, share, frame_mask = ctx.saved_tensors
+        accumulate = _accumulate(x.dtype)
+        grad = grads[0].to(accumulate)
+        want_x, want_share = ctx.needs_input_grad[:2]
+        grad_x = torch.zeros_like(x, dtype=accumulate) if want_x else None
+        grad_share = torch.zeros_like(share) if want_share else None
+        for place, took, offset in _offsets(ctx.windows):
+            if grad_x is not None:
+                grad_x[took].addcmul_(share[(*place, *offset)][..., None].to(accumulate), grad[place])
+            if grad_share is not None:
+                tokens = _existing(x[took], frame_mask, took).to(accumulate)
+                grad_share[(*place, *offset)] = (tokens * grad[place]).sum(-1).to(share.dtype)
+        return None if grad_x is None else grad_x.to(x.dtype), grad_share, None, None
+
+
+Index = tuple[slice, ...]
+
+
+def _offsets(windows: Windows) -> list[tuple[Index, Index, Triple]]:
+    """For each offset inside a window: the windows that have it, the tokens they take, and the offset.
+
+    Rows of windows (O_t) are taken one after the other, so that the part of the output being added to stays in cache.
+    """
+    parts: list[tuple[Index, Index, Triple]] = []
+    for row in range(windows.output[0]):
+        for t, h, w in product(*map(range, windows.kernel)):
+            frame = row * windows.stride[0] + t
+            counts = [
+                min(windows.output[axis], -(-(windows.input[axis] - offset) // windows.stride[axis]))
+                for axis, offset in ((1, h), (2, w))
+            ]
+            if frame >= windows.input[0] or min(counts) <= 0:
+                continue
+            place = (slice(None), slice(row, row + 1), slice(counts[0]), slice(counts[1]))
+            spans = [
+                slice(offset, offset + (count - 1) * windows.stride[axis] + 1, windows.stride[axis])
+                for axis, offset, count in ((1, h, counts[0]), (2, w, counts[1]))
+            ]
+            parts.append((place, (slice(None), slice(frame, frame + 1), *spans), (t, h, w)))
+    return parts
+
+
+def _existing(tokens: Tensor, frame_mask: Tensor | None, took: Index) -> Tensor:
+    """0 times NaN is NaN, so what masked frames hold has to go before the product."""
+    if frame_mask is None:
+        return tokens
+    return tokens.masked_fill(~frame_mask.to(tokens.device)[took[0], took[1]][:, :, None, None, None], 0)
+
+
+def _accumulate(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _masked(scores: Tensor, frame_mask: Tensor | None) -> Tensor:
+    if frame_mask is None:
+        return scores
+    return scores.masked_fill(~frame_mask.to(scores.device)[:, :, None, None], -math.inf)
+
+
+def _softmax(scores: Tensor, dim: int) -> Tensor:
+    """Softmax that gives 0 instead of NaN where everything is -inf."""
+    blind = (scores == -math.inf).all(dim, keepdim=True)
+    return scores.masked_fill(blind, 0).softmax(dim).masked_fill(blind, 0)
