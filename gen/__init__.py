@@ -20,6 +20,8 @@ _PUBLIC = {
     "VideoWriter": "longtake.media",
     "LongTakePipeline": "longtake.pipeline",
     "LongVideoPipeline": "longtake.video.pipeline",
+    "LongMotionPipeline": "longtake.motion.pipeline",
+    "MDM": "longtake.motion.model",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -72,8 +72,8 @@ class Plan:
             before, after = around[row], around[row + 1]
             if min(before, after) < 0 or length < max(1, before + after):
                 raise ValueError(
-                    f"row {row} has {length} frames, fewer than its handshakes of {before} and {after} frames together: "
-                    "make it longer or the handshakes shorter"
+                    f"row {row} has {length} frames, fewer than its handshakes of {before} and {after} frames "
+                    "together: make it longer or the handshakes shorter"
                 )
 
     @classmethod

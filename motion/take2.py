@@ -75,7 +75,8 @@ def held_share(sandwich: Sandwich, preset: Preset, blend: int, core: float = 1.0
     blend = blend if blend >= 2 else 0
     if blend > min(left, sandwich.right):
         raise ValueError(
-            f"a blend of {blend} frames does not fit beside a transition with cores of {left} and {sandwich.right} frames"
+            f"a blend of {blend} frames does not fit beside a transition with cores of {left} and {sandwich.right} "
+            "frames"
         )
     place = torch.arange(blend, dtype=torch.float32)
     share = torch.ones(sandwich.length)
@@ -126,7 +127,19 @@ def take_two(
     if core != 1.0 and preset is Preset.RELEASE:
         raise ValueError("core is a setting of the paper preset; the released one holds cores altogether")
     changes = remake(
-        plan, whole, denoise, schedule, noise, preset, blend, core, timestep, pairs, chunk_rows, mixed, pad_to
+        plan,
+        whole,
+        denoise,
+        schedule,
+        noise,
+        preset=preset,
+        blend=blend,
+        core=core,
+        timestep=timestep,
+        pairs=pairs,
+        chunk_rows=chunk_rows,
+        mixed=mixed,
+        pad_to=pad_to,
     )
     return write_back(plan, whole, changes, preset, blend, core)
 
@@ -137,14 +150,15 @@ def remake(
     denoise: Denoise,
     schedule: Schedule,
     noise: Callable[[int, Sequence[int]], torch.Tensor],
+    *,
     preset: Preset,
     blend: int,
-    core: float,
-    timestep: int | None,
-    pairs: Sequence[int] | None,
-    chunk_rows: int,
-    mixed: bool,
-    pad_to: int | None,
+    core: float = 1.0,
+    timestep: int | None = None,
+    pairs: Sequence[int] | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+    mixed: bool = False,
+    pad_to: int | None = None,
 ) -> dict[int, torch.Tensor]:
     """Pair -> its sandwich (length, J) as the second take has it; see ``take_two``."""
     every = sandwiches(plan)
@@ -153,7 +167,7 @@ def remake(
     if preset is Preset.RELEASE and blend < 2:
         return made
     wanted = [pair for pair in (range(len(every)) if pairs is None else pairs) if plan.handshakes[pair] > 0]
-    for group in _groups(every, wanted, chunk_rows, mixed or pad_to is not None):
+    for group in grouped(every, wanted, chunk_rows, mixed or pad_to is not None):
         frames = pad_to or max(every[pair].length for pair in group)
         first = whole.new_zeros(len(group), frames, whole.shape[-1])
         share = whole.new_ones(len(group), frames, 1)
@@ -176,7 +190,7 @@ def remake(
 
 
 def write_back(
-    plan: Plan, whole: torch.Tensor, made: dict[int, torch.Tensor], preset: Preset, blend: int, core: float
+    plan: Plan, whole: torch.Tensor, made: dict[int, torch.Tensor], preset: Preset, blend: int, core: float = 1.0
 ) -> torch.Tensor:
     """The whole with the sandwiches' changed frames; a frame that two of them changed fades from one to the other."""
     every = sandwiches(plan)
@@ -189,13 +203,15 @@ def write_back(
         new = made[pair][changed.to(whole.device)]
         twice = weight[frames] > 0
         # on a core that both its sandwiches changed, the share of the later one grows along the core
-        rise = ((torch.arange(sandwich.length) + 1) / (sandwich.left + 1)).clamp(max=1.0)[changed].to(whole).unsqueeze(1)
+        rise = ((torch.arange(sandwich.length) + 1) / (sandwich.left + 1)).clamp(max=1.0)
+        rise = rise[changed].to(whole).unsqueeze(1)
         result[frames] = torch.where(twice, (1 - rise) * result[frames] + rise * new, new)
         weight[frames] = 1.0
     return result
 
 
-def _groups(every: Sequence[Sandwich], wanted: Sequence[int], most: int, mixed: bool) -> list[list[int]]:
+def grouped(every: Sequence[Sandwich], wanted: Sequence[int], most: int, mixed: bool) -> list[list[int]]:
+    """The wanted sandwiches in runs of at most ``most`` for one call of the net; see ``Plan.chunks``."""
     groups: list[list[int]] = []
     for pair in wanted:
         fits = groups and len(groups[-1]) < most
