@@ -1,0 +1,136 @@
+"""What the motion tests share: goldens, tiny nets, an oracle, and the released sampler in plain words.
+
+Golden tensors are (B, J, 1, T); ours are (B, T, J): ``ours`` and ``theirs`` change one into the other.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parent / "golden"
+_spec = importlib.util.spec_from_file_location("golden_fill", ROOT / "fill.py")
+assert _spec is not None and _spec.loader is not None
+fill = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fill)
+
+
+class Golden:
+    """One case: its json, its arrays, and inputs made from tags."""
+
+    def __init__(self, case: str) -> None:
+        self.meta: dict[str, Any] = json.loads((ROOT / "motion" / f"{case}.json").read_text())
+        self.arrays = dict(np.load(ROOT / "motion" / f"{case}.npz"))
+
+    def __getitem__(self, key: str) -> Any:
+        return self.meta[key]
+
+    def state(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        return {
+            key: torch.from_numpy(fill.values(prefix + key, tuple(shape)))
+            for key, shape in self.meta["checkpoint_keys"].items()
+        }
+
+    def given(self, name: str, **where: Any) -> torch.Tensor:
+        """Input ``name`` as (B, T, J)."""
+        entry = self.meta["inputs"][name]
+        return ours(torch.from_numpy(fill.noise(entry["tag"].format(**where), tuple(entry["shape"]))))
+
+    def text(self) -> torch.Tensor:
+        entry = self.meta["inputs"]["text"]
+        return torch.stack(
+            [torch.from_numpy(fill.noise(entry["tag"].format(row=row), (512,))) for row in range(entry["rows"])]
+        )
+
+    def noise(self, steps: int, start: str = "x_T", step: str = "step_noise") -> Callable[..., torch.Tensor]:
+        """noise(0): the start; noise(k): that of the k-th step of ``steps``."""
+
+        def draw(count: int, **where: Any) -> torch.Tensor:
+            return self.given(start, **where) if count == 0 else self.given(step, t=steps - count, **where)
+
+        return draw
+
+    def check(self, name: str, value: torch.Tensor | np.ndarray) -> None:
+        """``value`` meets the golden array within the golden's tolerance."""
+        got = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        want, limit = self.arrays[name], self.meta["tolerance"]["max_abs_per_array"][name]
+        assert got.shape == want.shape, (name, got.shape, want.shape)
+        gap = float(np.abs(got.astype(np.float64) - want).max())
+        assert gap <= limit, f"{self.meta['case']} {name}: off by {gap:.3g}, allowed {limit:.3g}"
+
+
+def ours(x: torch.Tensor) -> torch.Tensor:
+    return x.squeeze(2).transpose(1, 2).contiguous()
+
+
+def theirs(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).unsqueeze(2)
+
+
+def tiny_net(seed: int = 0, **config: Any) -> Any:
+    """An MDM with random weights large enough that rows and frames matter to each other."""
+    from longtake.motion.model import MDM
+
+    torch.manual_seed(seed)
+    settings = {"features": 12, "width": 32, "layers": 2, "feedforward": 64, "text_width": 8, "positions": 400}
+    return MDM(**{**settings, **config}).eval()
+
+
+def injected(seed: int, shape: Sequence[int]) -> Callable[[int], torch.Tensor]:
+    """noise(k) of a given shape, the same for the same k."""
+
+    def draw(count: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(1000 * seed + count))
+
+    return draw
+
+
+class Oracle:
+    """A denoiser that knows the answer: row i's clean motion is a given crop, whatever x is."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def __call__(self, x: torch.Tensor, timestep: int, rows: Sequence[int]) -> torch.Tensor:
+        return self.rows[list(rows), : x.shape[1]].to(x.dtype)
+
+
+def released_take_one(
+    net: Any,
+    text: torch.Tensor,
+    scale: float,
+    lengths: Sequence[int],
+    h: int,
+    steps: int,
+    noise: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """The released first take, step by step as its code goes: two calls of the net for guidance, ancestral steps with
+    tables of its own, the handshake loop row after row. Returns rows (B, M, J)."""
+    from math import cos, pi
+
+    level = [cos((i / steps + 0.008) / 1.008 * pi / 2) ** 2 for i in range(steps + 1)]
+    beta = np.array([min(1 - level[i + 1] / level[i], 0.999) for i in range(steps)])
+    abar = np.cumprod(1 - beta)
+    before = np.append(1.0, abar[:-1])
+    x = noise(0)
+    for count, t in enumerate(reversed(range(steps)), 1):
+        times = torch.full((len(x),), t)
+        conditional = net(x, times, text)
+        unconditional = net(x, times, torch.zeros_like(text))
+        x0 = unconditional + scale * (conditional - unconditional)
+        mean = beta[t] * before[t] ** 0.5 / (1 - abar[t]) * x0
+        mean = mean + (1 - before[t]) * (1 - beta[t]) ** 0.5 / (1 - abar[t]) * x
+        spread = (beta[t] * (1 - before[t]) / (1 - abar[t])) ** 0.5
+        x = (mean + (spread * noise(count) if t > 0 else 0.0)).float()
+        for row in range(1, len(x)):
+            end = lengths[row - 1]
+            for k in range(h):
+                share = k / h
+                joined = (1 - share) * x[row - 1, end - h + k] + share * x[row, k]
+                x[row - 1, end - h + k] = joined
+                x[row, k] = joined
+    return x
