@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, timeline: Timeline, ranks: Ranks) -> int:
+    from longtake.runs import close_run, open_run, quiet_libraries, stop_on_interrupt
     from longtake.video.pipeline import DEFAULT_PRIOR, LongVideoPipeline
 
-    _quiet()
+    quiet_libraries()
     context, recorded = (None, {}) if args.extend is None else read_run(args.extend)
     prior = args.prior or recorded.get("prior") or DEFAULT_PRIOR
     print(ranks.choice.line)
@@ -108,9 +107,8 @@ def _run(args: argparse.Namespace, timeline: Timeline, ranks: Ranks) -> int:
 
     folder = args.out.with_suffix(".run")
     plan = _plan(args, pipe, prior, timeline, where, scope, ranks)
-    journal = _open(folder, plan, args, ranks)
-    previous = signal.signal(signal.SIGINT, lambda *_: _interrupt(pipe, previous))
-    try:
+    journal = open_run(folder, plan, ranks, resume=args.resume, overwrite=args.overwrite, result=LATENTS)
+    with stop_on_interrupt(pipe):
         output = pipe(
             timeline,
             args.frames,
@@ -128,8 +126,6 @@ def _run(args: argparse.Namespace, timeline: Timeline, ranks: Ranks) -> int:
             journal=journal,
             output_type="stream",
         )
-    finally:
-        signal.signal(signal.SIGINT, previous)
     print(output.info["run"])
     if not ranks.is_main:
         for _ in output.chunks():
@@ -149,32 +145,12 @@ def _run(args: argparse.Namespace, timeline: Timeline, ranks: Ranks) -> int:
         save_latents(args.save_latents, output.latents, note)
     output.save(args.out, overwrite=args.overwrite, preview=args.preview)
     ranks.barrier()
-    journal.record(
-        {"done": output.info["completed"], **{key: output.info[key] for key in ("frames", "seconds", "steps")}}
-    )
-    if output.info["completed"]:
-        for piece in folder.glob("step*.safetensors"):
-            piece.unlink()
-    journal.close()
+    close_run(journal, folder, output.info)
     frames, seconds = output.info["frames"], output.info["frames"] / args.fps
     ending = "" if output.info["completed"] else f" (stopped after step {output.info['steps']} of {args.steps})"
     made = f"made in {output.info['seconds']:.0f} s{ending}"
     print(f"wrote {args.out}: {frames} frames, {seconds:.1f} s at {args.fps:g} fps, {made}")
     return 0
-
-
-def _quiet() -> None:
-    """Only our own bar: the libraries' loading bars and reports are for their developers."""
-    import warnings
-
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
 
 
 def _scope(args: argparse.Namespace, context: Context | None) -> Scope:
@@ -258,37 +234,6 @@ def _plan(
         kept = hashlib.sha256(context.latents.contiguous().numpy().tobytes()).hexdigest()
         plan["context"] = {"latents": kept, "start": context.start, "stop": context.stop}
     return plan
-
-
-def _open(folder: Path, plan: dict[str, Any], args: argparse.Namespace, ranks: Ranks) -> Any:
-    """The journal, opened by rank 0 and attached by the others; a folder that this call made is removed on failure."""
-    from longtake.errors import UserError
-    from longtake.journal import Journal, Policy
-
-    journal = Journal(folder)
-    if ranks.is_main:
-        new = not folder.exists()
-        if not new and not args.resume and not args.overwrite and (folder / "journal.json").exists():
-            raise UserError(f"{folder} holds an earlier run: --resume goes on with it, --overwrite begins anew")
-        try:
-            journal.open(plan, Policy.OVERWRITE if args.overwrite else Policy.RESUME)
-        except UserError:
-            if new:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if args.overwrite:
-            (folder / LATENTS).unlink(missing_ok=True)
-    ranks.barrier()
-    if not ranks.is_main:
-        journal.attach(plan)
-    return journal
-
-
-def _interrupt(pipe: LongVideoPipeline, previous: Any) -> None:
-    """First Ctrl-C: finish the step and keep what there is. A second one ends at once."""
-    print("stopping after this step; press Ctrl-C again to end at once")
-    pipe.stop()
-    signal.signal(signal.SIGINT, previous)
 
 
 def save_latents(path: Path, latents: torch.Tensor, note: dict[str, Any]) -> None:

@@ -1,0 +1,203 @@
+"""``longtake train motion``: the recipe of the small motion prior, an MDM in the 263-feature form with free wording.
+
+MDM (arXiv 2209.14916) predicts the clean motion from a noisy one; masked L2 over normalised features, the root's four
+numbers weighted, and the first differences of joint positions beside it. Every clip also joins in mirrored, with left
+and right changed in its caption. Legend: B rows, F frames, D 263 features, E 384 text features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from longtake.motion.data import Clip
+    from longtake.motion.model import MDM
+    from longtake.motion.space import MotionSpace
+
+MODEL: dict[str, Any] = {
+    "features": 263,
+    "width": 256,
+    "layers": 6,
+    "dropout": 0.0,
+    "text_width": 384,
+    "padding": "mask",
+}
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "sample",
+    "clip_sample": False,
+    "timestep_spacing": "trailing",
+}
+LENGTHS = (40, 64, 80, 100, 128, 160)  # frames of a batch's rows, drawn anew each step
+FRAMES_A_STEP = 3200
+ROOT_WEIGHT, DIFFERENCE_WEIGHT = 6.0, 5.0
+DROP_TEXT = 0.1
+
+
+@dataclass
+class Corpus:
+    """Normalised features of the clips and of their mirror images, with the text vectors of all their captions."""
+
+    features: list[torch.Tensor]  # (F, D) each
+    labels: list[tuple[str, str]]  # action, style
+    texts: dict[str, torch.Tensor]  # (E,) each
+    members: dict[str, list[int]]  # action -> rows
+    odds: np.ndarray  # of each action, in the order of ``members``
+
+    @classmethod
+    def of(cls, clips: list[Clip], space: MotionSpace, encoder: Any, *, mirror: bool) -> Corpus:
+        """Encode ``clips``; an action is drawn as often as the square root of its number of clips."""
+        import numpy as np
+        from longtake.motion.captions import captions_of
+
+        every = [*clips, *(clip.mirrored() for clip in clips)] if mirror else clips
+        labels = [(clip.action, clip.style) for clip in every]
+        texts = {text: encoder.encode([text])[0, 0] for pair in sorted(set(labels)) for text in captions_of(*pair)}
+        members: dict[str, list[int]] = {}
+        for row, (action, _) in enumerate(labels):
+            members.setdefault(action, []).append(row)
+        odds = np.sqrt([len(rows) for rows in members.values()])
+        features = [space.normalize(clip.features()) for clip in every]
+        return cls(features, labels, texts, members, odds / odds.sum())
+
+    def batch(
+        self, frames: int, rows: int, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Windows (B, F, D) zero beyond their lengths (B,), and text vectors (B, E), zero where the text is dropped."""
+        import torch
+        from longtake.motion.captions import caption
+
+        actions = list(self.members)
+        motion, lengths, texts = torch.zeros(rows, frames, self.features[0].shape[1]), [], []
+        for row in range(rows):
+            clip = int(rng.choice(self.members[actions[int(rng.choice(len(actions), p=self.odds))]]))
+            whole = self.features[clip]
+            start = int(rng.integers(max(1, len(whole) - frames + 1)))
+            part = whole[start : start + frames]
+            motion[row, : len(part)] = part
+            lengths.append(len(part))
+            vector = self.texts[caption(*self.labels[clip], rng)]
+            texts.append(torch.zeros_like(vector) if rng.random() < DROP_TEXT else vector)
+        return motion, torch.tensor(lengths), torch.stack(texts)
+
+
+def objective(
+    model: Any, corpus: Corpus, scheduler: Any, frames: int, rows: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """The training loss of one batch."""
+    import torch
+    from longtake.motion.representation import HUMANML3D
+
+    clean, lengths, text = corpus.batch(frames, rows, rng)
+    noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype="float32"))
+    # one draw a stratum: the mean over noise levels has less variance
+    time = torch.from_numpy(((rng.permutation(rows) + rng.random(rows)) / rows * 1000).astype("int64"))
+    out = model(scheduler.add_noise(clean, noise, time), time, text, lengths=lengths).float()
+    valid = (torch.arange(frames) < lengths[:, None]).float()[..., None]
+    weight = torch.ones(clean.shape[-1])
+    weight[:4] = ROOT_WEIGHT
+    error = (((out - clean) ** 2 * weight * valid).sum((1, 2)) / (lengths * weight.sum())).mean()
+    places = HUMANML3D.slices["positions"]
+    steps = ((out[..., places] - clean[..., places]).diff(dim=1) ** 2 * valid[:, 1:]).sum((1, 2))
+    steps = (steps / ((lengths - 1).clamp_min(1) * (places.stop - places.start))).mean()
+    # neighbouring frames differ by about a fifth of the spread of positions, hence the large weight
+    return error + DIFFERENCE_WEIGHT * steps
+
+
+def spread_text(model: Any, texts: list[torch.Tensor]) -> None:
+    """Begin with a text layer that tells captions apart: sentence vectors of "left" and "right" lie 0.98 together.
+
+    The layer starts as a random rotation of the captions' whitened principal directions, and learns from there.
+    """
+    import torch
+
+    rows = torch.stack(texts).double()
+    mean = rows.mean(0)
+    _, size, basis = torch.linalg.svd(rows - mean, full_matrices=False)
+    spread = size / math.sqrt(len(rows))
+    gain = 1.0 / (spread**2 + (0.1 * spread[0]) ** 2).sqrt()
+    width = model.embed_text.out_features
+    turn = torch.linalg.qr(torch.randn(max(width, len(gain)), len(gain), dtype=torch.float64))[0][:width]
+    weight = 0.5 * turn @ (gain[:, None] * basis)
+    with torch.no_grad():
+        model.embed_text.weight.copy_(weight)
+        model.embed_text.bias.copy_(-weight @ mean)
+
+
+def train_model(
+    clips: list[Clip], held_out: list[Clip], folder: Path, settings: Any, *, seed: int
+) -> tuple[MDM, MotionSpace]:
+    """Train (or resume) the MDM; returns it with the space of its features. The held-out loss is in the record."""
+    import torch
+    from diffusers import DDIMScheduler
+    from longtake.motion.data import FPS
+    from longtake.motion.model import MDM
+    from longtake.motion.space import MotionSpace
+    from longtake.text import SentenceEncoder
+    from longtake.train import batch_generator, fit
+
+    torch.manual_seed(seed)
+    encoder, scheduler = SentenceEncoder(), DDIMScheduler(**SCHEDULE)
+    space = MotionSpace(features=MODEL["features"], fps=FPS, shortest_row=LENGTHS[0], longest_row=LENGTHS[-1])
+    space.fit([part.features() for clip in clips for part in (clip, clip.mirrored())])
+    corpus = Corpus.of(clips, space, encoder, mirror=True)
+    unseen = Corpus.of(held_out, space, encoder, mirror=False)
+    model = MDM(**MODEL)
+    spread_text(model, list(corpus.texts.values()))
+
+    def loss(network: Any, step: int) -> torch.Tensor:
+        rng = batch_generator(seed + 1, step)
+        frames = LENGTHS[int(rng.integers(len(LENGTHS)))]
+        return objective(network, corpus, scheduler, frames, FRAMES_A_STEP // frames, rng)
+
+    def judge(network: Any, step: int) -> dict[str, float]:
+        rng = batch_generator(seed + 2, 0)
+        total = sum(float(objective(network, unseen, scheduler, 100, 64, rng)) for _ in range(6))
+        return {"loss_held_out": round(total / 6, 4)}
+
+    fit(model, loss, settings, folder, name="mdm", on_checkpoint=judge)
+    return model, space
+
+
+def export(model: MDM, space: MotionSpace, folder: Path) -> Path:
+    """Write the prior as a diffusers pipeline folder, the net in float16 safetensors; the model card is kept apart."""
+    import torch
+    from diffusers import DDIMScheduler
+    from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.text import SentenceEncoder
+
+    pipeline = LongMotionPipeline(model.float(), DDIMScheduler(**SCHEDULE), space, SentenceEncoder())
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    model.to(torch.float16).save_pretrained(folder / "model", safe_serialization=True)
+    return folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``longtake train motion``."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with bandai_train.npz and bandai_val.npz")
+    parser.add_argument("--out", type=Path, default=Path("runs/train-motion"), help="checkpoints, record, the prior")
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--minutes", type=float, default=0, help="stop after so long (0: never); a rerun resumes")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, resuming what is there, and export the prior to ``--out``/prior."""
+    from longtake.motion.data import load_motions
+    from longtake.train import Settings
+
+    clips, held_out = load_motions(args.data, "train"), load_motions(args.data, "val")
+    settings = Settings(
+        args.steps, 4e-4, ema=0.998, checkpoint_every=250, minutes=args.minutes, precision=args.precision
+    )
+    model, space = train_model(clips, held_out, args.out, settings, seed=args.seed)
+    print(f"prior written to {export(model, space, args.out / 'prior')}")
+    return 0
