@@ -26,6 +26,13 @@ if __name__ == "kernels":
         _spec.loader.exec_module(_module)
 
 _PUBLIC = {
+    "attention": "api",
+    "explain": "api",
+    "Explanation": "api",
+    "make_plan": "plan",
+    "Plan": "plan",
+    "Strategy": "plan",
+    "Layout": "layout",
     "Partition": "partition",
     "Mask": "masks",
     "Full": "masks",

@@ -1,10 +1,11 @@
 """What ranks tell each other, with every byte, call and round counted.
 
-Four kinds of traffic, all over a `Partition` that every rank knows, so that no sizes ever travel:
+Five kinds of traffic, all over a `Partition` or a plan that every rank knows, so that no sizes ever travel:
     halo       frames just outside a rank's piece, asked from whoever owns them (many ranks away if pieces are short)
     gather     a few named frames, on every rank (the global set of DualScope)
     moments    mean and variance over all ranks (group norm over time)
     transpose  all frames of some pixels for all pixels of some frames, and back
+    messages   packed buffers to and from named ranks: what ring, Ulysses, gather and halo attention are made of
 
 `start_*` posts the messages and returns a `Pending`; `wait()` gives the result. What is posted inside `with
 transport.round():` is one round of latency. Works on gloo and NCCL; with one rank it never touches torch.distributed.
@@ -26,6 +27,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
+from longtake.kernels.errors import DistTimeout
 from longtake.kernels.partition import Partition
 from torch import Tensor
 
@@ -63,16 +65,22 @@ class Counter:
 class Pending(Generic[Result]):
     """Messages under way. `wait()` returns the result, and the same result when asked again."""
 
-    def __init__(self, works: list[Any], keep: list[Tensor], finish: Callable[[], Result]):
+    def __init__(self, works: list[Any], keep: list[Tensor], finish: Callable[[], Result], what: str = ""):
         self._works = works
+        self._what = what  # named when the messages do not arrive
         self._keep = keep  # buffers that must live until the messages are through
         self._finish: Callable[[], Result] | None = finish
         self._result: Result | None = None
 
     def wait(self) -> Result:
         if self._finish is not None:
-            for work in self._works:
-                work.wait()
+            try:
+                for work in self._works:
+                    work.wait()
+            except RuntimeError as error:
+                if not self._what:
+                    raise
+                raise DistTimeout(f"{self._what} did not arrive: {error}") from error
             self._result = self._finish()
             self._works, self._keep, self._finish = [], [], None
         return self._result  # type: ignore[return-value]
@@ -95,6 +103,7 @@ class Transport:
         self.world = dist.get_world_size(group) if alive else 1
         if self.rank < 0:
             raise ValueError("this process is not a member of the given group")
+        self.verified: set[Any] = set()  # plans and shapes that all ranks were found to agree on
         self._in_round = False
         self._round_used = False
         self._connected = False
@@ -142,6 +151,43 @@ class Transport:
 
     def _post_sum(self, tensor: Tensor) -> list[Any]:
         return [dist.all_reduce(tensor, group=self.group, async_op=True)]
+
+    def start_messages(
+        self, kind: str, sends: Sequence[tuple[int, Tensor]], receives: Sequence[tuple[int, Tensor]]
+    ) -> Pending[None]:
+        """Post contiguous buffers to ranks and from ranks; empty ones are left out. `kind` names them in the counter.
+
+        Every rank's messages to another must be posted in the order in which the other posts their receipt.
+        """
+        sends = [(rank, buffer) for rank, buffer in sends if buffer.numel()]
+        receives = [(rank, buffer) for rank, buffer in receives if buffer.numel()]
+        if not sends and not receives:
+            return Pending([], [], lambda: None)
+        self._count(
+            kind,
+            sum(buffer.numel() * buffer.element_size() for _, buffer in sends),
+            sum(buffer.numel() * buffer.element_size() for _, buffer in receives),
+        )
+        works = self._post_messages(sends, receives)
+        what = f"rank {self.rank}: {kind} from ranks {[rank for rank, _ in receives]}"
+        return Pending(works, [buffer for _, buffer in [*sends, *receives]], lambda: None, what)
+
+    def compare(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+        """Everybody's numbers, as many on each rank, in order of ranks. One small all-gather, counted as "check"."""
+        if self.world == 1:
+            return [list(numbers)]
+        mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+        everybody = mine.new_empty(self.world * len(numbers))
+        self._count("check", 8 * len(numbers) * (self.world - 1), 8 * len(numbers) * (self.world - 1))
+        dist.all_gather_into_tensor(everybody, mine, group=self.group)
+        return everybody.view(self.world, -1).tolist()
+
+    def start_sum(self, kind: str, tensor: Tensor) -> Pending[Tensor]:
+        """Add up a tensor over all ranks, in place. Counted once each way."""
+        if self.world == 1 or not tensor.numel():
+            return Pending([], [], lambda: tensor)
+        self._count(kind, tensor.numel() * tensor.element_size(), tensor.numel() * tensor.element_size())
+        return Pending(self._post_sum(tensor), [tensor], lambda: tensor)
 
     def _check(self, tensors: Sequence[Tensor], dim: int, partition: Partition) -> None:
         if not tensors:
@@ -394,6 +440,7 @@ class DryTransport(Transport):
         self.group = None
         self.counter = counter if counter is not None else Counter()
         self.rank, self.world = rank, world
+        self.verified = set()
         self._in_round, self._round_used, self._connected = False, False, True
 
     def _post_messages(self, sends: list[tuple[int, Tensor]], receives: list[tuple[int, Tensor]]) -> list[Any]:

@@ -1,0 +1,262 @@
+"""Every strategy, layout and mask against the float64 truth, forward and backward (A1 to A9)."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from longtake.kernels import (
+    And,
+    BlockSparse,
+    CapabilityError,
+    Causal,
+    Dense,
+    Documents,
+    DualScope,
+    Edge,
+    Full,
+    KeyPadding,
+    Lambda,
+    Layout,
+    Overlap,
+    Ranges,
+    SlidingWindow,
+    Transport,
+    make_plan,
+)
+from ranks import run_ranks
+
+HERE = Path(__file__).parent
+
+
+def load(name: str) -> ModuleType:
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+cases_module = load("attention_cases")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
+
+
+def random_bits(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) < 0.4
+
+
+MASKS: dict[str, Any] = {
+    "full": Full(),
+    "causal": Causal(),
+    "window": SlidingWindow(9, 2),
+    "causal_window": SlidingWindow(9, 0),
+    "dual_union": DualScope(5, (3, 40, 50)),
+    "dual_biased": DualScope(5, (3, 40, 50), bias_local=0.5, bias_global=-0.7),
+    "dual_multiset": DualScope(5, (3, 40, 50), Overlap.MULTISET),
+    "dual_zero_edge": DualScope(5, (3, 40, 50), Overlap.MULTISET, Edge.ZERO, 0.5, -0.3, 9.0),
+    "lambda": Lambda(4, 9),
+    "block_sparse": BlockSparse(16, 8, random_bits(4, 8)),
+    "block_sparse_heads": BlockSparse(16, 8, random_bits(6, 4, 8)),
+    "documents": Documents((0, 20, 20, 50, 61)),
+    "causal_documents": And(Causal(), Documents((0, 20, 20, 50, 61))),
+    "key_padding": KeyPadding(40),
+    "key_padding_batch": KeyPadding((50, 20)),
+    "ranges": Ranges(((0, 30, 0, 20, "causal"), (30, 61, 10, 61, "full"))),
+    "dense": Dense(random_bits(61, 61)),
+    "dense_bias": Dense(torch.randn(61, 61, generator=torch.Generator().manual_seed(1))),
+}
+# strategy, layout -> what happens: exact for every mask in MASKS, or the words of the refusal.
+TABLE: dict[tuple[str, str], str] = {
+    ("none", "contiguous"): "exact on one rank, refused on more: strategy none serves one rank",
+    ("ulysses", "contiguous"): "exact",
+    ("ring", "contiguous"): "exact",
+    ("ring", "zigzag"): "exact",
+    ("ring", "striped"): "exact",
+    ("usp", "contiguous"): "exact",
+    ("usp", "zigzag"): "exact",
+    ("allgather_kv", "contiguous"): "exact",
+    ("allgather_kv", "zigzag"): "exact",
+    ("halo", "contiguous"): "exact",
+    ("halo", "striped"): "exact",
+}
+
+
+def matrix_cases(world: int) -> list[dict[str, Any]]:
+    cases = []
+    for (strategy, layout), fate in TABLE.items():
+        if fate != "exact" and world > 1:
+            continue
+        for number, mask in enumerate(MASKS.values()):
+            # Both head layouts meet every strategy; per-head masks need their six heads.
+            kv_heads = (6, 2)[number % 2]
+            degree = 2 if world % 2 == 0 else None
+            cases.append({
+                "mask": mask, "n": 61, "heads": 6, "kv_heads": kv_heads, "strategy": strategy, "layout": layout,
+                "degree": degree if strategy == "usp" else None, "block": 16,
+            })  # fmt: skip
+    return cases
+
+
+def rank_errors(rank: int, world: int, cases: list[dict[str, Any]]) -> list[dict[str, float]]:
+    transport = Transport()
+    return [load("attention_cases").case_error(rank, world, case, transport) for case in cases]
+
+
+def check(world: int, cases: list[dict[str, Any]], tolerance: float | None = None) -> None:
+    reports = run_ranks(rank_errors, world, cases)
+    bad = []
+    for number, case in enumerate(cases):
+        dtype = case.get("dtype", torch.float64)
+        error = cases_module.worst_of(reports, number)
+        lse = cases_module.worst_lse(reports, number)
+        if not error <= (TOLERANCE[dtype] if tolerance is None else tolerance) or not lse <= 1e-5:
+            bad.append((case, error, lse))
+    assert not bad, bad[:3]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_a1_a5_every_strategy_is_exact_under_every_mask(world: int) -> None:
+    check(world, matrix_cases(world))
+
+
+def test_a5_the_table_names_every_strategy_and_the_refusals_are_real() -> None:
+    assert {strategy for strategy, _ in TABLE} == {"none", "ulysses", "ring", "usp", "allgather_kv", "halo"}
+    with pytest.raises(CapabilityError, match="strategy none serves one rank"):
+        make_plan(61, world=2, strategy="none")
+    with pytest.raises(CapabilityError, match="context"):
+        make_plan(61, key_lengths=Layout.replicated_on(8, 2), strategy="ring")
+
+
+STRATEGIES = [("ring", "contiguous"), ("ring", "zigzag"), ("ulysses", "contiguous"), ("allgather_kv", "contiguous")]
+
+
+def shape_cases(dtype: torch.dtype) -> list[dict[str, Any]]:
+    cases = []
+    for number, n in enumerate((192, 203, 7, 65)):
+        for index, (heads, kv_heads) in enumerate(((6, 6), (6, 2), (5, 1))):
+            strategy, layout = STRATEGIES[(number + index) % len(STRATEGIES)]
+            for mask in (Full(), Causal()):
+                cases.append({
+                    "mask": mask, "n": n, "heads": heads, "kv_heads": kv_heads, "dim": (32, 40, 80)[index],
+                    "strategy": strategy, "layout": layout, "dtype": dtype, "block": 128,
+                })  # fmt: skip
+    return cases
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+def test_a1_a2_lengths_heads_and_sizes(world: int) -> None:
+    check(world, shape_cases(torch.float64)[::2] + shape_cases(torch.float32)[1::2])
+
+
+def rank_half(rank: int, world: int, cases: list[dict[str, Any]]) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Errors over ranks, and of one process with torch's own attention in the same dtype."""
+    module = load("attention_cases")
+    answers = []
+    for case in cases:
+        q, k, v, d_out = module.whole_tensors(
+            case["n"], case["n"], case["heads"], case["heads"], case["dim"], case["dtype"]
+        )
+        expected = module.truth(q, k, v, d_out, case["mask"])
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=isinstance(case["mask"], Causal))
+        grads = torch.autograd.grad(out, leaves, d_out)
+        alone = {
+            name: module.relmax(x.detach(), ref)
+            for name, x, ref in zip(("O", "dQ", "dK", "dV"), (out, *grads), expected, strict=False)
+        }
+        answers.append((module.case_error(rank, world, case), alone))
+    return answers
+
+
+@pytest.mark.distributed
+def test_a3_half_precision_errs_at_most_twice_as_much_as_one_process() -> None:
+    cases = [
+        {"mask": mask, "n": 203, "heads": 6, "dim": 32, "strategy": strategy, "layout": layout, "dtype": dtype}
+        for dtype in (torch.bfloat16, torch.float16)
+        for strategy, layout in STRATEGIES
+        for mask in (Full(), Causal())
+    ]
+    reports = run_ranks(rank_half, 3, cases)
+    for number, case in enumerate(cases):
+        limit = 2e-2 if case["dtype"] == torch.bfloat16 else 4e-3
+        for name in ("O", "dQ", "dK", "dV"):
+            error = max(report[number][0][name] for report in reports)
+            assert error <= limit and error <= 2 * reports[0][number][1][name], (case, name, error)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [3, 4])
+def test_a6_uneven_shards_with_empty_ranks_and_more_ranks_than_rows(world: int) -> None:
+    sizes = [(0, 40, 21), (61, 0, 0), (1, 59, 1)] if world == 3 else [(0, 40, 21, 0), (1, 1, 58, 1)]
+    cases = [
+        {"mask": mask, "n": 61, "heads": 6, "kv_heads": 2, "lengths": lengths, "strategy": strategy, "block": 16}
+        for lengths in sizes
+        for strategy in ("ring", "ulysses", "allgather_kv", "halo")
+        for mask in (Full(), Causal(), MASKS["dual_union"], MASKS["documents"])
+    ]
+    cases += [
+        {"mask": Causal(), "n": 2, "heads": 3, "strategy": strategy, "layout": layout}
+        for strategy, layout in TABLE
+        if strategy not in ("none", "usp")
+    ]
+    check(world, cases)
+
+
+@pytest.mark.distributed
+def test_a7_cross_attention_with_both_sharded_and_with_a_context_on_every_rank() -> None:
+    padding = KeyPadding(11)
+    cases = [
+        {"mask": mask, "nq": 37, "nk": 18, "heads": 4, "kv_heads": 2, "strategy": strategy, "layout": layout}
+        for strategy, layout in TABLE
+        if strategy not in ("none", "usp")
+        for mask in (Full(), Causal(2), padding, Documents((0, 10, 37), (0, 7, 18)))
+    ]
+    cases += [
+        {"mask": mask, "nq": 37, "nk": 18, "heads": 4, "kv_heads": 2, "strategy": "context", "key_lengths": "replicated"}
+        for mask in (Full(), padding)
+    ]
+    check(3, cases)
+
+
+@pytest.mark.distributed
+def test_value_size_may_differ_from_head_size() -> None:
+    cases = [
+        {"mask": Causal(), "n": 31, "heads": 4, "kv_heads": 2, "dim": 8, "value_dim": 5, "strategy": strategy}
+        for strategy in ("ring", "ulysses", "allgather_kv", "halo")
+    ]
+    check(3, cases)
+
+
+def rank_released(rank: int, world: int) -> float:
+    """Video-Infinity's release, built anew: zero frames beyond the ends, duplicates kept, one bias for each scope."""
+    frames, window, indices, bias_local, bias_global = 24, 5, (1, 9, 17), 0.8, -0.4
+    module = load("attention_cases")
+    q, k, v, _ = module.whole_tensors(frames, frames, 2, 2, 8, torch.float64)
+    edge = q.new_zeros(*q.shape[:2], window, q.shape[3])
+    keys = torch.cat([edge, k, edge, k[:, :, list(indices)]], dim=2)
+    values = torch.cat([edge, v, edge, v[:, :, list(indices)]], dim=2)
+    bias = q.new_full((frames, keys.shape[2]), -torch.inf)
+    for row in range(frames):
+        bias[row, row : row + 2 * window + 1] = bias_local
+    bias[:, frames + 2 * window :] = bias_global
+    expected = (q @ keys.mT / 8**0.5 + bias).softmax(-1) @ values
+    worst = 0.0
+    scope = DualScope(window, indices, Overlap.MULTISET, Edge.ZERO, bias_local, bias_global)
+    for strategy in ("ring", "ulysses", "allgather_kv", "halo"):
+        plan = make_plan(frames, scope, world=world, strategy=strategy, heads=2)
+        from longtake.kernels import attention
+
+        out = attention(*(plan.queries.shard(x, rank) for x in (q, k, v)), mesh=Transport(), plan=plan)
+        worst = max(worst, float((out - plan.queries.shard(expected, rank)).abs().max()))
+    return worst
+
+
+@pytest.mark.distributed
+def test_a9_dual_scope_equals_the_rules_of_the_release() -> None:
+    assert max(run_ranks(rank_released, 3)) <= 1e-12
