@@ -35,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--take2", choices=("release", "paper"), default=None, help="second take at the transitions")
     parser.add_argument("--chunk-rows", type=int, default=16, help="rows of one call of the net; memory grows with it")
     parser.add_argument("--prior", default=DEFAULT_PRIOR, help=f"a shipped prior or a local folder ({DEFAULT_PRIOR})")
-    parser.add_argument(
-        "--out", type=Path, action="append", default=None, help=f"a file to write, as often as wanted: {', '.join(SUFFIXES)}"
-    )
+    kinds = ", ".join(SUFFIXES)
+    parser.add_argument("--out", type=Path, action="append", help=f"a file to write, as often as wanted: {kinds}")
     parser.add_argument("--preview", type=Path, default=None, help="contact sheet, a png file")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
