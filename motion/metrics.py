@@ -27,8 +27,7 @@ def jerk(joints: torch.Tensor, lengths: Sequence[int] | torch.Tensor | None = No
 
     lengths: valid frames of each window; entries from length - 3 on, which would reach beyond, are 0.
     """
-    third = joints[:, 3:] - 3 * joints[:, 2:-1] + 3 * joints[:, 1:-2] - joints[:, :-3]
-    worst = third.abs().sum(-1).amax(-1)
+    worst = joints.diff(n=3, dim=1).abs().sum(-1).amax(-1)
     if lengths is None:
         return worst
     place = torch.arange(worst.shape[1], device=worst.device)
