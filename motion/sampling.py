@@ -183,7 +183,7 @@ class TextDenoiser:
     def __call__(self, x: torch.Tensor, timestep: int, rows: Sequence[int]) -> torch.Tensor:
         index = torch.tensor(list(rows), device=x.device)
         inputs: dict[str, Any] = {}
-        if self.lengths is not None:
+        if self.lengths is not None and int(self.lengths[list(rows)].min()) < x.shape[1]:
             inputs["lengths"] = self.lengths.to(x.device)[index].clamp(max=x.shape[1])
         if self.transition is not None:
             inputs["transition"] = self.transition.to(x.device)[index][:, : x.shape[1]]

@@ -110,22 +110,9 @@ def released_take_one(
 ) -> torch.Tensor:
     """The released first take, step by step as its code goes: two calls of the net for guidance, ancestral steps with
     tables of its own, the handshake loop row after row. Returns rows (B, M, J)."""
-    from math import cos, pi
-
-    level = [cos((i / steps + 0.008) / 1.008 * pi / 2) ** 2 for i in range(steps + 1)]
-    beta = np.array([min(1 - level[i + 1] / level[i], 0.999) for i in range(steps)])
-    abar = np.cumprod(1 - beta)
-    before = np.append(1.0, abar[:-1])
     x = noise(0)
     for count, t in enumerate(reversed(range(steps)), 1):
-        times = torch.full((len(x),), t)
-        conditional = net(x, times, text)
-        unconditional = net(x, times, torch.zeros_like(text))
-        x0 = unconditional + scale * (conditional - unconditional)
-        mean = beta[t] * before[t] ** 0.5 / (1 - abar[t]) * x0
-        mean = mean + (1 - before[t]) * (1 - beta[t]) ** 0.5 / (1 - abar[t]) * x
-        spread = (beta[t] * (1 - before[t]) / (1 - abar[t])) ** 0.5
-        x = (mean + (spread * noise(count) if t > 0 else 0.0)).float()
+        x = released_step(net, x, text, scale, t, steps, noise(count), None, None)
         for row in range(1, len(x)):
             end = lengths[row - 1]
             for k in range(h):
@@ -134,3 +121,80 @@ def released_take_one(
                 x[row - 1, end - h + k] = joined
                 x[row, k] = joined
     return x
+
+
+def released_step(
+    net: Any,
+    x: torch.Tensor,
+    text: torch.Tensor,
+    scale: float,
+    t: int,
+    steps: int,
+    draw: torch.Tensor,
+    mask: torch.Tensor | None,
+    given: torch.Tensor | None,
+) -> torch.Tensor:
+    """One ancestral step: the net without and with text in turn, whatever the scale; inpainting if asked for."""
+    from math import cos, pi
+
+    level = [cos((i / steps + 0.008) / 1.008 * pi / 2) ** 2 for i in range(steps + 1)]
+    beta = np.array([min(1 - level[i + 1] / level[i], 0.999) for i in range(steps)])
+    abar = np.cumprod(1 - beta)
+    before = np.append(1.0, abar[:-1])
+    times = torch.full((len(x),), t)
+    conditional = net(x, times, text)
+    unconditional = net(x, times, torch.zeros_like(text))
+    x0 = unconditional + scale * (conditional - unconditional)
+    if mask is not None:
+        x0 = mask * given + (1 - mask) * x0
+    mean = beta[t] * before[t] ** 0.5 / (1 - abar[t]) * x0
+    mean = mean + (1 - before[t]) * (1 - beta[t]) ** 0.5 / (1 - abar[t]) * x
+    spread = (beta[t] * (1 - before[t]) / (1 - abar[t])) ** 0.5
+    return (mean + (spread * draw if t > 0 else 0.0)).float()
+
+
+def released_both_takes(
+    net: Any,
+    text: torch.Tensor,
+    scale: float,
+    lengths: Sequence[int],
+    h: int,
+    blend: int,
+    steps: int,
+    noise: Callable[[int], torch.Tensor],
+    second: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """Both released takes, every row padded to the longest, every sandwich to the longest possible; scale 0 in the
+    second take still calls the net twice. Returns the unfolded motion (N, J)."""
+    rows = released_take_one(net, text, scale, lengths, h, steps, noise)
+    pairs, longest = len(lengths) - 1, max(lengths)
+    frames = 2 * (longest - 2 * h) + h
+    given = rows.new_zeros(pairs, frames, rows.shape[2])
+    mask = torch.ones(pairs, frames, 1)
+    for i in range(pairs):
+        left = lengths[i] - 2 * h
+        parts = [rows[i, h : lengths[i] - h], rows[i + 1, :h], rows[i + 1, h : lengths[i + 1] - h]]
+        whole = torch.cat(parts)
+        given[i, : len(whole)] = whole
+        for j in range(blend):
+            mask[i, left - blend + j] = 0.85 * (1 - j / blend)
+            mask[i, left + h + j] = 0.85 * j / blend
+    first = steps - 1 - round(steps / 10)
+    level = np.cos((first + 1) / steps * np.pi / 2 / 1.008 + 0.008 / 1.008 * np.pi / 2) ** 2 / np.cos(
+        0.008 / 1.008 * np.pi / 2
+    ) ** 2
+    x = (level**0.5 * given + (1 - level) ** 0.5 * second(0)).float()
+    empty = text.new_zeros(pairs, text.shape[1])
+    for t in range(first, -1, -1):
+        x = released_step(net, x, empty, 0.0, t, steps, second(steps - t), mask, given)
+    out = [rows[0, : lengths[0]]] + [rows[i, h : lengths[i]] for i in range(1, len(lengths))]
+    whole = torch.cat(out)
+    start = 0
+    for i in range(pairs):
+        left = lengths[i] - 2 * h
+        begin = start + h
+        for place in (range(left - blend, left), range(left + h, left + h + blend)):
+            for k in place:
+                whole[begin + k] = x[i, k]
+        start += lengths[i] - h
+    return whole

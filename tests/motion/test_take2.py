@@ -6,7 +6,7 @@ from longtake.motion.convert import build
 from longtake.motion.doubletake import Plan, take_one_rows
 from longtake.motion.sampling import Schedule, TextDenoiser
 from longtake.motion.take2 import Preset, first_timestep, held_share, sandwiches, take_two
-from motion_models import Golden, injected, tiny_net
+from motion_models import Golden, injected, released_both_takes, tiny_net
 
 
 def noise_of(plan: Plan, frames: int, features: int = 12):
@@ -39,6 +39,20 @@ def test_b9_m4_both_takes_equal_the_original(case: str) -> None:
     golden.check("changed_values", second[changed].T)
     times = golden["second_take"]["first_t"] + 1
     assert bare.rows_evaluated == (plan.rows - 1) * times, "one evaluation a sandwich and step"
+
+
+@torch.no_grad()
+def test_b9_both_takes_equal_the_released_loop() -> None:
+    net, steps, text = tiny_net(), 10, torch.randn(3, 8)
+    plan, schedule = Plan.make([60, 52, 66], 8), Schedule.make(10)
+    frames = 2 * (66 - 16) + 8
+    first, second = injected(1, (3, 66, 12)), injected(2, (2, frames, 12))
+    want = released_both_takes(net, text, 2.5, plan.lengths, 8, 6, steps, first, second)
+    denoise = TextDenoiser(net, text, 2.5)
+    take = plan.unfold(take_one_rows(plan, denoise, schedule, first))
+    bare = denoise.unconditional()
+    got = take_two(plan, take, bare, schedule, lambda k, pairs: second(k)[list(pairs)], blend=6, pad_to=frames)
+    assert float((got - want).abs().max()) <= 1e-5
 
 
 @torch.no_grad()
