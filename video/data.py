@@ -1,7 +1,7 @@
 """Captioned clips for training and judging the small video prior.
 
 Reads a zip of WebP clips with an ``index.jsonl`` (file, base, caption, frames): 64x64 animated emoji on white.
-Thirty-two subjects are taken, named by what moves; each has a few wordings to train on and some kept for judging free
+Thirty-one subjects are taken, named by what moves; each has a few wordings to train on and some kept for judging free
 wording. Of every person clip with several skin tones one tone is held out: neither the prior nor the evaluator
 trains on it. Shape legend: F frames, H W pixels.
 """
@@ -67,7 +67,7 @@ def _loop(frames: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def load_clips(path: str | Path) -> list[Clip]:
-    """The clips of the thirty-two subjects from a training zip, or a folder that holds ``emoji_train.zip``.
+    """The clips of the thirty-one subjects from a training zip, or a folder that holds ``emoji_train.zip``.
 
     Raises UserError when the file is missing or holds none of the subjects.
     """

@@ -1,4 +1,4 @@
-"""The thirty-two subjects of the small video prior: captions, wordings to train on, wordings for judging."""
+"""The thirty-one subjects of the small video prior: captions, wordings to train on, wordings for judging."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ SUBJECTS: dict[str, Subject] = {
         ),
         ("training with a heavy barbell",),
     ),
-    "cartwheeling": Subject(("woman cartwheeling",), ("someone turns a cartwheel",), ("a gymnast does a cartwheel",)),
     "basketball": Subject(
         ("man bouncing ball",),
         (
