@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from longtake.kernels.backends import Backend, Request, backends, choose
 from longtake.kernels.choose import pick_strategy
+from longtake.kernels.compiled import compiled_attention
 from longtake.kernels.engine import Run, Scheme
 from longtake.kernels.errors import CapabilityError, PlanMismatch, ShapeError
 from longtake.kernels.masks import Full, Mask, TileKind
@@ -27,7 +28,6 @@ from longtake.kernels.plan import Plan, Strategy, make_plan
 from longtake.kernels.transport import DryTransport, Transport
 from longtake.kernels.ulysses import Ulysses
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FULL = Full()
@@ -46,8 +46,9 @@ class _Call(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; a gradient taken as constant would be wrong in silence
+            raise NotImplementedError("attention has no second derivative: call backward without create_graph")
         return *ctx.scheme.backward(ctx.run, d_out, ctx.saved_tensors), None, None
 
 
@@ -112,6 +113,14 @@ def attention(
         raise ValueError(f"layout must be 'bhsd' or 'bshd', given {layout!r}")
     if layout == "bshd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if torch.compiler.is_compiling():
+        if mesh is not None or plan is not None or strategy not in ("auto", "none") or debug:
+            raise CapabilityError("under torch.compile attention serves one process: no mesh, plan, strategy or debug")
+        _check(q, k, v, enable_gqa, softcap, dropout_p, debug)
+        usual = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        out, lse = compiled_attention(q, k, v, _FULL if mask is None else mask, backend, usual)
+        out = out.transpose(1, 2) if layout == "bshd" else out
+        return (out, lse) if return_lse else out
     transport, degree = as_transport(mesh)
     ready = _prepare(
         q, k, v, mask, transport, degree, strategy, plan, backend, enable_gqa, softcap, dropout_p, debug
@@ -292,6 +301,13 @@ def _request(q: Tensor, k: Tensor, v: Tensor, mask: Mask, grad: bool) -> Request
     return Request(
         q.dtype, q.shape[3], v.shape[3], q.device.type, frozenset(kinds), q.shape[1] != k.shape[1], grad, mask
     )
+
+
+def checked_request(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Request:
+    """A request that may need a gradient, after the checks of shapes and mask."""
+    _check(q, k, v, None, 0.0, 0.0, False)
+    _check_mask(mask, q)
+    return _request(q, k, v, mask, grad=True)
 
 
 def _takes_whole(backend: Backend, mask: Mask) -> bool:

@@ -190,7 +190,8 @@ class Dense(_TensorMask):
     def check_lengths(self, queries: int, keys: int) -> None:
         if tuple(self.tensor.shape[-2:]) != (queries, keys):
             raise ValueError(
-                f"Dense holds {tuple(self.tensor.shape[-2:])} pairs, the sequences have {queries} queries and {keys} keys"
+                f"Dense holds {tuple(self.tensor.shape[-2:])} pairs, the sequences have {queries} queries and {keys} "
+                "keys"
             )
 
 

@@ -252,12 +252,12 @@ def make_plan(
     if world is None:
         raise ValueError("world, the number of ranks, is needed with a whole length")
     usp_degree = degree if degree is not None else default_degree(world, heads, kv_heads or heads)
-    laid_degree = {Strategy.USP: usp_degree, Strategy.ULYSSES: world}.get(Strategy(strategy) if strategy != "auto" else Strategy.NONE, 1)
+    degrees = {Strategy.USP: usp_degree, Strategy.ULYSSES: world}
+    laid_degree = 1 if strategy == "auto" else degrees.get(Strategy(strategy), 1)
     queries = make_layout(lengths, layout, world, laid_degree)
     keys = queries if key_lengths is None else make_layout(key_lengths, layout, world, laid_degree)
     if strategy == "auto":
         chosen = pick_strategy(mask, queries, keys, heads, kv_heads or heads, degree, block).strategy
     else:
         chosen = Strategy(strategy)
-    degrees = {Strategy.USP: usp_degree, Strategy.ULYSSES: world}
     return Plan(mask, chosen, queries, keys, degrees.get(chosen, 1), block)

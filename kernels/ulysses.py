@@ -71,7 +71,7 @@ class Ulysses:
         return None if even and numbers == [i * held // len(numbers) for i in range(len(numbers))] else numbers
 
     def _exchange(
-        self, run: Run, outgoing: list[list[Tensor]], shapes: list[list[tuple[int, ...]]]
+        self, run: Run, outgoing: list[list[Tensor]], shapes: list[list[tuple[int, ...]]], name: str = "ulysses"
     ) -> list[list[Tensor]]:
         """outgoing[place]: what a place gets from me; shapes[place]: what I get from it. One round."""
         received: list[list[Tensor]] = []
@@ -86,7 +86,7 @@ class Ulysses:
             receives.append((rank, buffer))
             parts = buffer.split(sizes)
             received.append([part.view(shape) for part, shape in zip(parts, shapes[place], strict=True)])
-        run.transport.start_messages("ulysses", sends, receives).wait()
+        run.transport.start_messages(name, sends, receives).wait()
         return received
 
     def _to_heads(self, run: Run, tensors: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
@@ -105,7 +105,9 @@ class Ulysses:
         received = self._exchange(run, outgoing, shapes)
         return [torch.cat([parts[index] for parts in received], dim=2) for index in range(len(tensors))]
 
-    def _to_rows(self, run: Run, tensors: Sequence[Tensor], kinds: Sequence[str]) -> list[list[Tensor]]:
+    def _to_rows(
+        self, run: Run, tensors: Sequence[Tensor], kinds: Sequence[str], name: str = "ulysses"
+    ) -> list[list[Tensor]]:
         """All rows of my heads -> my rows: for each place, what it says about its heads."""
         split = [
             x.split([self._length(kind, place) for place in range(self.places)], dim=2)
@@ -119,7 +121,7 @@ class Ulysses:
                 (x.shape[0], count.stop - count.start, self._length(kind, self.place), *x.shape[3:])
                 for x, kind, count in zip(tensors, kinds, counts, strict=True)
             ])  # fmt: skip
-        return self._exchange(run, outgoing, shapes)
+        return self._exchange(run, outgoing, shapes, name)
 
     def _range(self, kind: str, place: int) -> tuple[int, int]:
         if kind == "q":
@@ -153,7 +155,7 @@ class Ulysses:
 
     def gather_lse(self, run: Run, lse_h: Tensor) -> Tensor:
         """L of my rows from L of my heads; only asked for when the caller wants L."""
-        parts = self._to_rows(run, (lse_h[..., None],), "q")
+        parts = self._to_rows(run, (lse_h[..., None],), "q", "ulysses_lse")
         return torch.cat([part[0] for part in parts], dim=1)[..., 0]
 
     def backward(self, run: Run, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:

@@ -218,7 +218,7 @@ def test_a7_cross_attention_with_both_sharded_and_with_a_context_on_every_rank()
         for mask in (Full(), Causal(2), padding, Documents((0, 10, 37), (0, 7, 18)))
     ]
     cases += [
-        {"mask": mask, "nq": 37, "nk": 18, "heads": 4, "kv_heads": 2, "strategy": "context", "key_lengths": "replicated"}
+        {"mask": mask, "nq": 37, "nk": 18, "heads": 4, "strategy": "context", "key_lengths": "replicated"}
         for mask in (Full(), padding)
     ]
     check(3, cases)
