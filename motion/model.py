@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -88,7 +89,7 @@ class MDM(ModelMixin, ConfigMixin):
         self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_text = nn.Linear(text_width, width)
         self.flag = nn.Embedding(2, FLAG_WIDTH) if transition_embedding else None
-        shape = {"d_model": width, "nhead": heads, "dim_feedforward": feedforward, "dropout": dropout}
+        shape: dict[str, Any] = {"d_model": width, "nhead": heads, "dim_feedforward": feedforward, "dropout": dropout}
         if self.form is Form.ENCODER:
             self.blocks = nn.ModuleList(
                 nn.TransformerEncoderLayer(**shape, activation="gelu", batch_first=True) for _ in range(layers)

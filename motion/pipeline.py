@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,82 +27,20 @@ from longtake.motion.doubletake import CHUNK_ROWS, Fade, Mode, Plan, take_one_ro
 from longtake.motion.model import Padding
 from longtake.motion.outputs import MotionOutput
 from longtake.motion.representation import RotationFeatures, z_up_to_y_up
-from longtake.motion.sampling import GUIDANCE, Denoise, Schedule, TextDenoiser, betas
+from longtake.motion.rows import HANDSHAKE, Hook, Run, plan_of
+from longtake.motion.sampling import GUIDANCE, Schedule, TextDenoiser, betas
 from longtake.motion.space import MotionSpace
 from longtake.motion.take2 import Preset, grouped, held_share, remake, sandwiches, write_back
 from longtake.noise import noise
 from longtake.pipeline import Denoising, Known, LongTakePipeline, denoise
 from longtake.timeline import Timeline
 
-HANDSHAKE = 20  # frames, a second at 20 fps (PriorMDM's setting for HumanML3D)
 BLEND = 10
 LAST_SECONDS = 4.0  # length of the last prompt when no length is given
 
 # A frame's noise is named by its number. Frames that are not the canvas's own lie in ranges of numbers of their own.
 _ROWS, _SANDWICHES = 1 << 48, 2 << 48
 _STRIDE = 1 << 24
-
-Hook = Callable[[torch.Tensor, int], torch.Tensor]
-
-
-def plan_of(
-    timeline: Timeline,
-    frames: int,
-    *,
-    handshake: int = HANDSHAKE,
-    longest: int = 196,
-    fade: Fade | str = Fade.RELEASED,
-) -> tuple[Plan, list[str]]:
-    """Rows for a timeline, and their prompts. The handshake between two rows lies around the frame where the prompt
-    changes: half before, half after.
-
-    A prompt longer than ``longest`` allows takes several rows. Next to a prompt shorter than the handshake, the
-    handshake shrinks to that prompt. Raises UserError when ``longest`` leaves no room beside the handshakes.
-    """
-    if handshake < 0 or longest <= 2 * handshake:
-        raise UserError(f"a handshake of {handshake} frames does not fit rows of at most {longest} frames")
-    pieces: list[tuple[int, str]] = []
-    for start, stop, prompt in timeline.segments(frames):
-        # each end of a piece takes up to half a handshake more
-        parts = max(1, -(-(stop - start) // (longest - handshake - 1)))
-        shares = Partition.even(stop - start, parts)
-        pieces += [(size, prompt) for size in shares.sizes]
-    shakes = [min(handshake, one[0], two[0]) for one, two in zip(pieces, pieces[1:], strict=False)]
-    around = [0, *shakes, 0]
-    lengths = [
-        size + around[row] // 2 + (around[row + 1] - around[row + 1] // 2) for row, (size, _) in enumerate(pieces)
-    ]
-    return Plan(tuple(lengths), tuple(shakes), Fade(fade)), [prompt for _, prompt in pieces]
-
-
-@dataclass
-class Run:
-    """One run's decisions: where rows lie, which net with which texts, how it samples."""
-
-    plan: Plan
-    denoise: Denoise
-    steps: int
-    seed: int
-    item: int
-    chunk_rows: int
-    mixed: bool
-    width: int
-    device: torch.device
-    control: Control | None = None
-    hooks: tuple[Hook, ...] = ()
-
-    def part(self, rows: range) -> Run:
-        """The run of some rows that follow each other, with the noise and texts they have in the whole."""
-        plan = Plan(
-            self.plan.lengths[rows.start : rows.stop],
-            self.plan.handshakes[rows.start : rows.stop - 1],
-            self.plan.fade,
-        )
-
-        def shifted(x: torch.Tensor, timestep: int, numbers: Sequence[int]) -> torch.Tensor:
-            return self.denoise(x, timestep, [number + rows.start for number in numbers])
-
-        return replace(self, plan=plan, denoise=shifted)
 
 
 class LongMotionPipeline(LongTakePipeline):
@@ -298,7 +235,7 @@ class LongMotionPipeline(LongTakePipeline):
         """
         started = time.monotonic()
         ranks = ranks or current() or Ranks.single(self.model.device, self.model.dtype)
-        mode = _choice(Mode, mode, "mode")
+        engine: Mode = _choice(Mode, mode, "mode")
         preset = None if take2 is None else _choice(Preset, take2, "take2")
         run, prompts = self.prepare(
             prompt,
@@ -314,16 +251,16 @@ class LongMotionPipeline(LongTakePipeline):
             hooks=hooks,
             text=text,
         )
-        self._refuse(run, mode, preset, blend, ranks, journal)
+        self._refuse(run, engine, preset, blend, ranks, journal)
         check_same((run.plan.lengths, run.plan.handshakes, run.seed, run.steps, prompts), "the run", ranks)
         self._stop = False
-        if mode is Mode.ROWS:
+        if engine is Mode.ROWS:
             whole, done, stopped = self._take_one_rows(run), run.steps, False
         else:
             whole, state = self.solve(run, ranks, journal, checkpoint_every, callback_on_step_end)
             done, stopped = state.step, state.stopped
         if preset is not None and not stopped and run.plan.rows > 1:
-            whole = self._take_two(run, whole, preset, blend, ranks, mode)
+            whole = self._take_two(run, whole, preset, blend, ranks, engine)
         if not torch.isfinite(whole).all():
             raise FloatingPointError("the run ended with NaN or infinity; the journal keeps the last step")
         info = {
@@ -332,7 +269,7 @@ class LongMotionPipeline(LongTakePipeline):
             "handshakes": list(run.plan.handshakes),
             "seed": seed,
             "steps": done,
-            "mode": str(mode),
+            "mode": str(engine),
             "take2": None if preset is None else str(preset),
             "completed": not stopped,
             "seconds": round(time.monotonic() - started, 2),

@@ -189,20 +189,15 @@ class TextDenoiser:
             inputs["transition"] = self.transition.to(x.device)[index][:, : x.shape[1]]
         if self.text_mask is not None:
             inputs["text_mask"] = self.text_mask.to(x.device)[index]
-        branches = []
-        if self.scale != 0.0:
-            assert self.text is not None
-            branches.append(self.text.to(x.device)[index])
-        if self.scale != 1.0:
-            branches.append(torch.zeros_like(branches[0]) if branches else None)
-        copies = len(branches)
-        text = torch.cat(branches) if copies == 2 else branches[0]
-        if copies == 2:
+        text = None if self.text is None or self.scale == 0.0 else self.text.to(x.device)[index]
+        guided = text is not None and self.scale != 1.0
+        if text is not None and guided:
+            text = torch.cat([text, torch.zeros_like(text)])
             x = torch.cat([x, x])
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         self.rows_evaluated += len(x)
         out = self.model(x, torch.full((len(x),), timestep, device=x.device), text, **inputs)
-        if copies == 1:
+        if not guided:
             return out
         conditional, unconditional = out.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)

@@ -13,7 +13,8 @@ from longtake.journal import Journal
 from longtake.motion.control import Control, mask_features
 from longtake.motion.doubletake import Plan, take_one_canvas
 from longtake.motion.model import MDM
-from longtake.motion.pipeline import LongMotionPipeline, plan_of
+from longtake.motion.pipeline import LongMotionPipeline
+from longtake.motion.rows import plan_of
 from longtake.motion.sampling import Schedule, TextDenoiser
 from longtake.motion.space import MotionSpace
 from longtake.motion.stream import deviation, light_cone, pieces, roll
