@@ -72,6 +72,13 @@ class Windows:
         t, h, w = sizes
         return t, h, w
 
+    def scatter_add(self, share: Tensor) -> Tensor:
+        """One number for each window and offset, (B, *output, *kernel), added up where the tokens are: (B, T, H, W)."""
+        total = share.new_zeros(share.shape[0], *self.input)
+        for place, took, offset in _offsets(self):
+            total[took] += share[(*place, *offset)]
+        return total
+
 
 def resolve_windows(
     size: Triple,
@@ -290,26 +297,43 @@ class _WindowSum(torch.autograd.Function):
             out = x.new_zeros(shape, dtype=accumulate)
         else:
             out = x.new_zeros(shape[0], shape[4], *shape[1:4], dtype=accumulate).movedim(1, -1)
+        exists = None if frame_mask is None else frame_mask[:, :, None, None].expand(x.shape[:4])
         for place, took, offset in _offsets(windows):
-            tokens = _existing(x[took], frame_mask, took)
+            tokens = _existing(x[took], exists, took)
             out[place].addcmul_(share[(*place, *offset)][..., None].to(accumulate), tokens.to(accumulate))
         return out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, share, frame_mask = ctx.saved_tensors
-        accumulate = _accumulate(x.dtype)
-        grad = grads[0].to(accumulate)
+        exists = None if frame_mask is None else frame_mask[:, :, None, None].expand(x.shape[:4])
         want_x, want_share = ctx.needs_input_grad[:2]
-        grad_x = torch.zeros_like(x, dtype=accumulate) if want_x else None
-        grad_share = torch.zeros_like(share) if want_share else None
-        for place, took, offset in _offsets(ctx.windows):
-            if grad_x is not None:
-                grad_x[took].addcmul_(share[(*place, *offset)][..., None].to(accumulate), grad[place])
-            if grad_share is not None:
-                tokens = _existing(x[took], frame_mask, took).to(accumulate)
-                grad_share[(*place, *offset)] = (tokens * grad[place]).sum(-1).to(share.dtype)
-        return None if grad_x is None else grad_x.to(x.dtype), grad_share, None, None
+        grad_x, grad_share = window_sum_backward(grads[0], x, share, ctx.windows, exists, want_x, want_share)
+        return grad_x, grad_share, None, None
+
+
+def window_sum_backward(
+    grad: Tensor,
+    x: Tensor,
+    share: Tensor,
+    windows: Windows,
+    exists: Tensor | None,
+    want_x: bool = True,
+    want_share: bool = True,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a window sum: grad (B, *output, C), x (B, T, H, W, C), share (B, *output, *kernel), exists None or
+    bool (B, T, H, W). Offset by offset, as the forward."""
+    accumulate = _accumulate(x.dtype)
+    grad = grad.to(accumulate)
+    grad_x = torch.zeros_like(x, dtype=accumulate) if want_x else None
+    grad_share = torch.zeros_like(share) if want_share else None
+    for place, took, offset in _offsets(windows):
+        if grad_x is not None:
+            grad_x[took].addcmul_(share[(*place, *offset)][..., None].to(accumulate), grad[place])
+        if grad_share is not None:
+            tokens = _existing(x[took], exists, took).to(accumulate)
+            grad_share[(*place, *offset)] = (tokens * grad[place]).sum(-1).to(share.dtype)
+    return None if grad_x is None else grad_x.to(x.dtype), grad_share
 
 
 Index = tuple[slice, ...]
@@ -339,11 +363,9 @@ def _offsets(windows: Windows) -> list[tuple[Index, Index, Triple]]:
     return parts
 
 
-def _existing(tokens: Tensor, frame_mask: Tensor | None, took: Index) -> Tensor:
+def _existing(tokens: Tensor, exists: Tensor | None, took: Index) -> Tensor:
     """0 times NaN is NaN, so what masked frames hold has to go before the product."""
-    if frame_mask is None:
-        return tokens
-    return tokens.masked_fill(~frame_mask.to(tokens.device)[took[0], took[1]][:, :, None, None, None], 0)
+    return tokens if exists is None else tokens.masked_fill(~exists.to(tokens.device)[took][..., None], 0)
 
 
 def _accumulate(dtype: torch.dtype) -> torch.dtype:
