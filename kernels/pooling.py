@@ -75,8 +75,8 @@ class Windows:
     def scatter_add(self, share: Tensor) -> Tensor:
         """One number for each window and offset, (B, *output, *kernel), added up where the tokens are: (B, T, H, W)."""
         total = share.new_zeros(share.shape[0], *self.input)
-        for place, took, offset in _offsets(self):
-            total[took] += share[(*place, *offset)]
+        for _, took, weight in _offsets(self):
+            total[took] += share[weight]
         return total
 
 
@@ -298,9 +298,9 @@ class _WindowSum(torch.autograd.Function):
         else:
             out = x.new_zeros(shape[0], shape[4], *shape[1:4], dtype=accumulate).movedim(1, -1)
         exists = None if frame_mask is None else frame_mask[:, :, None, None].expand(x.shape[:4])
-        for place, took, offset in _offsets(windows):
+        for place, took, weight in _offsets(windows):
             tokens = _existing(x[took], exists, took)
-            out[place].addcmul_(share[(*place, *offset)][..., None].to(accumulate), tokens.to(accumulate))
+            out[place].addcmul_(share[weight][..., None].to(accumulate), tokens.to(accumulate))
         return out.to(x.dtype)
 
     @staticmethod
@@ -327,24 +327,24 @@ def window_sum_backward(
     grad = grad.to(accumulate)
     grad_x = torch.zeros_like(x, dtype=accumulate) if want_x else None
     grad_share = torch.zeros_like(share) if want_share else None
-    for place, took, offset in _offsets(windows):
+    for place, took, weight in _offsets(windows):
         if grad_x is not None:
-            grad_x[took].addcmul_(share[(*place, *offset)][..., None].to(accumulate), grad[place])
+            grad_x[took].addcmul_(share[weight][..., None].to(accumulate), grad[place])
         if grad_share is not None:
             tokens = _existing(x[took], exists, took).to(accumulate)
-            grad_share[(*place, *offset)] = (tokens * grad[place]).sum(-1).to(share.dtype)
+            grad_share[weight] = (tokens * grad[place]).sum(-1).to(share.dtype)
     return None if grad_x is None else grad_x.to(x.dtype), grad_share
 
 
-Index = tuple[slice, ...]
+Index = tuple[slice | int, ...]
 
 
-def _offsets(windows: Windows) -> list[tuple[Index, Index, Triple]]:
-    """For each offset inside a window: the windows that have it, the tokens they take, and the offset.
+def _offsets(windows: Windows) -> list[tuple[Index, Index, Index]]:
+    """For each offset inside a window: the windows that have it, the tokens they take, their weights.
 
     Rows of windows (O_t) are taken one after the other, so that the part of the output being added to stays in cache.
     """
-    parts: list[tuple[Index, Index, Triple]] = []
+    parts: list[tuple[Index, Index, Index]] = []
     for row in range(windows.output[0]):
         for t, h, w in product(*map(range, windows.kernel)):
             frame = row * windows.stride[0] + t
@@ -359,7 +359,7 @@ def _offsets(windows: Windows) -> list[tuple[Index, Index, Triple]]:
                 slice(offset, offset + (count - 1) * windows.stride[axis] + 1, windows.stride[axis])
                 for axis, offset, count in ((1, h, counts[0]), (2, w, counts[1]))
             ]
-            parts.append((place, (slice(None), slice(frame, frame + 1), *spans), (t, h, w)))
+            parts.append((place, (slice(None), slice(frame, frame + 1), *spans), (*place, t, h, w)))
     return parts
 
 

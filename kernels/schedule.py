@@ -24,12 +24,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from longtake.kernels.errors import PlanMismatch
 from longtake.kernels.partition import Partition
 from longtake.kernels.transport import Transport
-
-
-class PlanDisagreement(RuntimeError):
-    """Ranks computed different plans from the same lengths."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,7 @@ def agree(
     """Plan over the sequences that all ranks bring, each rank its own `lengths` (maybe none).
 
     Three small gathers: counts, lengths, digests. Returns the plan, in which sequences are numbered by rank, and the
-    number of my first one. Raises PlanDisagreement on every rank when any rank came to another plan.
+    number of my first one. Raises PlanMismatch on every rank when any rank came to another plan.
     """
     world, rank = transport.world, transport.rank
     ones = Partition.even(world, world)
@@ -199,7 +196,7 @@ def agree(
     number = torch.tensor([int(plan.digest()[:15], 16)])
     (digests,) = transport.start_gather([number], 0, ones, range(world)).wait()
     if len(set(digests.tolist())) > 1:
-        raise PlanDisagreement(
+        raise PlanMismatch(
             f"rank {rank}: the ranks' plans differ ({[f'{d:x}' for d in digests.tolist()]}): cost, capacity and "
             "largest must be the same on every rank"
         )

@@ -4,7 +4,8 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from longtake.kernels.schedule import BatchPlan, Cost, PlanDisagreement, agree, all_groups, plan_batch, static_plan
+from longtake.kernels.errors import PlanMismatch
+from longtake.kernels.schedule import BatchPlan, Cost, agree, all_groups, plan_batch, static_plan
 from longtake.kernels.transport import Transport
 from ranks import run_ranks
 
@@ -84,7 +85,7 @@ def rank_agree(rank: int, world: int) -> tuple[BatchPlan, int, dict[str, object]
     try:
         agree(mine, transport, COST if rank else Cost(1.0, 2.0), 3000)
         complaint = ""
-    except PlanDisagreement as error:
+    except PlanMismatch as error:
         complaint = str(error)
     return plan, first, counts, complaint
 

@@ -1,0 +1,63 @@
+"""Prompt-guided pooling of a full video: ours against the released way, which unfolds every window in memory.
+
+    python tests/benchmarks/pooling.py --frames 32 --side 24 --channels 4096 --rounds 5
+
+Rounds are interleaved; times are process CPU seconds, the ratio is the median of the per-round ratios. Outputs are
+compared. Also printed: tokens before and after, and the bytes of keys and values they take in a language model.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from longtake.kernels.pooling import Windows, global_weights, prompt_guided_pool3d, resolve_windows
+from torch import Tensor
+
+
+def unfolded(x: Tensor, logits: Tensor, windows: Windows, temperature: float = 0.01) -> Tensor:
+    """All windows laid out: x (B, T, H, W, C), logits (B, T, H, W)."""
+    g = global_weights(logits)
+    for axis in range(3):
+        g = g.unfold(axis + 1, windows.kernel[axis], windows.stride[axis])
+        x = x.unfold(axis + 1, windows.kernel[axis], windows.stride[axis])
+    weights = (g.flatten(4) / temperature).softmax(4)
+    return (x.flatten(5) * weights[:, :, :, :, None]).sum(-1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--side", type=int, default=24)
+    parser.add_argument("--channels", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=32, help="of the language model")
+    options = parser.parse_args()
+    size = (options.frames, options.side, options.side)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *size, options.channels, generator=generator)
+    logits = 3 * torch.randn(1, *size, generator=generator)
+    windows = resolve_windows(size, (2, 3, 3))
+    times: list[tuple[float, float]] = []
+    difference = 0.0
+    for _ in range(options.rounds + 1):
+        marks = [time.process_time()]
+        ours = prompt_guided_pool3d(x, logits=logits, kernel=(2, 3, 3), layout="bthwc")
+        marks.append(time.process_time())
+        theirs = unfolded(x, logits, windows)
+        marks.append(time.process_time())
+        difference = float((ours - theirs).abs().max())
+        times.append((marks[1] - marks[0], marks[2] - marks[1]))
+    times = times[1:]
+    before = options.frames * options.side**2
+    cache = 2 * options.layers * options.channels * 2
+    print(f"tokens {before} -> {windows.tokens} ({before / windows.tokens:.0f} times fewer)")
+    held = before * cache >> 20, windows.tokens * cache >> 20
+    print(f"keys and values, bf16, {options.layers} layers: {held[0]} -> {held[1]} MiB")
+    ours_s, theirs_s = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f"ours {ours_s:.3f} s, unfolded {theirs_s:.3f} s")
+    print(f"unfolded / ours {statistics.median(b / a for a, b in times):.1f}, largest difference {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
