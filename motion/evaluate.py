@@ -1,0 +1,276 @@
+"""``longtake evaluate motion``: one table that sets long motions beside real clips and what a user would try first.
+
+Sequences of eight prompts, 4 s each, drawn at random from the actions that have enough real clips, made by every method
+with the same seeds; the prior alone is judged by single clips, under wordings it was trained on and others.
+Legend: F frames, W windows.
+
+    longtake evaluate motion --data DATA                     # trains the evaluator first, if it is not there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtake.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from longtake.motion.data import Clip
+    from longtake.motion.evaluator import Evaluator
+    from longtake.motion.pipeline import LongMotionPipeline
+
+PROMPTS, INTERVAL = 8, 80  # prompts a sequence, frames a prompt
+SEAM = 30  # frames of the window around a transition
+
+METHODS = {
+    "longtake": "longtake (canvas)",
+    "longtake+release": "longtake, second take as released",
+    "longtake+paper": "longtake, second take as in the paper",
+    "rows": "rows, first take as released",
+    "rows+release": "DoubleTake as released (rows, both takes)",
+    "joined": "joined clips",
+    "plain": "one long plain sample",
+}
+
+
+@dataclass
+class Row:
+    """One line of the table; None where a column does not apply. Jerk in metres a frame cubed, skate in m/s."""
+
+    label: str
+    motions: int
+    windows: int
+    action_right: float
+    frechet: float | None
+    peak_jerk: float | None
+    inside_jerk: float
+    foot_skate: float
+
+
+@dataclass
+class Motion:
+    """Something to judge: features (F, 263), joints (F, 22, 3), where prompts change, the action of each stretch."""
+
+    features: torch.Tensor
+    joints: torch.Tensor
+    boundaries: list[int]
+    actions: list[str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``longtake evaluate motion``."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with bandai_train.npz and bandai_val.npz")
+    parser.add_argument("--prior", default=None, help="shipped prior or folder (default: the one that ships)")
+    parser.add_argument("--sequences", type=int, default=8, help=f"sequences of {PROMPTS} prompts for each method")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--steps", type=int, default=None, help="of sampling (default: the command's)")
+    parser.add_argument("--guidance", type=float, default=2.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluate-motion"), help="table and evaluator")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train or load the evaluator, make and judge everything, print the table and write it as JSON and markdown."""
+    if args.sequences < 1:
+        raise UserError(f"--sequences must be at least 1, got {args.sequences}")
+    from longtake.journal import atomic_path
+    from longtake.motion.command import DEFAULT_PRIOR, STEPS
+    from longtake.motion.data import load_motions
+    from longtake.motion.evaluator import load_or_train
+    from longtake.motion.pipeline import LongMotionPipeline
+
+    clips, val = load_motions(args.data, "train"), load_motions(args.data, "val")
+    pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)
+    pipe.set_progress_bar_config(disable=True)
+    judge, report = load_or_train(clips, val, args.out)
+    steps = args.steps or STEPS
+    rows = evaluate(pipe, judge, clips, val, args.methods, args.sequences, steps, args.guidance, args.seed)
+    text = markdown(rows, report)
+    told = ["longtake", *sys.argv[1:]] if sys.argv[1:3] == ["evaluate", "motion"] else None
+    facts = {
+        "prior": str(args.prior or DEFAULT_PRIOR),
+        "steps": steps,
+        "guidance": args.guidance,
+        "seed": args.seed,
+        "command": shlex.join(told) if told else None,
+        "evaluator": report,
+        "rows": [asdict(row) for row in rows],
+    }
+    for name, content in (("table.json", json.dumps(facts, indent=1)), ("table.md", text)):
+        with atomic_path(args.out / name) as partial:
+            partial.write_text(content)
+    print(text)
+    return 0
+
+
+def evaluate(
+    pipe: LongMotionPipeline,
+    judge: Evaluator,
+    clips: Sequence[Clip],
+    val: Sequence[Clip],
+    methods: Sequence[str],
+    sequences: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+) -> list[Row]:
+    """All rows of the table."""
+    import numpy as np
+    from longtake.motion.captions import ACTIONS
+    from longtake.motion.evaluator import windows_of
+
+    train_windows, _ = windows_of(clips, judge.actions)
+    reference = judge.look(train_windows)[1]
+    rows = [real_row("real, training clips", clips[:: max(1, len(clips) // 200)], judge, None)]
+    rows.append(real_row("real, validation clips", val, judge, reference))
+    rng = np.random.Generator(np.random.PCG64([seed, 11]))
+    plans = [[str(name) for name in rng.choice(judge.actions, PROMPTS)] for _ in range(sequences)]
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+
+    def single(label: str, wording: Any) -> None:
+        made = []
+        for number, action in enumerate(name for plan in plans for name in plan):
+            out = pipe(wording(action), INTERVAL, seed=seed, item=number, **settings)
+            made.append(_motion(out, [action]))
+        rows.append(judge_row(label, made, judge, reference))
+
+    single("prior, training captions", lambda action: f"a person {ACTIONS[action].wordings[0]}")
+    single("prior, wordings never seen", lambda action: ACTIONS[action].held_out[0])
+    for method in methods:
+        started = time.monotonic()
+        made = [make(pipe, method, plan, seed, number, settings) for number, plan in enumerate(plans)]
+        rows.append(judge_row(METHODS[method], made, judge, reference))
+        print(f"{METHODS[method]}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return rows
+
+
+def make(
+    pipe: LongMotionPipeline, method: str, actions: Sequence[str], seed: int, number: int, settings: dict[str, Any]
+) -> Motion:
+    """One sequence of prompts by one method."""
+    import torch
+    from longtake.motion.captions import ACTIONS
+    from longtake.timeline import Timeline
+
+    texts = [f"a person {ACTIONS[action].wordings[0]}" for action in actions]
+    if method == "joined":
+        # each clip alone, one after the other: the root goes on from where it is, the pose jumps
+        parts = [
+            pipe(text, INTERVAL, seed=seed, item=1000 * number + place, **settings) for place, text in enumerate(texts)
+        ]
+        features = torch.cat([torch.from_numpy(part.features) for part in parts])
+        borders = [INTERVAL * place for place in range(1, len(texts))]
+        return Motion(features, pipe.space.form.recover(features), borders, list(actions))
+    if method == "plain":
+        config = pipe.space.config
+        longest = config.longest_row
+        pipe.space.register_to_config(longest_row=INTERVAL * len(texts) + 64)
+        try:
+            out = pipe(", then ".join(texts), INTERVAL * len(texts), seed=seed, item=number, **settings)
+        finally:
+            pipe.space.register_to_config(longest_row=longest)
+        made = _motion(out, actions)
+        return Motion(made.features, made.joints, [INTERVAL * place for place in range(1, len(texts))], list(actions))
+    mode, _, second = method.partition("+")
+    # the same prompt twice in a row is one segment of a timeline: its border is no transition
+    starts = [(INTERVAL * place, text) for place, text in enumerate(texts) if place == 0 or text != texts[place - 1]]
+    timeline = Timeline(starts, blend=0)
+    out = pipe(
+        timeline,
+        INTERVAL * len(texts),
+        seed=seed,
+        item=number,
+        mode="rows" if mode == "rows" else "canvas",
+        take2=second or None,
+        **settings,
+    )
+    return _motion(out, actions)
+
+
+def _motion(out: Any, actions: Sequence[str]) -> Motion:
+    import torch
+
+    return Motion(torch.from_numpy(out.features), torch.from_numpy(out.joints), list(out.boundaries), list(actions))
+
+
+def judge_row(label: str, made: Sequence[Motion], judge: Evaluator, reference: torch.Tensor) -> Row:
+    """A row for generated motions whose stretches of 80 frames show ``actions``."""
+    import torch
+    from longtake.motion.evaluator import WINDOW, frechet_distance
+    from longtake.motion.metrics import foot_skate, jerk, jerk_curve, peak_jerk, seam_windows
+
+    windows, actions, seams, lengths, skate, inside = [], [], [], [], [], []
+    for motion in made:
+        for place, action in enumerate(motion.actions):
+            middle = INTERVAL * place + INTERVAL // 2
+            windows.append(motion.features[middle - WINDOW // 2 : middle + WINDOW // 2])
+            actions.append(action)
+            inside.append(jerk(motion.joints[None, middle - 15 : middle + 15]).amax())
+        if motion.boundaries:
+            part, valid = seam_windows(motion.joints, motion.boundaries, SEAM)
+            seams.append(part)
+            lengths.append(valid)
+        skate.append(foot_skate(motion.joints, 20.0))
+    every = torch.stack(windows)
+    embedding = judge.look(every)[1]
+    return Row(
+        label,
+        len(made),
+        len(windows),
+        judge.accuracy(every, actions),
+        frechet_distance(embedding, reference),
+        float(peak_jerk(jerk_curve(torch.cat(seams), torch.cat(lengths)))) if seams else None,
+        float(torch.stack(inside).mean()),
+        float(torch.stack(skate).mean()),
+    )
+
+
+def real_row(label: str, clips: Sequence[Clip], judge: Evaluator, reference: torch.Tensor | None) -> Row:
+    """A row for real clips; the peak of their jerk curve over windows at the clips' middles stands for transitions."""
+    import torch
+    from longtake.motion.evaluator import frechet_distance, windows_of
+    from longtake.motion.metrics import foot_skate, jerk, jerk_curve, peak_jerk
+
+    windows, actions = windows_of(clips, judge.actions)
+    chosen = [clip.joints for clip in clips if len(clip.joints) > SEAM and clip.action in judge.actions]
+    middles = torch.stack([joints[(len(joints) - SEAM) // 2 :][:SEAM] for joints in chosen])
+    distance = None if reference is None else frechet_distance(judge.look(windows)[1], reference)
+    return Row(
+        label,
+        len(chosen),
+        len(windows),
+        judge.accuracy(windows, actions),
+        distance,
+        float(peak_jerk(jerk_curve(middles))),
+        float(jerk(middles).amax(-1).mean()),
+        float(torch.stack([foot_skate(joints, 20.0) for joints in chosen]).mean()),
+    )
+
+
+def markdown(rows: Sequence[Row], report: dict[str, Any]) -> str:
+    """The table as markdown, with what it rests on."""
+
+    def show(value: float | None, digits: int) -> str:
+        return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+    lines = [
+        f"Evaluator: {100 * report['accuracy_real_held_out']:.1f} % of {report['windows']} held-out real windows "
+        f"right, {len(report['actions'])} actions.",
+        "",
+        "| method | motions | windows | action right | Fréchet | jerk at transitions | jerk inside | foot skate m/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row.label, str(row.motions), str(row.windows), show(row.action_right, 2), show(row.frechet, 2)]
+        cells += [show(row.peak_jerk, 4), show(row.inside_jerk, 4), show(row.foot_skate, 3)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
