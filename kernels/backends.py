@@ -78,6 +78,12 @@ class Backend(Protocol):
         ...
 
 
+def accelerators() -> frozenset[str]:
+    """Device types besides the CPU that this machine has: none, or one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return frozenset() if found is None else frozenset({found.type})
+
+
 def lacks(capabilities: Capabilities, request: Request) -> str | None:
     """The first stated capability that a request exceeds, in words."""
     c, r = capabilities, request

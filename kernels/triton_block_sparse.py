@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from longtake.kernels.backends import Capabilities, Request, lacks
+from longtake.kernels.backends import Capabilities, Request, accelerators, lacks
 from longtake.kernels.block_masks import BlockSparse
 from longtake.kernels.masks import Positions, as_positions
 from longtake.kernels.tiles import Tile, positions_of
@@ -100,9 +100,9 @@ class TritonBlockSparse:
     name = "triton_block_sparse"
 
     def capabilities(self) -> Capabilities:
-        devices = {"cuda", "cpu"} if tiles_module().INTERPRETED else {"cuda"}
+        devices = None if tiles_module().INTERPRETED else accelerators()  # the interpreter runs anywhere
         return Capabilities(
-            dtypes=DTYPES, devices=frozenset(devices), head_dims=range(1, 257), kinds=frozenset(),
+            dtypes=DTYPES, devices=devices, head_dims=range(1, 257), kinds=frozenset(),
             masks=frozenset({"BlockSparse"}), value_dim_differs=True,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from longtake.kernels.backends import Capabilities, Request, lacks
+from longtake.kernels.backends import Capabilities, Request, accelerators, lacks
 from longtake.kernels.masks import DualScope, Edge, Overlap, Positions, as_positions
 from longtake.kernels.tiles import Tile, positions_of
 from torch import Tensor
@@ -127,9 +127,9 @@ class TritonDualScope:
     name = "triton_dual_scope"
 
     def capabilities(self) -> Capabilities:
-        devices = {"cuda", "cpu"} if tiles_module().INTERPRETED else {"cuda"}
+        devices = None if tiles_module().INTERPRETED else accelerators()  # the interpreter runs anywhere
         return Capabilities(
-            dtypes=DTYPES, devices=frozenset(devices), head_dims=range(1, 257), kinds=frozenset(),
+            dtypes=DTYPES, devices=devices, head_dims=range(1, 257), kinds=frozenset(),
             masks=frozenset({"DualScope"}), value_dim_differs=True,
         )  # fmt: skip
 
