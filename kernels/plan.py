@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 import torch
+from longtake.kernels.backends import Capabilities, Request
 from longtake.kernels.engine import Run, Scheme
 from longtake.kernels.errors import CapabilityError
 from longtake.kernels.gather import Context, Fetch
@@ -161,7 +162,10 @@ class _NoCompute:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
-    def capabilities(self) -> None:  # type: ignore[override]
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
+
+    def refuses(self, request: Request) -> str | None:
         return None
 
 

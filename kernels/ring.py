@@ -93,7 +93,7 @@ class Ring:
     @cached_property
     def tiles(self) -> tuple[tuple[Tile, ...], ...]:
         """The tiles of each step at this node."""
-        steps = []
+        steps: list[tuple[Tile, ...]] = []
         for step in range(self.nodes):
             source = (self.node - step) % self.nodes
             hops, rows = self.travel[source]
