@@ -1,31 +1,36 @@
-"""MotionOutput: features, joints and what each frame shows.
+"""MotionOutput: features, joints and what each frame shows; the suffix of a name chooses the kind of file.
 
-    output.save("walk.npz")
+    output.save("walk.bvh")
+    output.save("walk.html")
     output.preview("walk.png")
 
-Legend: F frames, P people.
+Legend: F frames, J joints.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from longtake.errors import UserError
 from longtake.media import check_output
+from longtake.motion.kinematics import HUMANML, KIT, Skeleton
 from longtake.outputs import Output
 
-PREVIEW_POSES = 16
+SUFFIXES = (".npz", ".bvh", ".glb", ".csv", ".html", ".mp4", ".gif")
+AMASS = ".amass.npz"
 
 
 @dataclass
 class MotionOutput(Output):
     """A motion.
 
-    features: (F, J) float32, de-normalised. joints: (F, 22, 3) float32 metres, y up. captions: the prompt of each
-    frame. boundaries: frames at which the prompt changes. fps: frames per second. chains: joints of the skeleton's
-    lines.
+    features: (F, D) float32, de-normalised. joints: (F, 22, 3) float32 metres, y up (KIT: 21 joints, millimetres).
+    captions: the prompt of each frame. boundaries: frames at which the prompt changes. fps: frames per second.
+    chains: joints of the skeleton's lines. second: joints (F, 22, 3) of a second person in the same world, if there is
+    one. unit: of .bvh, "m" (Blender, Unity) or "cm" (Maya, MotionBuilder, Unreal).
     """
 
     features: np.ndarray
@@ -34,44 +39,94 @@ class MotionOutput(Output):
     fps: float
     boundaries: list[int]
     chains: tuple[tuple[int, ...], ...]
+    second: np.ndarray | None = field(default=None, kw_only=True)
+    unit: str = field(default="m", kw_only=True)
+
+    @property
+    def people(self) -> list[np.ndarray]:
+        """Joints (F, J, 3) of each person."""
+        return [self.joints] if self.second is None else [self.joints, self.second]
+
+    def skeleton(self) -> Skeleton:
+        """The skeleton of the joints. Raises UserError when this output has no joints, or unknown ones."""
+        for known in (HUMANML, KIT):
+            if self.joints.shape[1:] == (known.joints, 3) and self.chains in (known.chains, ()):
+                return known
+        if not self.joints.size:
+            raise UserError("this motion has no joints to show: its prior's rest offsets are missing")
+        raise UserError(f"unknown skeleton: {self.joints.shape[1]} joints with the chains {self.chains}")
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write .npz: features, joints, captions, boundaries, fps. Raises UserError."""
-        from longtake.journal import atomic_path
+        """Write one file. Raises UserError.
 
-        path = check_output(path, (".npz",), overwrite)
-        with atomic_path(path) as partial, open(partial, "wb") as file:
-            np.savez_compressed(
-                file,
-                features=self.features,
-                joints=self.joints,
-                captions=np.array(self.captions),
-                boundaries=np.array(self.boundaries, dtype=np.int64),
-                fps=np.float64(self.fps),
+        .npz: features, joints, captions, boundaries, fps (and second). .amass.npz: see ``export.write_amass``.
+        .bvh, .glb: skeleton and body in motion, solved anew (22 joints only). .csv: joints, a row a frame.
+        .html: a viewer that works offline. .mp4, .gif: a film of stick figures.
+        """
+        path = check_output(path, SUFFIXES, overwrite)
+        kind = path.suffix.lower()
+        if path.name.lower().endswith(AMASS):
+            from longtake.motion.export import write_amass
+
+            write_amass(path, self._standard(), self.fps, overwrite=overwrite)
+        elif kind == ".npz":
+            self._save_arrays(path)
+        elif kind == ".bvh":
+            from longtake.motion.export_bvh import write_bvh
+
+            write_bvh(path, self._standard(), self.fps, unit=self.unit, overwrite=overwrite)
+        elif kind == ".glb":
+            from longtake.motion.export_glb import write_glb
+
+            write_glb(path, self._standard(), self.fps, captions=self.captions, overwrite=overwrite)
+        elif kind == ".csv":
+            from longtake.motion.export import write_csv
+
+            names = self.skeleton().names
+            write_csv(path, self._metres(), self.fps, names, captions=self.captions, overwrite=overwrite)
+        elif kind == ".html":
+            from longtake.motion.viewer import write_viewer
+
+            write_viewer(
+                path, self._metres(), self.skeleton(), self.fps, captions=self.captions, overwrite=overwrite
             )
+        else:
+            from longtake.motion.render import render_film
+
+            render_film(path, self._metres(), self.skeleton(), self.fps, captions=self.captions, overwrite=overwrite)
         return path
 
     def preview(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write .png: 16 poses at most, evenly spread, seen from the front left and above, each with its caption."""
-        from longtake.journal import atomic_path
-        from matplotlib.figure import Figure
+        """Write .png: 16 moments at most, evenly spread, each with its frame number and caption."""
+        from longtake.motion.render import render_sheet
 
         path = check_output(path, (".png",), overwrite)
-        count = min(PREVIEW_POSES, len(self.joints))
-        chosen = [round(i * (len(self.joints) - 1) / max(1, count - 1)) for i in range(count)]
-        figure = Figure(figsize=(2 * min(count, 8), 2.6 * -(-count // 8)))
-        for place, frame in enumerate(chosen):
-            axis = figure.add_subplot(-(-count // 8), min(count, 8), place + 1)
-            pose = self.joints[frame] - self.joints[frame, 0] * np.array([1.0, 0.0, 1.0])
-            flat = np.stack([pose[:, 0] + 0.4 * pose[:, 2], pose[:, 1] - 0.15 * pose[:, 2]], 1)
-            for chain in self.chains:
-                axis.plot(*flat[list(chain)].T, linewidth=2)
-            axis.set_xlim(-1.1, 1.1)
-            axis.set_ylim(-0.2, 2.1)
-            axis.set_aspect("equal")
-            axis.axis("off")
-            axis.set_title(f"{frame}: {self.captions[frame][:22]}", fontsize=7)
-        figure.tight_layout()
-        with atomic_path(path) as partial:
-            figure.savefig(partial, format="png", dpi=90)
+        render_sheet(path, self._metres(), self.skeleton(), captions=self.captions, overwrite=overwrite)
         return path
+
+    def _metres(self) -> list[np.ndarray]:
+        scale = 0.001 if self.skeleton() is KIT else 1.0
+        return [scale * joints for joints in self.people]
+
+    def _standard(self) -> list[np.ndarray]:
+        if self.skeleton() is not HUMANML:
+            raise UserError(
+                f"bvh, glb and amass files need the {HUMANML.joints} joints of HumanML3D; this motion has "
+                f"{self.joints.shape[1]}: write .csv, .npz, .html or a film"
+            )
+        return self.people
+
+    def _save_arrays(self, path: Path) -> None:
+        from longtake.journal import atomic_path
+
+        arrays = {
+            "features": self.features,
+            "joints": self.joints,
+            "captions": np.array(self.captions),
+            "boundaries": np.array(self.boundaries, dtype=np.int64),
+            "fps": np.float64(self.fps),
+        }
+        if self.second is not None:
+            arrays["second"] = self.second
+        with atomic_path(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
