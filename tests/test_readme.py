@@ -12,6 +12,7 @@ from longtake.cli import main
 ROOT = Path(__file__).parents[1]
 LINES = re.findall(r"^    (longtake .+|torchrun .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
 VIDEO = [line for line in LINES if line.startswith("longtake video")]
+MOTION = [line for line in LINES if line.startswith("longtake motion")]
 
 
 def test_readme_has_the_two_set_up_lines_near_its_top():
@@ -32,6 +33,18 @@ def test_video_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch):
         assert Path(args[args.index("--out") + 1]).stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_motion_commands_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(MOTION) >= 2
+    for line in MOTION:
+        args = shlex.split(line)[1:]
+        assert main([*args, "--steps", "2"]) == 0, line
+        for place, word in enumerate(args):
+            if word in ("--out", "--preview"):
+                assert Path(args[place + 1]).stat().st_size > 1000
+
+
 @pytest.mark.distributed
 def test_torchrun_command_of_the_readme_runs(tmp_path):
     [line] = [line for line in LINES if line.startswith("torchrun")]
@@ -44,6 +57,7 @@ def test_torchrun_command_of_the_readme_runs(tmp_path):
 
 def test_the_other_commands_of_the_readme_exist(capsys):
     for task in ("train", "evaluate"):
-        assert any(line.startswith(f"longtake {task} video --data") for line in LINES)
-        assert main([task, "video", "--help"]) == 0
-        assert "--data" in capsys.readouterr().out
+        for domain in ("video", "motion"):
+            assert any(line.startswith(f"longtake {task} {domain} --data") for line in LINES)
+            assert main([task, domain, "--help"]) == 0
+            assert "--data" in capsys.readouterr().out
