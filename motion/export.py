@@ -55,7 +55,7 @@ def write_amass(
         arrays[f"trans{end}"] = torch.stack([x, -z, y], -1).numpy().astype(np.float32)
         arrays[f"rest_offsets{end}"] = pose.rig.offsets.numpy().astype(np.float32)
     arrays |= {
-        "mocap_framerate": np.float64(fps),
+        "mocap_framerate": np.array(fps, dtype=np.float64),
         "betas": np.zeros(10, dtype=np.float32),
         "gender": np.array("neutral"),
         "note": np.array(NOTE),

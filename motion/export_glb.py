@@ -34,7 +34,7 @@ _COLOURS = {  # linear RGB: middle, left, right; the second person's are paler
 }
 _SIDES = ("middle", "left", "right")
 _RING, _CAP = 12, 3  # vertices around a capsule, rings of each of its caps
-_FLOAT, _USHORT, _UBYTE, _UINT = 5126, 5123, 5121, 5125  # glTF component types
+_FLOAT, _USHORT, _UBYTE = 5126, 5123, 5121  # glTF component types
 _ARRAY, _ELEMENTS = 34962, 34963  # buffer view targets
 _TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 
