@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from longtake.timeline import Timeline
 
 DEFAULT_PRIOR = "bandai-small"
-STEPS = 50
+STEPS = 20
 SUFFIXES = (".bvh", ".glb", ".npz", ".csv", ".html", ".mp4", ".gif")
 
 

@@ -134,7 +134,7 @@ def evaluate(
     rows.append(real_row("real, validation clips", val, judge, reference))
     rng = np.random.Generator(np.random.PCG64([seed, 11]))
     plans = [[str(name) for name in rng.choice(judge.actions, PROMPTS)] for _ in range(sequences)]
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+    settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
 
     def single(label: str, wording: Any) -> None:
         made = []
@@ -183,7 +183,7 @@ def make(
     mode, _, second = method.partition("+")
     # the same prompt twice in a row is one segment of a timeline: its border is no transition
     starts = [(INTERVAL * place, text) for place, text in enumerate(texts) if place == 0 or text != texts[place - 1]]
-    timeline = Timeline(starts, blend=0)
+    timeline = Timeline(tuple(starts), blend=0)
     out = pipe(
         timeline,
         INTERVAL * len(texts),

@@ -59,6 +59,8 @@ def test_what_cannot_be_shown_is_refused(tmp_path) -> None:
 def test_e2_the_page_plays_in_a_browser(tmp_path) -> None:
     api = pytest.importorskip("playwright.sync_api")
     chromium = os.environ.get("LONGTAKE_CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium on the path: apt-get install chromium, or set LONGTAKE_CHROMIUM")
     write_viewer(tmp_path / "a.html", [walk(), walk() + [1.0, 0.0, 0.0]], HUMANML, 20, captions=CAPTIONS)
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
