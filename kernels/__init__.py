@@ -59,7 +59,7 @@ _PUBLIC = {
     "Capabilities": "backends",
     "Request": "backends",
     "register": "backends",
-    "choose": "backends",
+    "choose_backend": "backends",
     "Tile": "tiles",
     "ShapeError": "errors",
     "CapabilityError": "errors",

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from longtake.kernels.backends import Backend, Request, backends, choose
+from longtake.kernels.backends import Backend, Request, backends, choose_backend
 from longtake.kernels.choose import pick_strategy
 from longtake.kernels.compiled import compiled_attention
 from longtake.kernels.engine import Run, Scheme
@@ -180,7 +180,7 @@ def _prepare(
         _check_mask(wanted, q)
         if plan is not None:
             _check_plan(plan, wanted, strategy, transport, q, k)
-        chosen = choose(_request(q, k, v, wanted, grad), None if backend == "auto" else backend)
+        chosen = choose_backend(_request(q, k, v, wanted, grad), None if backend == "auto" else backend)
     except (ValueError, CapabilityError) as error:
         problem = error
     said = [

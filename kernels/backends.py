@@ -6,10 +6,10 @@ exactly, whatever rank computed them:
     P = exp(scale q.k + bias - L);  delta = sum_d dO O;  dS = P (dO.v - delta)
     dV = P^T dO;  dQ = scale dS k;  dK = scale dS^T q            (FlashAttention-2, arXiv 2307.08691, section 3.1)
 
-`choose` takes the first backend, in order of preference, that serves a request; a forced one that cannot raises
+`choose_backend` takes the first backend, in order of preference, that serves a request; a forced one that cannot raises
 CapabilityError with its reason, and nothing is ever tried and caught.
 
-    backend = choose(Request(dtype=q.dtype, head_dim=64, value_dim=64, device="cpu"), forced=None)
+    backend = choose_backend(Request(dtype=q.dtype, head_dim=64, value_dim=64, device="cpu"), forced=None)
 """
 
 import importlib
@@ -151,7 +151,7 @@ def backends() -> list[Backend]:
     return _REGISTRY.all()
 
 
-def choose(request: Request, forced: str | None = None) -> Backend:
+def choose_backend(request: Request, forced: str | None = None) -> Backend:
     """The first backend that serves the request, or the forced one.
 
     Raises CapabilityError with every reason when none can, with its reason when the forced one cannot, and with the

@@ -5,7 +5,7 @@ constant; the node finds it again when it runs. Meshes are not served under torc
 """
 
 import torch
-from longtake.kernels.backends import choose
+from longtake.kernels.backends import choose_backend
 from longtake.kernels.engine import Run, Scheme, accumulator_dtype
 from longtake.kernels.masks import Mask
 from longtake.kernels.plan import make_plan
@@ -26,7 +26,7 @@ def _ready(q: Tensor, k: Tensor, v: Tensor, name: str, backend: str, scale: floa
     from longtake.kernels.api import checked_request
 
     mask = _MASKS[name]
-    chosen = choose(checked_request(q, k, v, mask), None if backend == "auto" else backend)
+    chosen = choose_backend(checked_request(q, k, v, mask), None if backend == "auto" else backend)
     plan = make_plan(q.shape[2], mask, world=1, key_lengths=k.shape[2], strategy="none")
     whole = type(mask).__name__ in chosen.capabilities().masks
     factors = mask.row_factors(plan.queries.positions(0), plan.keys.total)

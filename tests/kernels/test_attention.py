@@ -27,7 +27,7 @@ from longtake.kernels import (
     explain,
     make_plan,
 )
-from longtake.kernels.backends import Capabilities, Registry, Request, choose, lacks
+from longtake.kernels.backends import Capabilities, Registry, Request, choose_backend, lacks
 from ranks import run_ranks
 
 HERE = Path(__file__).parent
@@ -249,11 +249,11 @@ def test_e6_a_forced_backend_that_cannot_serve_says_why() -> None:
     request = Request(torch.float32, 8, 8, "tpu")
     assert "device tpu" in (lacks(Capabilities(devices=frozenset({"cpu"})), request) or "")
     assert "no backward" in (lacks(Capabilities(grad=False), Request(torch.float32, 8, 8, "cpu", grad=True)) or "")
-    assert choose(request).name == "math"  # the definition serves any device
+    assert choose_backend(request).name == "math"  # the definition serves any device
     with pytest.raises(ValueError, match="registered already"):
         registry = Registry()
-        registry.register(choose(request))
-        registry.register(choose(request))
+        registry.register(choose_backend(request))
+        registry.register(choose_backend(request))
 
 
 def test_e7_explain_says_what_and_why() -> None:

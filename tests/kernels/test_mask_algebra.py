@@ -24,7 +24,7 @@ from longtake.kernels import (
     attention_reference,
     merge,
 )
-from longtake.kernels.backends import Request, choose
+from longtake.kernels.backends import Request, choose_backend
 from longtake.kernels.tiles import as_runs, compile_tiles, length_of, positions_of, take
 
 N = 44
@@ -88,7 +88,7 @@ def random_runs(rng: random.Random, n: int) -> Any:
 @pytest.mark.parametrize("seed", range(6))
 def test_tiles_together_compute_the_mask_on_any_rows(seed: int) -> None:
     rng = random.Random(seed)
-    backend = choose(Request(torch.float64, 8, 8, "cpu"))
+    backend = choose_backend(Request(torch.float64, 8, 8, "cpu"))
     for _ in range(40):
         mask, block = any_mask(rng), rng.choice([4, 16, 128])
         q_runs, k_runs = random_runs(rng, N), random_runs(rng, N)

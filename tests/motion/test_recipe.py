@@ -115,6 +115,7 @@ def test_the_command_writes_each_file_and_refuses_mistakes_in_one_line(prior, tm
     assert "Frames: 100" in (tmp_path / "take.bvh").read_text()
     capsys.readouterr()
     assert cli.main([*command, "--seconds", "5", "--out", outs[0]]) == 2
+    assert "already exists" in capsys.readouterr().err
     for wrong in (["--seconds", "0"], ["--frames", "1"], ["--seconds", "2"], ["--steps", "0"], ["--out", "a.fbx"]):
         assert cli.main([*command, "--out", str(tmp_path / "other.npz"), *wrong]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
