@@ -35,9 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--take2", choices=("release", "paper"), default=None, help="second take at the transitions")
     parser.add_argument("--chunk-rows", type=int, default=16, help="rows of one call of the net; memory grows with it")
     parser.add_argument("--prior", default=DEFAULT_PRIOR, help=f"a shipped prior or a local folder ({DEFAULT_PRIOR})")
+    parser.add_argument("--path", default=None, metavar="POINTS", help='floor points to walk along: "0,0 2,1 4,0" (m)')
+    parser.add_argument("--lock-feet", action="store_true", help="standing feet do not slide; prints what it cost")
+    parser.add_argument("--unit", choices=("m", "cm"), default="m", help=".bvh in m (Blender, Unity) or cm (Maya)")
     kinds = ", ".join(SUFFIXES)
     parser.add_argument("--out", type=Path, action="append", help=f"a file to write, as often as wanted: {kinds}")
     parser.add_argument("--preview", type=Path, default=None, help="contact sheet, a png file")
+    parser.add_argument("--report", type=Path, default=None, help="jerk and foot skate at each change: .json")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
@@ -65,16 +69,38 @@ def run(args: argparse.Namespace) -> int:
         check_output(path, SUFFIXES, args.overwrite or args.resume)
     if args.preview is not None:
         check_output(args.preview, (".png",), args.overwrite or args.resume)
+    if args.report is not None:
+        check_output(args.report, (".json",), args.overwrite or args.resume)
+    points = None if args.path is None else _points(args.path)
     if resumed:
         print(f"{', '.join(map(str, outs))}: complete, nothing to resume")
         return 0
 
     from longtake.distributed import setup
 
-    return _run(args, outs, timeline, setup())
+    return _run(args, outs, timeline, points, setup())
 
 
-def _run(args: argparse.Namespace, outs: list[Path], timeline: Timeline, ranks: Ranks) -> int:
+def _points(text: str) -> list[tuple[float, float]]:
+    """Floor points (x, z) in metres of "x,z x,z ..."."""
+    from longtake.errors import UserError
+
+    try:
+        points = [(float(x), float(z)) for x, z in (part.split(",") for part in text.split())]
+    except ValueError:
+        points = []
+    if len(points) < 2:
+        raise UserError(f'--path needs at least two points "x,z x,z ..." in metres, got {text!r}')
+    return points
+
+
+def _run(
+    args: argparse.Namespace,
+    outs: list[Path],
+    timeline: Timeline,
+    points: list[tuple[float, float]] | None,
+    ranks: Ranks,
+) -> int:
     from longtake.motion.pipeline import LongMotionPipeline
     from longtake.runs import close_run, open_run, quiet_libraries, stop_on_interrupt
 
@@ -95,6 +121,8 @@ def _run(args: argparse.Namespace, outs: list[Path], timeline: Timeline, ranks: 
     if frames is not None:
         timeline.validate(frames)
     prepared, _ = pipe.prepare(timeline, frames, **settings)  # refuses what the pipeline would refuse
+    if points is not None:
+        settings["control"] = pipe.path_control(points, prepared.plan.total)
 
     folder = outs[0].with_suffix(".run")
     plan = _plan(args, pipe, timeline, prepared.plan.total, ranks)
@@ -102,6 +130,11 @@ def _run(args: argparse.Namespace, outs: list[Path], timeline: Timeline, ranks: 
     with stop_on_interrupt(pipe):
         output = pipe(timeline, frames, take2=args.take2, ranks=ranks, journal=journal, **settings)
     if ranks.is_main:
+        output.unit = args.unit
+        if args.lock_feet:
+            print(output.lock_feet().text())
+        if args.report is not None:
+            output.seams().save(args.report, overwrite=args.overwrite or args.resume)
         for path in outs:
             output.save(path, overwrite=args.overwrite or args.resume)
         if args.preview is not None:
@@ -136,4 +169,5 @@ def _plan(
         "guidance": args.guidance,
         "handshake": args.handshake,
         "take2": args.take2,
+        "path": args.path,
     }

@@ -135,6 +135,27 @@ def root_path(points: torch.Tensor, frames: int) -> torch.Tensor:
     return torch.cat([yaw.unsqueeze(1), F.pad(local, (0, 0, 0, 1))], 1).float()
 
 
+def smooth_path(points: torch.Tensor, pieces: int = 16) -> torch.Tensor:
+    """A finer path (m, 2) through floor points (n, 2), metres: a natural cubic spline over the length of the legs.
+
+    Two points stay a straight line. Raises ValueError when two points that follow each other are the same.
+    """
+    import numpy as np
+    from scipy.interpolate import CubicSpline
+
+    if points.ndim != 2 or len(points) < 2:
+        raise ValueError(f"a root path has at least two points (n, 2); given {tuple(points.shape)}")
+    if len(points) == 2:
+        return points
+    way = points.double().numpy()
+    length = np.linalg.norm(np.diff(way, axis=0), axis=1)
+    if length.min() <= 0:
+        raise ValueError("two points of the root path that follow each other are the same")
+    knots = np.concatenate([[0.0], np.cumsum(length)])
+    at = np.concatenate([np.linspace(a, b, pieces, endpoint=False) for a, b in zip(knots, knots[1:], strict=False)])
+    return torch.from_numpy(CubicSpline(knots, way, bc_type="natural")(np.append(at, knots[-1])))
+
+
 @dataclass(frozen=True)
 class WorldGoals:
     """Joints that should be at places in the world, by descending the squared distance through the recovery.

@@ -12,12 +12,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from longtake.errors import UserError
 from longtake.media import check_output
 from longtake.motion.kinematics import HUMANML, KIT, Skeleton
 from longtake.outputs import Output
+
+if TYPE_CHECKING:
+    from longtake.motion.cleanup import CleanupReport
+    from longtake.motion.seams import SeamReport
 
 SUFFIXES = (".npz", ".bvh", ".glb", ".csv", ".html", ".mp4", ".gif")
 AMASS = ".amass.npz"
@@ -55,6 +60,25 @@ class MotionOutput(Output):
         if not self.joints.size:
             raise UserError("this motion has no joints to show: its prior's rest offsets are missing")
         raise UserError(f"unknown skeleton: {self.joints.shape[1]} joints with the chains {self.chains}")
+
+    def lock_feet(self) -> CleanupReport:
+        """Hold standing feet still in ``joints`` and ``second``, and tell the first person's cost; ``features`` stay as
+        the net made them. Raises UserError without the 22 joints of HumanML3D. See ``cleanup``."""
+        from longtake.motion.cleanup import lock_feet
+
+        self._standard()
+        fixed, report = lock_feet(self.joints, self.fps)
+        self.joints = fixed.numpy()
+        if self.second is not None:
+            self.second = lock_feet(self.second, self.fps)[0].numpy()
+        return report
+
+    def seams(self) -> SeamReport:
+        """Jerk, root step and foot skate at each change of the prompt. Raises UserError without 22 joints."""
+        from longtake.motion.seams import seam_report
+
+        self._standard()
+        return seam_report(self.joints, self.boundaries, self.fps, captions=self.captions)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write one file. Raises UserError.

@@ -22,7 +22,7 @@ from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.kernels.partition import Partition
 from longtake.motion.canvas import Canvas
-from longtake.motion.control import Control
+from longtake.motion.control import Control, mask_features, root_path, smooth_path
 from longtake.motion.doubletake import CHUNK_ROWS, Fade, Mode, Plan, take_one_rows
 from longtake.motion.model import Padding
 from longtake.motion.outputs import MotionOutput
@@ -275,6 +275,23 @@ class LongMotionPipeline(LongTakePipeline):
             "seconds": round(time.monotonic() - started, 2),
         }
         return self.output(run.plan, prompts, whole, info)
+
+    def path_control(self, points: Sequence[tuple[float, float]], frames: int) -> Control:
+        """A control that walks along floor points (n, 2), metres x and z, at even speed; ``prompt`` says how it looks.
+        Corners are rounded by a spline through the points (a body does not turn in one frame).
+
+        Inpainting, as this is for priors that were not fine-tuned for control. Raises UserError for a form without a
+        root in 263 or 251 features, and for points that cannot be walked.
+        """
+        form = self.space.form
+        if isinstance(form, RotationFeatures):
+            raise UserError(f"{form.name} has no root path to hold: use a prior in HumanML3D's or KIT's form")
+        given = torch.zeros(frames, form.width)
+        try:
+            given[:, :3] = root_path(smooth_path(torch.tensor(points)), frames)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return Control(mask_features("root_horizontal", form), self.space.normalize(given), quiet=False)
 
     # ------------------------------------------------------------------------------------------------------ its parts
 

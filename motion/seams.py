@@ -10,8 +10,10 @@ Legend: F frames, J joints, W windows; metres, y up.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,6 +64,16 @@ class SeamReport:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write .json. Raises UserError."""
+        from longtake.journal import atomic_path
+        from longtake.media import check_output
+
+        path = check_output(path, (".json",), overwrite)
+        with atomic_path(path) as partial:
+            partial.write_text(self.to_json())
+        return path
 
     def text(self) -> str:
         """A table for people to read; a ratio over 1.5 is marked."""

@@ -1,8 +1,9 @@
 """``longtake train motion``: the recipe of the small motion prior, an MDM in the 263-feature form with free wording.
 
 MDM (arXiv 2209.14916) predicts the clean motion from a noisy one; masked L2 over normalised features, the root's four
-numbers weighted, the first differences of joint positions and, as MDM's foot contact loss, the speed of feet that stand
-beside it. Every clip also joins in mirrored, with left and right changed in its caption. Legend: B rows, F frames, D 263 features, E 384 text features.
+numbers weighted; beside it the first differences of joint positions and, as MDM's foot contact loss, the speed of feet
+that stand. Every clip also joins in mirrored, with left and right changed in its caption.
+Legend: B rows, F frames, D 263 features, E 384 text features.
 """
 
 from __future__ import annotations
