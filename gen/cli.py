@@ -81,6 +81,8 @@ def _dispatch(argv: list[str]) -> int:
         return _run_module(f"longtake {argv[0]}", argv[0], "command", argv[1:])
     if argv and argv[0] in _TASKS:
         return _run_task(argv[0], argv[1:])
+    if argv and argv[0] == "batch":
+        return _run("longtake batch", import_module("longtake.batch"), argv[1:])
     parser = Parser(prog="longtake", description="Long takes from short-clip generators.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
@@ -88,6 +90,7 @@ def _dispatch(argv: list[str]) -> int:
         commands.add_parser(name, help=DOMAINS[name], add_help=False)
     for name, text in _TASKS.items():
         commands.add_parser(name, help=f"{text}: longtake {name} {{{','.join(installed_domains())}}}", add_help=False)
+    commands.add_parser("batch", help="make many jobs of a manifest, on one rank or many", add_help=False)
     commands.add_parser("info", help="versions, devices and why, attention backends, priors found")
     try:
         args = parser.parse_args(argv)
@@ -121,7 +124,10 @@ def _run_module(prog: str, domain: str, name: str, argv: list[str]) -> int:
     full_name = f"longtake.{domain}.{name}"
     if find_spec(full_name) is None:
         raise UserError(f"{prog!r} is not available: the installed {domain!r} has no {name}.py")
-    module: ModuleType = import_module(full_name)
+    return _run(prog, import_module(full_name), argv)
+
+
+def _run(prog: str, module: ModuleType, argv: list[str]) -> int:
     parser = Parser(prog=prog, description=(module.__doc__ or "").strip().split("\n\n")[0])
     module.add_arguments(parser)
     try:

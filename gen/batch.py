@@ -1,0 +1,404 @@
+"""``longtake batch``: many jobs over many ranks, through the night: dynamic order, one failure recorded, resume.
+
+    longtake batch jobs.jsonl --out runs/
+    torchrun --nproc_per_node 2 -m longtake.batch jobs.jsonl --out runs/ --resume
+
+A line of the manifest is one job:
+    {"id": "a1", "modality": "motion", "prompt": "a person walks", "seed": 1, "parameters": {"frames": 80}}
+with "timeline" (as ``Timeline.parse`` takes it, or its JSON) in place of "prompt" where wanted. In ``--out`` stand the
+files of each job, named by its id, and results.jsonl: a line for each job as it ends.
+
+Every job runs whole on one rank, with the seed it names, so any number of ranks gives the same files. Ranks take the
+next job, longest first, from a counter in the process group's store. A job that fails is recorded and the rest goes on;
+a rank that dies ends the run, and ``--resume`` does what is not proven complete: same fingerprint (job, weights,
+version) in results.jsonl and files that open.
+
+What a domain brings, in longtake.<modality>.jobs:
+    DEFAULTS: dict                                   parameters of a job and their defaults
+    SECONDS, MEMORY_GB                               measured: seconds a frame and step, peak of one process
+    check(parameters, timeline) -> (frames, steps)   raises UserError for what cannot be made
+    load(prior, ranks) -> pipeline
+    make(pipeline, timeline, seed, parameters, ranks, stem) -> list of files, the first one the result
+    opens(path) -> None                              raises when the file is damaged
+Exit codes: 0 all jobs are done, 1 some failed, 2 nothing could be begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtake.cli import installed_domains
+from longtake.errors import UserError, explain_disk_errors, one_line
+
+if TYPE_CHECKING:
+    from longtake.distributed import Ranks
+    from longtake.timeline import Timeline
+
+RESULTS = "results.jsonl"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_KEYS = {"id", "modality", "prompt", "timeline", "seed", "parameters"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the manifest that can be made. cost: seconds, estimated."""
+
+    line: int
+    id: str
+    modality: str
+    timeline: Timeline
+    seed: int
+    parameters: dict[str, Any]
+    frames: int
+    cost: float
+
+    def plan(self) -> dict[str, Any]:
+        """What decides the result, for the fingerprint."""
+        settled = {key: value for key, value in self.parameters.items() if key != "prior"}
+        return {
+            "id": self.id,
+            "modality": self.modality,
+            "timeline": self.timeline.to_json(),
+            "seed": self.seed,
+            "parameters": settled,
+        }
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A line that is no job, and why."""
+
+    line: int
+    id: str | None
+    error: str
+
+    def row(self) -> dict[str, Any]:
+        """As results.jsonl tells it."""
+        return {"id": self.id, "line": self.line, "status": "failed", "error": self.error}
+
+
+@dataclass
+class Weights:
+    """Hashes of the priors that jobs name, and why one cannot be found."""
+
+    found: dict[tuple[str, str], str] = field(default_factory=dict)
+    missing: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``longtake batch``."""
+    parser.add_argument("jobs", type=Path, help="manifest: one JSON object a line")
+    parser.add_argument("--out", type=Path, default=Path("runs/batch"), help="folder of results (default runs/batch)")
+    parser.add_argument("--resume", action="store_true", help="do what is not proven complete in --out")
+    parser.add_argument("--overwrite", action="store_true", help="make every job anew")
+    parser.add_argument("--dry-run", action="store_true", help="print order, time and memory, and make nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the jobs; 0 when all are done, 1 when some failed."""
+    if args.resume and args.overwrite:
+        raise UserError("--resume keeps what is complete and --overwrite makes it anew: give one of them")
+    jobs, mistakes = read_manifest(args.jobs)
+    if args.dry_run:
+        print(forecast(jobs, mistakes, int(os.environ.get("WORLD_SIZE") or 1)))
+        return 1 if mistakes else 0
+    from longtake.distributed import check_same, setup
+    from longtake.runs import quiet_libraries
+
+    quiet_libraries()
+    ranks = setup()
+    check_same([job.plan() for job in jobs], "the manifest", ranks)
+    weights = _weights(jobs)
+    results = args.out / RESULTS
+    if ranks.is_main:
+        _open_folder(args.out, args.resume, args.overwrite)
+    ranks.barrier()
+    rows = list(read_results(results)) if args.resume and ranks.is_main else []
+    old = {row.get("id"): row for row in rows if "seed" in row}  # a refused line, e.g. a twin's, says nothing of a job
+    complete = {job.id for job in jobs if _proven(job, old.get(job.id), weights, args.out)} if ranks.is_main else set()
+    complete = ranks.broadcast_object(complete)
+    if ranks.is_main:
+        for mistake in mistakes:
+            if mistake.row() not in rows:
+                append_result(results, mistake.row())
+        if complete:
+            print(f"{len(complete)} of {len(jobs)} jobs are complete")
+    todo = [job for job in jobs if job.id not in complete]
+    failed = _work(todo, weights, args.out, ranks)
+    total = sum(ranks.gather_object(failed)) + len(mistakes)
+    if ranks.is_main:
+        done = len(jobs) + len(mistakes) - total
+        print(f"{done} of {len(jobs) + len(mistakes)} jobs are done, {total} failed: {results}")
+    ranks.finish()  # failed jobs are no failure of a rank
+    return 1 if total else 0
+
+
+# ------------------------------------------------------------------------------------------------------- manifest
+
+
+def read_manifest(path: Path) -> tuple[list[Job], list[Mistake]]:
+    """The jobs of a manifest, longest first, and the lines that are none. Raises UserError for an unreadable file or
+    one without a line."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read the manifest {path}: {one_line(error)}") from error
+    jobs: list[Job] = []
+    mistakes: list[Mistake] = []
+    seen: set[str] = set()
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        name: str | None = None
+        try:
+            line = json.loads(text)
+            if not isinstance(line, dict):
+                raise UserError("a job is a JSON object")
+            name = line.get("id") if isinstance(line.get("id"), str) else None
+            job = _job(number, line)
+            if job.id in seen:
+                raise UserError(f"the id {job.id!r} was used by an earlier line")
+            seen.add(job.id)
+            jobs.append(job)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            mistakes.append(Mistake(number, None, f"line {number} is not JSON: {one_line(error)}"))
+        except Exception as error:  # whatever a strange value raises: it is this line's mistake
+            mistakes.append(Mistake(number, name, f"line {number}: {one_line(error)}"))
+    if not jobs and not mistakes:
+        raise UserError(f"the manifest {path} has no jobs")
+    return sorted(jobs, key=lambda job: (-job.cost, job.line)), mistakes
+
+
+def _job(number: int, line: dict[str, Any]) -> Job:
+    from longtake.timeline import Timeline
+
+    unknown = sorted(set(line) - _KEYS)
+    if unknown:
+        raise UserError(f"unknown key {unknown[0]!r}; a job has {', '.join(sorted(_KEYS))}")
+    name = line.get("id")
+    if not isinstance(name, str) or not _ID.fullmatch(name) or name == RESULTS:
+        raise UserError(f"an id has 1 to 100 letters, digits, '.', '_' or '-', no leading sign; given {name!r}")
+    modality = line.get("modality")
+    domain = domain_of(modality)
+    seed = line.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"a seed is a whole number from 0 on; given {seed!r}")
+    if ("prompt" in line) == ("timeline" in line):
+        raise UserError("a job has a prompt or a timeline, one of them")
+    given = line.get("parameters", {})
+    if not isinstance(given, dict):
+        raise UserError("parameters is a JSON object")
+    strange = sorted(set(given) - set(domain.DEFAULTS))
+    if strange:
+        raise UserError(f"{modality} knows no parameter {strange[0]!r}; it knows {', '.join(sorted(domain.DEFAULTS))}")
+    parameters = {**domain.DEFAULTS, **given}
+    what = line["prompt"] if "prompt" in line else line["timeline"]
+    text = what if isinstance(what, str) else json.dumps(what)
+    timeline = Timeline.parse(text, fps=float(parameters.get("fps", domain.FPS)))
+    frames, steps = domain.check(parameters, timeline)
+    timeline.validate(frames)
+    job = Job(number, name, str(modality), timeline, seed, parameters, frames, domain.SECONDS * frames * steps)
+    job_fingerprint(job, "")  # refuses values that JSON has no word for, such as NaN
+    return job
+
+
+def domain_of(modality: Any) -> Any:
+    """The module longtake.<modality>.jobs. Raises UserError."""
+    from importlib.util import find_spec
+
+    able = [name for name in installed_domains() if find_spec(f"longtake.{name}.jobs") is not None]
+    if modality not in able:
+        raise UserError(f"modality must be one of {', '.join(able)}; given {modality!r}")
+    return import_module(f"longtake.{modality}.jobs")
+
+
+def forecast(jobs: Sequence[Job], mistakes: Sequence[Mistake], ranks: int) -> str:
+    """What a run would do: order, the rank that each job is likely to reach, time and memory, for people to read."""
+    busy = [0.0] * ranks
+    lines = [f"{'job':<24} {'modality':<9} {'frames':>7} {'seconds':>8}  rank"]
+    for job in jobs:
+        rank = busy.index(min(busy))
+        busy[rank] += job.cost
+        lines.append(f"{job.id:<24.24} {job.modality:<9} {job.frames:>7} {job.cost:>8.1f}  {rank}")
+    lines += [f"line {mistake.line}: refused: {mistake.error}" for mistake in mistakes]
+    memory = max((domain_of(job.modality).MEMORY_GB for job in jobs), default=0.0)
+    lines.append(
+        f"{len(jobs)} jobs on {ranks} ranks: about {max(busy):.0f} s on cores like the reference machine's, "
+        f"{memory:.1f} GB a rank (each keeps the models it has used)"
+    )
+    return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------------------------- the record
+
+
+def append_result(path: Path, row: dict[str, Any]) -> None:
+    """Add one line, whole and on the disk before this returns; safe among ranks, and after a torn line."""
+    data = (json.dumps(row) + "\n").encode()
+    with explain_disk_errors(path), open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                data = b"\n" + data
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_results(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a record, in order; a line that a kill tore is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _open_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    results = folder / RESULTS
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; give a folder")
+    with explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if results.exists() and not resume and not overwrite:
+            raise UserError(f"{folder} holds results: --resume does the rest, --overwrite makes all anew")
+        if overwrite:
+            results.unlink(missing_ok=True)
+        for torn in folder.glob("*.partial*"):
+            torn.unlink()
+        with open(results, "ab"):
+            pass
+
+
+def _weights(jobs: Sequence[Job]) -> Weights:
+    from longtake.weights import WEIGHT_SUFFIXES, file_hash, resolve
+
+    weights = Weights()
+    for key in dict.fromkeys((job.modality, str(job.parameters["prior"])) for job in jobs):
+        modality, prior = key
+        try:
+            folder = resolve(prior, kind=f"{modality} prior", priors_package=f"longtake.{modality}")
+            weights.found[key] = file_hash(folder, WEIGHT_SUFFIXES)
+        except UserError as error:
+            weights.missing[key] = one_line(error)
+    return weights
+
+
+def job_fingerprint(job: Job, weights: str) -> str:
+    """64 hex digits of all that decides the job's files."""
+    from longtake.journal import fingerprint
+
+    return fingerprint({"job": job.plan(), "weights": weights, "version": version("longtake")})
+
+
+def _proven(job: Job, row: dict[str, Any] | None, weights: Weights, folder: Path) -> bool:
+    known = weights.found.get((job.modality, str(job.parameters["prior"])))
+    if row is None or known is None or row.get("status") != "done" or not row.get("files"):
+        return False
+    if row.get("fingerprint") != job_fingerprint(job, known):
+        return False
+    try:
+        for name in row["files"]:
+            domain_of(job.modality).opens(folder / name)
+    except Exception:  # whatever a damaged file makes its reader raise: it is made again
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------- the work
+
+
+def _claims(ranks: Ranks) -> tuple[Callable[[], int], Callable[[int], int]]:
+    """(number of the next job that nobody took, jobs that ended after adding some) over all ranks."""
+    if ranks.world == 1:
+        counts = {"next": 0, "ended": 0}
+
+        def add(key: str, amount: int) -> int:
+            counts[key] += amount
+            return counts[key]
+    else:
+        from torch.distributed import PrefixStore
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store = PrefixStore("longtake/batch", _get_default_store())
+
+        def add(key: str, amount: int) -> int:
+            return int(store.add(key, amount))
+
+    return (lambda: add("next", 1) - 1), (lambda amount: add("ended", amount))
+
+
+def _work(jobs: Sequence[Job], weights: Weights, folder: Path, ranks: Ranks) -> int:
+    """Make jobs until none is left; the number that failed on this rank."""
+    from longtake.distributed import Ranks
+    from tqdm import tqdm
+
+    take, ended = _claims(ranks)
+    alone = Ranks.single(ranks.device, ranks.choice.dtype)
+    pipes: dict[tuple[str, str], Any] = {}
+    failed = 0
+    bar = tqdm(total=len(jobs), desc="jobs", unit="job", mininterval=0.5, disable=not ranks.is_main)
+    while (number := take()) < len(jobs):
+        row = _one(jobs[number], weights, pipes, folder, alone)
+        append_result(folder / RESULTS, {**row, "rank": ranks.rank})
+        failed += row["status"] == "failed"
+        count = ended(1)
+        bar.update(count - bar.n)
+    # Not in a barrier: a collective's longest wait is shorter than a long job.
+    while (count := ended(0)) < len(jobs):
+        bar.update(count - bar.n)
+        time.sleep(0.2)
+    bar.update(len(jobs) - bar.n)
+    bar.close()
+    ranks.barrier()
+    return failed
+
+
+def _one(job: Job, weights: Weights, pipes: dict[tuple[str, str], Any], folder: Path, alone: Ranks) -> dict[str, Any]:
+    """Make one job and say how it ended."""
+    key = job.modality, str(job.parameters["prior"])
+    row: dict[str, Any] = {"id": job.id, "line": job.line, "seed": job.seed}
+    started = time.monotonic()
+    try:
+        if key not in weights.found:
+            raise UserError(weights.missing[key])
+        domain = domain_of(job.modality)
+        if key not in pipes:
+            pipes[key] = domain.load(key[1], alone)
+            pipes[key].set_progress_bar_config(disable=True)
+        files = domain.make(pipes[key], job.timeline, job.seed, job.parameters, alone, folder / job.id)
+        row |= {
+            "status": "done",
+            "output": files[0].name,
+            "files": [file.name for file in files],
+            "weights": weights.found[key],
+            "fingerprint": job_fingerprint(job, weights.found[key]),
+        }
+    except Exception as error:  # one job's failure is its own; the record names it
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        row |= {"status": "failed", "error": kind + one_line(error)}
+    return {**row, "seconds": round(time.monotonic() - started, 3)}
+
+
+if __name__ == "__main__":
+    from longtake.cli import main
+
+    sys.exit(main(["batch", *sys.argv[1:]]))
