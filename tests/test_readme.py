@@ -61,3 +61,25 @@ def test_the_other_commands_of_the_readme_exist(capsys):
             assert any(line.startswith(f"longtake {task} {domain} --data") for line in LINES)
             assert main([task, domain, "--help"]) == 0
             assert "--data" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_batch_commands_of_the_readme_run_on_its_manifest(tmp_path, monkeypatch, capsys):
+    """The torchrun line is the second one with --resume: with everything complete it makes nothing."""
+    monkeypatch.chdir(tmp_path)
+    jobs = re.findall(r'^    (\{"id".+)$', (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(jobs) == 2
+    (tmp_path / "jobs.jsonl").write_text("".join(job[:-2] + ', "steps": 1}}\n' for job in jobs))
+    batch = [shlex.split(line) for line in LINES if " batch" in line or ".batch " in line]
+    assert len(batch) == 3
+    assert main(batch[0][1:]) == 0 and not (tmp_path / "runs").exists()
+    assert main(batch[1][1:]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "dog-1.mp4",
+        "dog-1.safetensors",
+        "results.jsonl",
+        "walk-1.npz",
+    ]
+    told = batch[2][batch[2].index("longtake.batch") + 1 :]
+    assert main(["batch", *told]) == 0
+    assert "2 of 2 jobs are complete" in capsys.readouterr().out

@@ -157,3 +157,16 @@ def test_a_torn_line_of_the_record_is_passed_over(tmp_path: Path) -> None:
     path.write_text('{"id": "a"}\n{"id": "to')
     append_result(path, {"id": "b"})
     assert [row["id"] for row in read_results(path)] == ["a", "b"]
+
+
+def test_a_video_job_gives_a_film_and_latents_to_go_on_from(tmp_path: Path) -> None:
+    line = {"id": "film", "modality": "video", "prompt": "a dog walks", "parameters": {"frames": 16, "steps": 1}}
+    line["parameters"] |= {"guidance": 1.0, "preview": True}
+    jobs, out = tmp_path / "film.jsonl", tmp_path / "out"
+    jobs.write_text(json.dumps(line) + "\n")
+    assert main(["batch", str(jobs), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["film.mp4", "film.png", "film.safetensors", "results.jsonl"]
+    assert main(["batch", str(jobs), "--out", str(out), "--resume"]) == 0
+    assert len((out / "results.jsonl").read_text().splitlines()) == 1
+    command = ["video", "a dog walks", "--extend", str(out / "film.safetensors"), "--frames", "8", "--steps", "1"]
+    assert main([*command, "--out", str(tmp_path / "more.mp4")]) == 0
