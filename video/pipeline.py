@@ -24,6 +24,7 @@ from longtake.distributed import Ranks, current
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.kernels.partition import Partition
+from longtake.kernels.transport import DryTransport, Transport
 from longtake.noise import noise
 from longtake.outputs import VideoOutput
 from longtake.pipeline import Denoising, Known, LongTakePipeline, denoise
@@ -246,7 +247,8 @@ class LongVideoPipeline(LongTakePipeline):
             self.unet,
             partition,
             scope,
-            group=ranks.group,
+            # a run of one process inside a distributed one (a job of a batch) has nobody to talk to
+            transport=Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1),
             strategy="halo" if chunk_frames and strategy == "auto" else strategy,
             mode=mode,
             chunk_frames=chunk_frames,

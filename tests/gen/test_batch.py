@@ -159,6 +159,19 @@ def test_a_torn_line_of_the_record_is_passed_over(tmp_path: Path) -> None:
     assert [row["id"] for row in read_results(path)] == ["a", "b"]
 
 
+@pytest.mark.distributed
+def test_a_video_job_on_one_of_three_ranks_talks_to_no_other(tmp_path: Path) -> None:
+    """The pipeline used the default group although its run was of one process, and refused."""
+    parameters = {"frames": 16, "steps": 1, "guidance": 1.0}
+    line = {"id": "film", "modality": "video", "prompt": "a dog walks", "parameters": parameters}
+    jobs = tmp_path / "film.jsonl"
+    jobs.write_text("".join(json.dumps({**line, "id": f"film{n}", "seed": n}) + "\n" for n in range(2)))
+    assert main(["batch", str(jobs), "--out", str(tmp_path / "one")]) == 0
+    assert run_ranks(whole_run, 3, str(jobs), str(tmp_path / "three"), timeout=120) == [0, 0, 0]
+    for name in ("film0.safetensors", "film1.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
+
+
 def test_a_video_job_gives_a_film_and_latents_to_go_on_from(tmp_path: Path) -> None:
     line = {"id": "film", "modality": "video", "prompt": "a dog walks", "parameters": {"frames": 16, "steps": 1}}
     line["parameters"] |= {"guidance": 1.0, "preview": True}
