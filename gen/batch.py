@@ -8,8 +8,9 @@ A line of the manifest is one job:
 with "timeline" (as ``Timeline.parse`` takes it, or its JSON) in place of "prompt" where wanted. In ``--out`` stand the
 files of each job, named by its id, and results.jsonl: a line for each job as it ends.
 
-Every job runs whole on one rank, with the seed it names, so any number of ranks gives the same files. Ranks take the
-next job, longest first, from a counter in the process group's store. A job that fails is recorded and the rest goes on;
+Every job runs whole on one rank, with the seed it names and with ``--threads`` threads (1, whatever the machine has:
+sums are rounded otherwise with another number of threads), so any number of ranks gives the same files. On CPU start
+one rank a core. Ranks take the next job, longest first, from a counter in the process group's store. A job that fails is recorded and the rest goes on;
 a rank that dies ends the run, and ``--resume`` does what is not proven complete: same fingerprint (job, weights,
 version) in results.jsonl and files that open.
 
@@ -33,6 +34,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -103,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/batch"), help="folder of results (default runs/batch)")
     parser.add_argument("--resume", action="store_true", help="do what is not proven complete in --out")
     parser.add_argument("--overwrite", action="store_true", help="make every job anew")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a rank; the same number, the same bits")
     parser.add_argument("--dry-run", action="store_true", help="print order, time and memory, and make nothing")
 
 
@@ -110,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
     """Make the jobs; 0 when all are done, 1 when some failed."""
     if args.resume and args.overwrite:
         raise UserError("--resume keeps what is complete and --overwrite makes it anew: give one of them")
+    if args.threads < 1:
+        raise UserError(f"--threads must be at least 1, got {args.threads}")
     jobs, mistakes = read_manifest(args.jobs)
     if args.dry_run:
         print(forecast(jobs, mistakes, int(os.environ.get("WORLD_SIZE") or 1)))
@@ -136,7 +141,8 @@ def run(args: argparse.Namespace) -> int:
         if complete:
             print(f"{len(complete)} of {len(jobs)} jobs are complete")
     todo = [job for job in jobs if job.id not in complete]
-    failed = _work(todo, weights, args.out, ranks)
+    with _threads(args.threads):
+        failed = _work(todo, weights, args.out, ranks)
     total = sum(ranks.gather_object(failed)) + len(mistakes)
     if ranks.is_main:
         done = len(jobs) + len(mistakes) - total
@@ -344,6 +350,19 @@ def _claims(ranks: Ranks) -> tuple[Callable[[], int], Callable[[int], int]]:
             return int(store.add(key, amount))
 
     return (lambda: add("next", 1) - 1), (lambda amount: add("ended", amount))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Inside the block torch computes with so many CPU threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _work(jobs: Sequence[Job], weights: Weights, folder: Path, ranks: Ranks) -> int:
