@@ -10,9 +10,9 @@ files of each job, named by its id, and results.jsonl: a line for each job as it
 
 Every job runs whole on one rank, with the seed it names and with ``--threads`` threads (1, whatever the machine has:
 sums are rounded otherwise with another number of threads), so any number of ranks gives the same files. On CPU start
-one rank a core. Ranks take the next job, longest first, from a counter in the process group's store. A job that fails is recorded and the rest goes on;
-a rank that dies ends the run, and ``--resume`` does what is not proven complete: same fingerprint (job, weights,
-version) in results.jsonl and files that open.
+one rank a core. Ranks take the next job, longest first, from a counter in the process group's store. A job that fails
+is recorded and the rest goes on; a rank that dies ends the run, and ``--resume`` does what is not proven complete: same
+fingerprint (job, weights, version) in results.jsonl and files that open.
 
 What a domain brings, in longtake.<modality>.jobs:
     DEFAULTS: dict                                   parameters of a job and their defaults
@@ -173,7 +173,7 @@ def read_manifest(path: Path) -> tuple[list[Job], list[Mistake]]:
             if not isinstance(line, dict):
                 raise UserError("a job is a JSON object")
             name = line.get("id") if isinstance(line.get("id"), str) else None
-            job = _job(number, line)
+            job = parse_job(number, line)
             if job.id in seen:
                 raise UserError(f"the id {job.id!r} was used by an earlier line")
             seen.add(job.id)
@@ -187,7 +187,8 @@ def read_manifest(path: Path) -> tuple[list[Job], list[Mistake]]:
     return sorted(jobs, key=lambda job: (-job.cost, job.line)), mistakes
 
 
-def _job(number: int, line: dict[str, Any]) -> Job:
+def parse_job(number: int, line: dict[str, Any]) -> Job:
+    """One line of a manifest, checked. Raises UserError, or whatever a strange value raises."""
     from longtake.timeline import Timeline
 
     unknown = sorted(set(line) - _KEYS)

@@ -83,6 +83,8 @@ def _dispatch(argv: list[str]) -> int:
         return _run_task(argv[0], argv[1:])
     if argv and argv[0] == "batch":
         return _run("longtake batch", import_module("longtake.batch"), argv[1:])
+    if argv and argv[0] == "demo" and find_spec("longtake.demos") is not None:
+        return _run("longtake demo", import_module("longtake.demos.command"), argv[1:])
     parser = Parser(prog="longtake", description="Long takes from short-clip generators.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
@@ -91,6 +93,8 @@ def _dispatch(argv: list[str]) -> int:
     for name, text in _TASKS.items():
         commands.add_parser(name, help=f"{text}: longtake {name} {{{','.join(installed_domains())}}}", add_help=False)
     commands.add_parser("batch", help="make many jobs of a manifest, on one rank or many", add_help=False)
+    if find_spec("longtake.demos") is not None:
+        commands.add_parser("demo", help="a page in the browser: video, motion and kernels", add_help=False)
     commands.add_parser("info", help="versions, devices and why, attention backends, priors found")
     try:
         args = parser.parse_args(argv)

@@ -100,7 +100,7 @@ class Timeline:
         stripped = text.strip()
         if stripped.startswith("{"):
             return cls._from_json(stripped, "the Timeline", fps, blend)
-        if "|" in text or _STARTS_WITH_TIME.match(text):
+        if has_times(text):
             return cls._from_string(text, fps, blend)
         if stripped.lower().endswith(_FILE_SUFFIXES) and "\n" not in stripped:
             return cls._from_file(Path(stripped).expanduser(), fps, blend)
@@ -231,6 +231,11 @@ class Timeline:
         """JSON text that `Timeline.parse` reads back to an equal timeline; starts are in frames."""
         segments = [{"start": start, "prompt": prompt} for start, prompt in self.starts]
         return json.dumps({"segments": segments, "blend": self.blend}, ensure_ascii=False)
+
+
+def has_times(text: str) -> bool:
+    """Whether a text is a timeline string ("0s: walks | 4s: waves") rather than one prompt."""
+    return "|" in text or _STARTS_WITH_TIME.match(text) is not None
 
 
 def _to_frame(value: Any, fps: float | None, where: str) -> int:

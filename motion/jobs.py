@@ -1,7 +1,8 @@
-"""What ``longtake batch`` needs to make motion: parameters of a job, their checks, the pipeline and the files."""
+"""What ``longtake batch`` and the demo need to make motion: parameters of a job, checks, the pipeline and the files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from longtake.motion.command import DEFAULT_PRIOR, STEPS, SUFFIXES
 
 if TYPE_CHECKING:
     from longtake.distributed import Ranks
+    from longtake.motion.outputs import MotionOutput
     from longtake.motion.pipeline import LongMotionPipeline
     from longtake.timeline import Timeline
 
@@ -21,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "handshake": 20,
     "take2": None,
     "chunk_rows": 16,
+    "lock_feet": False,
     "prior": DEFAULT_PRIOR,
     "outputs": [".npz"],
     "preview": False,
@@ -54,10 +57,15 @@ def load(prior: str, ranks: Ranks) -> LongMotionPipeline:
     return pipe
 
 
-def make(
-    pipe: LongMotionPipeline, timeline: Timeline, seed: int, parameters: dict[str, Any], ranks: Ranks, stem: Path
-) -> list[Path]:
-    """Make one job on one rank and write its files."""
+def generate(
+    pipe: LongMotionPipeline,
+    timeline: Timeline,
+    seed: int,
+    parameters: dict[str, Any],
+    ranks: Ranks,
+    callback: Callable[..., Any] | None = None,
+) -> MotionOutput:
+    """The motion of one job. callback: as the pipeline's ``callback_on_step_end``."""
     frames, steps = check(parameters, timeline)
     output = pipe(
         timeline,
@@ -69,11 +77,26 @@ def make(
         take2=parameters["take2"],
         chunk_rows=parameters["chunk_rows"],
         ranks=ranks,
+        callback_on_step_end=callback,
     )
+    if parameters["lock_feet"]:
+        output.lock_feet()
+    return output
+
+
+def write(output: MotionOutput, parameters: dict[str, Any], stem: Path) -> list[Path]:
+    """The files that a job asks for, named by ``stem``."""
     files = [output.save(stem.with_name(stem.name + kind), overwrite=True) for kind in parameters["outputs"]]
     if parameters["preview"]:
         files.append(output.preview(stem.with_name(stem.name + ".png"), overwrite=True))
     return files
+
+
+def make(
+    pipe: LongMotionPipeline, timeline: Timeline, seed: int, parameters: dict[str, Any], ranks: Ranks, stem: Path
+) -> list[Path]:
+    """Make one job on one rank and write its files."""
+    return write(generate(pipe, timeline, seed, parameters, ranks), parameters, stem)
 
 
 def opens(path: Path) -> None:

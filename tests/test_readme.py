@@ -2,8 +2,10 @@
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,27 @@ def test_batch_commands_of_the_readme_run_on_its_manifest(tmp_path, monkeypatch,
     told = batch[2][batch[2].index("longtake.batch") + 1 :]
     assert main(["batch", *told]) == 0
     assert "2 of 2 jobs are complete" in capsys.readouterr().out
+
+
+def test_demo_commands_of_the_readme_serve_a_page(tmp_path):
+    """With another port, for the usual one may be taken; the python below them is what the API test of demos does."""
+    demos = [shlex.split(line)[1:] for line in LINES if line.startswith("longtake demo")]
+    assert len(demos) == 2
+    servers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "longtake", *args, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        for args in demos
+    ]
+    try:
+        for args, server in zip(demos, servers, strict=True):
+            found = re.search(r"http://(\S+?):(\d+)", server.stdout.readline())
+            assert found, args
+            with urllib.request.urlopen(f"http://127.0.0.1:{found[2]}/") as page:
+                assert b"longtake" in page.read()
+        assert (tmp_path / "results").is_dir()
+    finally:
+        for server in servers:
+            server.send_signal(signal.SIGINT)
+        codes = [server.wait(timeout=30) for server in servers]
+    assert codes == [0, 0]

@@ -1,7 +1,8 @@
-"""What ``longtake batch`` needs to make video: parameters of a job, their checks, the pipeline and the files."""
+"""What ``longtake batch`` and the demo need to make video: parameters of a job, checks, the pipeline and the files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from longtake.errors import UserError
 
 if TYPE_CHECKING:
     from longtake.distributed import Ranks
+    from longtake.outputs import VideoOutput
     from longtake.timeline import Timeline
     from longtake.video.pipeline import LongVideoPipeline
 
@@ -22,8 +24,10 @@ DEFAULTS: dict[str, Any] = {
     "height": None,
     "width": None,
     "prior": "emoji-small",
+    "outputs": [".mp4"],
     "preview": False,
 }
+SUFFIXES = (".mp4", ".gif")
 SECONDS = 0.0156  # a frame and step with guidance, emoji-small at 64 x 64: 240 frames, 16 steps in 60 s
 MEMORY_GB = 1.5  # peak of 2,300 frames with emoji-small
 
@@ -35,6 +39,9 @@ def check(parameters: dict[str, Any], timeline: Timeline) -> tuple[int, int]:
             raise UserError(f"{name} is a whole number from 1 on; given {parameters[name]!r}")
     if not isinstance(parameters["fps"], int | float) or not parameters["fps"] > 0:
         raise UserError(f"fps is a number greater than 0; given {parameters['fps']!r}")
+    outputs = parameters["outputs"]
+    if not isinstance(outputs, list) or not outputs or any(kind not in SUFFIXES for kind in outputs):
+        raise UserError(f"outputs is a list of {', '.join(SUFFIXES)}; given {outputs!r}")
     return parameters["frames"], parameters["steps"]
 
 
@@ -47,13 +54,17 @@ def load(prior: str, ranks: Ranks) -> LongVideoPipeline:
     return pipe
 
 
-def make(
-    pipe: LongVideoPipeline, timeline: Timeline, seed: int, parameters: dict[str, Any], ranks: Ranks, stem: Path
-) -> list[Path]:
-    """Make one job on one rank and write its mp4 and its clean latents, which ``longtake video --extend`` reads."""
-    from longtake.video.command import save_latents
-
-    output = pipe(
+def generate(
+    pipe: LongVideoPipeline,
+    timeline: Timeline,
+    seed: int,
+    parameters: dict[str, Any],
+    ranks: Ranks,
+    callback: Callable[..., Any] | None = None,
+) -> VideoOutput:
+    """The video of one job, a stream unless several files need its frames. callback: as the pipeline's
+    ``callback_on_step_end``."""
+    return pipe(
         timeline,
         parameters["frames"],
         seed=seed,
@@ -64,15 +75,36 @@ def make(
         height=parameters["height"],
         width=parameters["width"],
         ranks=ranks,
-        output_type="stream",
+        callback_on_step_end=callback,
+        output_type="stream" if len(parameters["outputs"]) == 1 else "np",
     )
-    film, latents = (stem.with_name(stem.name + suffix) for suffix in (".mp4", ".safetensors"))
+
+
+def write(output: VideoOutput, parameters: dict[str, Any], stem: Path) -> list[Path]:
+    """The films that a job asks for and its clean latents, which ``longtake video --extend`` reads."""
+    from longtake.video.command import save_latents
+
+    films = [stem.with_name(stem.name + kind) for kind in parameters["outputs"]]
     picture = stem.with_name(stem.name + ".png") if parameters["preview"] else None
-    output.save(film, overwrite=True, preview=picture)
-    note = {"prior": parameters["prior"], "fps": parameters["fps"], "seed": seed, "steps": output.info["steps"]}
+    for number, film in enumerate(films):
+        output.save(film, overwrite=True, preview=picture if number == 0 else None)
+    note = {
+        "prior": parameters["prior"],
+        "fps": parameters["fps"],
+        "seed": output.info["seed"],
+        "steps": output.info["steps"],
+    }
     assert output.latents is not None
+    latents = stem.with_name(stem.name + ".safetensors")
     save_latents(latents, output.latents, note)
-    return [film, latents, *([picture] if picture else [])]
+    return [*films, latents, *([picture] if picture else [])]
+
+
+def make(
+    pipe: LongVideoPipeline, timeline: Timeline, seed: int, parameters: dict[str, Any], ranks: Ranks, stem: Path
+) -> list[Path]:
+    """Make one job on one rank and write its files."""
+    return write(generate(pipe, timeline, seed, parameters, ranks), parameters, stem)
 
 
 def opens(path: Path) -> None:
@@ -80,7 +112,7 @@ def opens(path: Path) -> None:
     from longtake.media import iterate_video
     from longtake.weights import load_state
 
-    if path.suffix == ".mp4":
+    if path.suffix in SUFFIXES:
         if not any(True for _ in iterate_video(path)):
             raise UserError(f"{path} has no frames")
     elif path.suffix == ".safetensors":

@@ -1,8 +1,6 @@
 """The page holds the motion it was given, needs no network, and answers keys in a browser."""
 
-import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -56,49 +54,43 @@ def test_what_cannot_be_shown_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.browser
-def test_e2_the_page_plays_in_a_browser(tmp_path) -> None:
-    api = pytest.importorskip("playwright.sync_api")
-    chromium = os.environ.get("LONGTAKE_CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium on the path: apt-get install chromium, or set LONGTAKE_CHROMIUM")
+def test_e2_the_page_plays_in_a_browser(tmp_path, browser) -> None:
     write_viewer(tmp_path / "a.html", [walk(), walk() + [1.0, 0.0, 0.0]], HUMANML, 20, captions=CAPTIONS)
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 800, "height": 500}, reduced_motion="reduce")
-        trouble, asked = [], []
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((tmp_path / "a.html").as_uri())
-        assert page.get_attribute("#scrub", "max") == "39"
+    page = browser.new_page(viewport={"width": 800, "height": 500}, reduced_motion="reduce")
+    trouble, asked = [], []
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "a.html").as_uri())
+    assert page.get_attribute("#scrub", "max") == "39"
 
-        def shown() -> str:
-            page.wait_for_timeout(150)
-            return page.inner_text("#clock").split("·")[1].strip()
+    def shown() -> str:
+        page.wait_for_timeout(150)
+        return page.inner_text("#clock").split("·")[1].strip()
 
-        assert shown() == "1 / 40" and page.inner_text("#caption") == "walks"
-        page.keyboard.press("ArrowRight")
-        assert shown() == "2 / 40"
-        page.keyboard.press("Shift+ArrowRight")
-        assert shown() == "22 / 40" and page.text_content("#caption") == CAPTIONS[20]
-        page.keyboard.press("End")
-        assert shown() == "40 / 40"
-        page.keyboard.press("Home")
-        before = page.evaluate("canvas.toDataURL()")
-        page.keyboard.press(" ")
-        page.wait_for_timeout(500)
-        page.keyboard.press(" ")
-        assert shown() != "1 / 40" and page.evaluate("canvas.toDataURL()") != before
-        page.keyboard.press("Home")
-        shown()
-        seen = page.evaluate("new Set(pen.getImageData(0, 0, canvas.width, canvas.height).data).size")
-        assert seen > 20, "something is drawn"
-        page.mouse.move(400, 200)
-        page.mouse.down()
-        page.mouse.move(500, 230)
-        page.mouse.up()
-        page.mouse.wheel(0, 300)
-        shown()
-        assert page.evaluate("canvas.toDataURL()") != before
-        browser.close()
+    assert shown() == "1 / 40" and page.inner_text("#caption") == "walks"
+    page.keyboard.press("ArrowRight")
+    assert shown() == "2 / 40"
+    page.keyboard.press("Shift+ArrowRight")
+    assert shown() == "22 / 40" and page.text_content("#caption") == CAPTIONS[20]
+    page.keyboard.press("End")
+    assert shown() == "40 / 40"
+    page.keyboard.press("Home")
+    before = page.evaluate("canvas.toDataURL()")
+    page.keyboard.press(" ")
+    page.wait_for_timeout(500)
+    page.keyboard.press(" ")
+    assert shown() != "1 / 40" and page.evaluate("canvas.toDataURL()") != before
+    page.keyboard.press("Home")
+    shown()
+    seen = page.evaluate("new Set(pen.getImageData(0, 0, canvas.width, canvas.height).data).size")
+    assert seen > 20, "something is drawn"
+    page.mouse.move(400, 200)
+    page.mouse.down()
+    page.mouse.move(500, 230)
+    page.mouse.up()
+    page.mouse.wheel(0, 300)
+    shown()
+    assert page.evaluate("canvas.toDataURL()") != before
+    page.close()
     assert not trouble and len(asked) == 1

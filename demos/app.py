@@ -1,0 +1,194 @@
+"""The page: one tab a modality and one for the kernels; and its server, which lets nothing out.
+
+    demo, look = build(Bench())
+    serve("127.0.0.1", 7860)
+
+Gradio's own calls home are off, fonts are the system's, and a Content-Security-Policy header forbids a browser to ask
+any other machine, whatever a library puts into the page.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from longtake.errors import UserError
+
+QUEUE = 256  # runs that may wait
+MOST_UPLOAD = "1mb"
+WARM_UP_AFTER = 2.0  # seconds: the first page comes first
+KEEP_SECONDS = 3600  # files of the page's cache
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "frame-src 'self'; worker-src 'self' blob:; form-action 'self'; frame-ancestors 'self'; base-uri 'self'; "
+    "object-src 'none'"
+)
+_STYLE = """
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.masthead h1 { margin: 0 0 .1rem; font-size: 1.5rem; letter-spacing: -.01em; }
+.masthead p, .about p { margin: 0; opacity: .8; }
+.dice { align-self: flex-end; }
+.estimate p { margin: .1rem 0; font-variant-numeric: tabular-nums; }
+.bar { display: grid; gap: .35rem; }
+.bar span { font-variant-numeric: tabular-nums; }
+.bar progress { width: 100%; height: .55rem; appearance: none; border: 0; border-radius: 4px; overflow: hidden; }
+.bar progress, .bar progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.bar progress::-webkit-progress-value { background: var(--color-accent); }
+.bar progress::-moz-progress-bar { background: var(--color-accent); }
+.files .empty, .film .empty { min-height: 5rem; }
+.mono textarea { font-family: var(--font-mono); font-size: .8rem; white-space: pre; overflow-x: auto; }
+.column, .cm-editor, .codemirror-wrapper { min-width: 0; max-width: 100%; }
+.hint { opacity: .75; }
+.done { font-weight: 600; margin: .2rem 0; }
+.glimpse { width: 100%; border-radius: 10px; margin-top: .6rem; background: #fff; }
+.viewer iframe {
+  width: 100%; height: min(60vh, 460px); border: 1px solid var(--border-color-primary); border-radius: 10px;
+}
+.plots figure { margin: 0 0 .6rem; }
+.plots figcaption { font-size: .85rem; opacity: .8; }
+.plots svg { width: 100%; height: auto; display: block; }
+.plots text { fill: currentColor; opacity: .75; font-size: 11px; }
+.plots polyline { fill: none; stroke: var(--color-accent); stroke-width: 1.6; stroke-linejoin: round; }
+.plots .grid { stroke: currentColor; opacity: .15; }
+.plots .mark { stroke: currentColor; opacity: .6; stroke-dasharray: 4 4; }
+.mask img { image-rendering: pixelated; }
+@media (max-width: 620px) {
+  .gradio-container { padding: .5rem !important; }
+  .ranks .table-container, .ranks .table-wrap { max-width: calc(100vw - 4.5rem); overflow-x: auto; }
+}
+"""
+
+
+def build(bench: Any) -> tuple[Any, dict[str, Any]]:
+    """The page as gr.Blocks, and what its ``launch`` needs to look as it should."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(bench.folder / "page"))
+    import gradio as gr
+    from longtake.demos.kernels_tab import kernels_tab
+    from longtake.demos.studio import studio
+
+    with gr.Blocks(
+        title="longtake", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 4, KEEP_SECONDS)
+    ) as demo:  # fmt: skip
+        gr.HTML(
+            '<div class="masthead"><h1>longtake</h1>'
+            "<p>Long takes from short-clip generators, on this machine.</p></div>",
+            js_on_load=None,
+        )
+        with gr.Tabs():
+            for modality in modalities():
+                with gr.Tab(modality.title, id=modality.name):
+                    studio(bench, modality)
+            with gr.Tab("Kernels", id="kernels"):
+                kernels_tab()
+    demo.queue(max_size=QUEUE, default_concurrency_limit=4)
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    theme = gr.themes.Soft(
+        primary_hue="blue", font=fonts, font_mono=["ui-monospace", "Consolas", "Menlo", "monospace"]
+    )  # fmt: skip
+    return demo, {"theme": theme, "css": _STYLE}
+
+
+def modalities() -> list[Any]:
+    """The tabs of the modalities that are installed."""
+    from importlib import import_module
+
+    from longtake.cli import installed_domains
+
+    tabs = []
+    for name in installed_domains():
+        try:
+            tabs.append(import_module(f"longtake.demos.{name}_tab").modality())
+        except ModuleNotFoundError as error:
+            if error.name != f"longtake.demos.{name}_tab":
+                raise
+    return tabs
+
+
+def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None) -> tuple[Any, str]:
+    """Start the server in a thread; (the page, its address). Raises UserError when the port is taken."""
+    from starlette.middleware import Middleware
+
+    demo, look = build(bench)
+    os.environ["GRADIO_SERVER_NAME"] = host
+    try:
+        _, url, _ = demo.launch(
+            server_name=host,
+            server_port=port or _free_port(host),
+            auth=auth,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=True,
+            share=False,
+            inbrowser=False,
+            max_file_size=MOST_UPLOAD,
+            allowed_paths=[],
+            ssr_mode=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            pwa=False,
+            footer_links=["api"],
+            app_kwargs={"middleware": [Middleware(NothingOut)]},
+            **look,
+        )
+    except OSError as error:
+        raise UserError(f"cannot serve on {host}:{port}: {' '.join(str(error).split())}") from error
+    return demo, url
+
+
+def serve(host: str, port: int, auth: tuple[str, str] | None = None, output: Path | None = None) -> None:
+    """Serve until Ctrl-C; models and torch are loaded while the visitor reads."""
+    from longtake.demos.bench import Bench
+
+    bench = Bench(keep=output)
+    try:
+        demo, url = launch(bench, host, port, auth)
+        print(f"longtake is at {url}  (Ctrl-C ends it)", flush=True)
+        warm = threading.Timer(WARM_UP_AFTER, warm_up, (bench,))
+        warm.daemon = True
+        warm.start()
+        demo.block_thread()
+    finally:
+        bench.close()
+
+
+def warm_up(bench: Any) -> None:
+    """Load the models that ship, so that the first run need not wait for them; a fault shows when they are used."""
+    from longtake.demos.studio import load
+    from longtake.distributed import Ranks
+
+    for modality in modalities():
+        with suppress(UserError):
+            load(bench, modality, str(modality.domain.DEFAULTS["prior"]), Ranks.single())
+
+
+class NothingOut:
+    """ASGI middleware that adds the Content-Security-Policy to every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"content-security-policy", _POLICY.encode()),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

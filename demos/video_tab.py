@@ -1,0 +1,136 @@
+"""The video tab: the film, and beside it what each frame changes and how alike it stays."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtake.demos.plots import line_plot
+from longtake.demos.studio import Example, Modality, Setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from longtake.timeline import Timeline
+
+WINDOW = 16  # frames at a segment's start that the later ones are compared with
+
+
+def _views() -> list[Any]:
+    import gradio as gr
+
+    return [
+        gr.Video(label="Film", loop=True, interactive=False, elem_classes="film"),
+        gr.HTML(label="Plots", elem_classes="plots", js_on_load=None),
+    ]
+
+
+def _settings() -> list[Setting]:
+    import gradio as gr
+
+    return [Setting("negative", lambda: gr.Textbox("", label="What it should not show", max_length=300))]
+
+
+def likeness(latents: np.ndarray, starts: list[int]) -> np.ndarray:
+    """How alike each frame is to the start of its prompt: cosine of its latents (F, c, h, w) to the mean of the first
+    16 frames from the prompt's start, (F,) float64. A fall that does not end shows a subject that is being lost."""
+    import numpy as np
+
+    flat = latents.reshape(len(latents), -1).astype(np.float64)
+    out = np.empty(len(flat))
+    for start, stop in zip(starts, [*starts[1:], len(flat)], strict=True):
+        mean = flat[start : min(start + WINDOW, stop)].mean(0)
+        norms = np.linalg.norm(flat[start:stop], axis=1) * np.linalg.norm(mean)
+        out[start:stop] = flat[start:stop] @ mean / np.maximum(norms, 1e-12)
+    return out
+
+
+def show(output: Any, files: list[Path], timeline: Timeline) -> list[Any]:
+    """The film, and two plots over time with the changes of the prompt."""
+    from longtake.media import read_video
+    from longtake.video.metrics import frame_steps
+
+    film = next(path for path in files if path.suffix in (".mp4", ".gif"))
+    frames, fps = read_video(film)
+    starts = [start for start, _ in timeline.starts]
+    marks = [start / fps for start in starts[1:]]
+    plots = ""
+    if len(frames) > 2:
+        plots = line_plot(
+            "Change from frame to frame (grey levels): a cut would stand out", frame_steps(frames), fps, marks, low=0.0
+        )
+        alike = likeness(output.latents.numpy(), starts)
+        plots += line_plot("Likeness to the start of the prompt (cosine of latents)", alike, fps, marks, high=1.0)
+    return [str(film), plots]
+
+
+def glimpse(pipe: Any, clean: Any, path: Path) -> None:
+    """Eight frames of the clean estimate (n, c, h, w)."""
+    import torch
+    from longtake.media import contact_sheet
+    from longtake.video.decode import decode_chunk
+
+    places = torch.linspace(0, len(clean) - 1, min(8, len(clean))).round().long()
+    contact_sheet(list(decode_chunk(pipe.vae, clean[places.to(clean.device)])), path, columns=8)
+
+
+def command(job: dict[str, Any]) -> str:
+    """The line to type in a terminal."""
+    given = job["parameters"]
+    words = [
+        "longtake", "video", job["timeline"], "--frames", str(given["frames"]), "--seed", str(job["seed"]),
+        "--steps", str(given["steps"]), "--guidance", f"{given['guidance']:g}",
+        *(["--negative", given["negative"]] if given["negative"] else []), "--out", f"{job['id']}.mp4",
+    ]  # fmt: skip
+    return shlex.join(words)
+
+
+def python(job: dict[str, Any]) -> str:
+    """The same in Python."""
+    from longtake.video.jobs import DEFAULTS, FPS
+
+    given = job["parameters"]
+    lines = [
+        "from longtake import LongVideoPipeline, Timeline",
+        "",
+        f'pipe = LongVideoPipeline.from_prior("{DEFAULTS["prior"]}")',
+        "out = pipe(",
+        f"    Timeline.parse({job['timeline']!r}, fps={FPS:g}),",
+        f"    frames={given['frames']},",
+        f"    seed={job['seed']},",
+        f"    num_inference_steps={given['steps']},",
+        f"    guidance_scale={given['guidance']},",
+        f"    negative_prompt={given['negative']!r},",
+        ")",
+        *[f'out.save("{job["id"]}{kind}")' for kind in given["outputs"]],
+    ]
+    return "\n".join(lines)
+
+
+def modality() -> Modality:
+    """What the page knows of video."""
+    return Modality(
+        name="video",
+        title="Video",
+        about="Minutes of video from a model that has seen 16 frames at a time (Video-Infinity). The model that ships "
+        "is small: 64 × 64 pixels, thirty-one subjects on white, in soft focus. Ask for running, swimming, juggling, "
+        "a dog, a penguin, a rocket…",
+        jobs="longtake.video.jobs",
+        examples=(
+            Example("Person running", "0s: person running", 8),
+            Example("Walk, then bow", "0s: a person walks | 4s: someone bows", 8, 2),
+            Example("Penguin", "0s: a penguin waddles", 4, 3),
+        ),
+        seconds=8.0,
+        most_seconds=120.0,
+        gap=4.0,
+        kinds=(".mp4", ".gif"),
+        usual=(".mp4",),
+        views=_views,
+        view_count=2,
+        show=show,
+        glimpse=glimpse,
+        python=python,
+        command=command,
+        settings=tuple(_settings()),
+    )

@@ -1,0 +1,124 @@
+"""One job at a time; who may stop it; what becomes of its errors."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from longtake.demos.bench import Bench, Finished, Progress
+from longtake.errors import UserError
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def start(bench: Bench, session: str, pipe: Pipe, work, tmp_path: Path, steps: int = 5):
+    return bench.run(session, "toy", pipe, steps, 10, work, lambda clean, path: path.write_text(clean), tmp_path)
+
+
+def walk(pipe: Pipe, steps: int = 5, pause: float = 0.0):
+    def work(callback):
+        for step in range(1, steps + 1):
+            callback(pipe, step, 0, {"clean": f"clean {step}"})
+            time.sleep(pause)
+            if pipe.stopped.is_set():
+                return f"stopped after {step}"
+        return "whole"
+
+    return work
+
+
+@pytest.fixture
+def bench():
+    made = Bench()
+    yield made
+    made.close()
+
+
+def test_a_run_tells_its_steps_and_shows_its_first_one(bench, tmp_path: Path) -> None:
+    pipe = Pipe()
+    *steps, end = start(bench, "me", pipe, walk(pipe), tmp_path)
+    assert [note.step for note in steps if isinstance(note, Progress)] == [1, 2, 3, 4, 5]
+    assert steps[0].glimpse.read_text() == "clean 1" and all(note.glimpse is None for note in steps[1:])
+    assert isinstance(end, Finished) and end.result == "whole"
+    seconds, measured = bench.pace("toy", 9.0)
+    assert measured and seconds == end.seconds / 50 and bench.pace("other", 9.0) == (9.0, False)
+
+
+def test_only_the_session_that_runs_can_stop_it_and_keeps_what_is_done(bench, tmp_path: Path) -> None:
+    pipe = Pipe()
+    notes = start(bench, "me", pipe, walk(pipe, pause=0.05), tmp_path)
+    next(notes)
+    assert "Nothing" in bench.stop("another") and not pipe.stopped.is_set()
+    assert "kept" in bench.stop("me")
+    *_, end = notes
+    assert end.result.startswith("stopped after")
+    assert "Nothing" in bench.stop("me")
+
+
+def test_a_job_that_waits_can_be_given_up(bench) -> None:
+    bench.expect("me")
+    assert "queue" in bench.stop("me")
+    with pytest.raises(UserError, match="before it began"):
+        bench.begin("me")
+    bench.begin("me")  # the next one is wanted again
+    bench.expect("me")
+    bench.begin("me")
+
+
+def test_jobs_run_one_after_the_other(bench, tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def work(callback):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return "done"
+
+    def one(session: str) -> None:
+        list(start(bench, session, Pipe(), work, tmp_path))
+
+    threads = [threading.Thread(target=one, args=(str(n),)) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5
+
+
+def test_an_error_of_the_run_is_raised_where_its_steps_are_read(bench, tmp_path: Path) -> None:
+    def work(callback):
+        callback(None, 1, 0, {"clean": "x"})
+        raise UserError("too long")
+
+    notes = start(bench, "me", Pipe(), work, tmp_path)
+    assert next(notes).step == 1
+    with pytest.raises(UserError, match="too long"):
+        next(notes)
+    pipe = Pipe()
+    *_, end = start(bench, "me", pipe, walk(pipe), tmp_path)
+    assert end.result == "whole", "the bench goes on"
+
+
+def test_a_reader_that_leaves_ends_the_run(bench, tmp_path: Path) -> None:
+    pipe = Pipe()
+    notes = start(bench, "me", pipe, walk(pipe, steps=1000, pause=0.02), tmp_path, steps=1000)
+    next(notes)
+    started = time.monotonic()
+    notes.close()
+    assert pipe.stopped.is_set() and time.monotonic() - started < 5
+
+
+def test_copies_never_replace_older_ones(bench, tmp_path: Path) -> None:
+    bench.keep = tmp_path / "kept"
+    for text in ("one", "two"):
+        source = tmp_path / "walk.txt"
+        source.write_text(text)
+        bench.copy([source])
+    assert [(bench.keep / f"walk-{n}" / "walk.txt").read_text() for n in (1, 2)] == ["one", "two"]

@@ -1,0 +1,155 @@
+"""A tab without a page: controls to a job line and back, wrong inputs, estimates, the same run in three languages."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from longtake.batch import parse_job
+from longtake.cli import main
+from longtake.demos import motion_tab, video_tab
+from longtake.demos.bench import Bench
+from longtake.demos.studio import estimate, job_of, run, values_of
+from longtake.errors import UserError
+
+MOTION, VIDEO = motion_tab.modality(), video_tab.modality()
+WALK = ["0s: walks | 1.5s: someone waves", 3.0, 7, 2, 2.5, 20, False, [".npz", ".html"]]
+RUNNER = ["person running", 1.5, 3, 1, 2.0, "blur", [".mp4"]]
+
+
+@pytest.fixture
+def bench():
+    made = Bench()
+    yield made
+    made.close()
+    assert not made.folder.exists()
+
+
+def last(bench: Bench, modality, values) -> list:
+    *_, end = run(bench, modality, "me", values, skip=None)
+    return end
+
+
+@pytest.mark.parametrize(("modality", "values"), [(MOTION, WALK), (VIDEO, RUNNER)])
+def test_controls_make_a_job_line_and_come_back_from_it(modality, values) -> None:
+    job = json.loads(json.dumps(job_of(modality, values)))
+    assert parse_job(1, job).frames == round(values[1] * modality.domain.FPS)
+    back = values_of(modality, job)
+    assert job_of(modality, back) == job
+    assert back[1:] == values[1:] and back[0] == job["timeline"]
+
+
+@pytest.mark.parametrize("modality", [MOTION, VIDEO])
+def test_every_example_can_be_made(modality) -> None:
+    for example in modality.examples:
+        job = {"timeline": example.timeline, "seed": example.seed}
+        job["parameters"] = {"frames": round(example.seconds * modality.domain.FPS)}
+        values = values_of(modality, job)
+        assert values[:3] == [example.timeline, example.seconds, example.seed]
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "word"),
+    [
+        (0, "", "prompt"), (0, "0s: a | 9s: b", "frame 180"), (0, "0s: a | 1s:", "no prompt"), (1, 0, "length"),
+        (1, 1e9, "length"), (1, "long", "number"), (2, -1, "seed"), (2, 1.5, "seed"), (3, 0, "steps"),
+        (3, 10**6, "steps"), (4, float("nan"), "guidance"), (7, [".exe"], "files"),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_one_line_and_the_estimate_says_it_first(bench, place: int, wrong, word: str) -> None:
+    values = list(WALK)
+    values[place] = wrong
+    with pytest.raises(UserError) as caught:
+        last(bench, MOTION, values)
+    assert word in str(caught.value) and "\n" not in str(caught.value)
+    assert estimate(bench, MOTION, values).startswith("⚠")
+    assert not list(bench.folder.iterdir())
+
+
+def test_a_prompt_names_no_file_of_the_machine(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"segments": [{"start": 0, "prompt": "password"}]}')
+    job = parse_job(1, job_of(MOTION, [str(secret), *WALK[1:]]))
+    assert job.timeline.prompts == (str(secret),)
+
+
+@pytest.mark.parametrize("wrong", [3, [], {"modality": "video"}, {"timeline": 4}, {"parameters": {"prior": "/etc"}}])
+def test_settings_of_something_else_are_refused(wrong) -> None:
+    with pytest.raises(UserError):
+        values_of(MOTION, wrong)
+
+
+def test_settings_may_hold_a_timeline_as_json() -> None:
+    text = '{"segments": [{"start": 0, "prompt": "walks"}, {"start": 30, "prompt": "runs"}]}'
+    values = values_of(MOTION, {"timeline": text, "parameters": {"frames": 60}})
+    assert values[0] == "0s: walks | 1.5s: runs"
+
+
+def test_motion_settings_reproduce_the_result_bit_for_bit_here_in_python_and_on_the_command_line(
+    bench, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "kept"
+    bench.keep = kept
+    for _ in range(2):
+        _, viewer, report, files, settings, python, command = last(bench, MOTION, WALK)
+        WALK[:] = values_of(MOTION, json.loads(settings))
+    assert "srcdoc" in viewer and "someone waves" in report and not any(Path(file).exists() for file in files)
+    assert {path.name for path in kept.iterdir()} == {"motion-7-1", "motion-7-2"}
+    one, two = (np.load(kept / folder / "motion-7.npz")["features"] for folder in ("motion-7-1", "motion-7-2"))
+    assert np.array_equal(one, two) and len(one) == 60
+    assert sorted(path.name for path in (kept / "motion-7-1").iterdir()) == [
+        "motion-7.html", "motion-7.npz", "motion-7.png",
+    ]  # fmt: skip
+    assert main(shlex.split(command)[1:]) == 0
+    assert np.array_equal(np.load("motion-7.npz")["features"], one)
+    Path("motion-7.npz").unlink()
+    Path("motion-7.html").unlink()
+    exec(compile(python, "python of the page", "exec"), {})
+    assert np.array_equal(np.load("motion-7.npz")["features"], one)
+
+
+def test_video_settings_reproduce_the_film_here_in_python_and_on_the_command_line(
+    bench, tmp_path: Path, monkeypatch
+) -> None:
+    from longtake.media import read_video
+    from longtake.weights import load_state
+
+    monkeypatch.chdir(tmp_path)
+    bench.keep = tmp_path / "kept"
+    states = list(run(bench, VIDEO, "me", RUNNER, skip=None))
+    assert any("Step 1 of 1" in state[0] and "data:image/png" in state[0] for state in states)
+    _, film, plots, files, _, python, command = states[-1]
+    assert plots.count("<svg") == 2 and {Path(file).suffix for file in files} == {".mp4", ".png", ".safetensors"}
+    first = read_video(bench.keep / "video-3-1" / "video-3.mp4")[0]
+    assert first.shape == (18, 64, 64, 3)
+    latents = load_state(bench.keep / "video-3-1" / "video-3.safetensors")["latents"]
+    assert main(shlex.split(command)[1:]) == 0
+    assert torch.equal(load_state(Path("video-3.run/latents.safetensors"))["latents"], latents)
+    assert alike(read_video("video-3.mp4")[0], first)  # x264 does not write the same file every time
+    Path("video-3.mp4").unlink()
+    exec(compile(python, "python of the page", "exec"), {})
+    assert alike(read_video("video-3.mp4")[0], first)
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and float(np.abs(one.astype(float) - other).mean()) < 1.0
+
+
+def test_the_estimate_learns_from_a_run(bench) -> None:
+    before = estimate(bench, MOTION, WALK)
+    last(bench, MOTION, WALK)
+    after = estimate(bench, MOTION, WALK)
+    assert "laptop" in before and "last run" in after and "60 frames" in after and "GB" in after
+
+
+def test_likeness_falls_when_the_subject_is_lost() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 4, 8, 8))
+    kept = np.stack([one + 0.1 * rng.normal(size=one.shape) for _ in range(40)])
+    lost = np.concatenate([kept[:30], np.stack([other] * 10)])
+    assert video_tab.likeness(kept, [0]).min() > 0.95
+    assert video_tab.likeness(lost, [0])[30:].max() < 0.3
+    assert video_tab.likeness(lost, [0, 30]).min() > 0.95, "a change of the prompt begins anew"
