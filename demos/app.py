@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def build(bench: Any) -> tuple[Any, dict[str, Any]]:
     """The page as gr.Blocks, and what its ``launch`` needs to look as it should."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("GRADIO_TEMP_DIR", str(bench.folder / "page"))
-    import gradio as gr
+    with _no_stub_files():
+        import gradio as gr
     from longtake.demos.kernels_tab import kernels_tab
     from longtake.demos.studio import studio
 
@@ -91,6 +93,26 @@ def build(bench: Any) -> tuple[Any, dict[str, Any]]:
         primary_hue="blue", font=fonts, font_mono=["ui-monospace", "Consolas", "Menlo", "monospace"]
     )  # fmt: skip
     return demo, {"theme": theme, "css": _STYLE}
+
+
+@contextmanager
+def _no_stub_files() -> Iterator[None]:
+    """Gradio rewrites type stubs beside its own modules at every import, more than a second of it; it leaves out
+    components whose file cannot be found."""
+    import inspect
+
+    stock = inspect.getfile
+
+    def getfile(thing: Any) -> str:
+        if str(getattr(thing, "__module__", "")).startswith("gradio."):
+            raise OSError("no stub file, please")
+        return stock(thing)
+
+    inspect.getfile = getfile  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getfile = stock
 
 
 def modalities() -> list[Any]:

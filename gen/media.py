@@ -179,7 +179,9 @@ class VideoWriter:
         self._container.metadata["comment"] = json.dumps({"longtake": {"height": height, "width": width}})
         rate = Fraction(self.fps).limit_denominator(1001)
         # A short look-ahead and one thread bound what the encoder holds back, so memory does not follow the length.
+        # Macroblock-tree rate control gave different files of the same frames from run to run: none.
         options = {"crf": str(self.crf), "preset": "medium", "rc-lookahead": "10", "bf": "2", "threads": "1"}
+        options["x264-params"] = "mbtree=0"
         self._stream = self._container.add_stream("libx264", rate=rate, options=options)
         self._stream.height = height + height % 2
         self._stream.width = width + width % 2
