@@ -8,18 +8,22 @@ A line of the manifest is one job:
 with "timeline" (as ``Timeline.parse`` takes it, or its JSON) in place of "prompt" where wanted. In ``--out`` stand the
 files of each job, named by its id, and results.jsonl: a line for each job as it ends.
 
-Every job runs whole on one rank, with the seed it names and with ``--threads`` threads (1, whatever the machine has:
+A job runs whole on one rank, with the seed it names and with ``--threads`` threads (1, whatever the machine has:
 sums are rounded otherwise with another number of threads), so any number of ranks gives the same files. On CPU start
-one rank a core. Ranks take the next job, longest first, from a counter in the process group's store. A job that fails
-is recorded and the rest goes on; a rank that dies ends the run, and ``--resume`` does what is not proven complete: same
-fingerprint (job, weights, version) in results.jsonl and files that open.
+one rank a core. A job that alone would outlast a fair share of all work is made first, by all ranks together (the same
+within 1e-4; ``--span never`` forbids it). Of the others ranks take the next one, longest first, from a counter in the
+process group's store. A job that fails is recorded and the rest goes on; a rank that dies ends the run, and
+``--resume`` does what is not proven complete: same fingerprint (job, weights, version) in results.jsonl and files that
+open. One batch at a time works in a folder.
 
 What a domain brings, in longtake.<modality>.jobs:
     DEFAULTS: dict                                   parameters of a job and their defaults
     SECONDS, MEMORY_GB                               measured: seconds a frame and step, peak of one process
     check(parameters, timeline) -> (frames, steps)   raises UserError for what cannot be made
     load(prior, ranks) -> pipeline
-    make(pipeline, timeline, seed, parameters, ranks, stem) -> list of files, the first one the result
+    make(pipeline, timeline, seed, parameters, ranks, stem) -> list of files, the first one the result; of several
+        ranks, rank 0 writes, and all raise what it could not write
+    most_ranks(pipeline, timeline, parameters) -> how many ranks can share a job
     opens(path) -> None                              raises when the file is damaged
 Exit codes: 0 all jobs are done, 1 some failed, 2 nothing could be begun.
 """
@@ -27,28 +31,28 @@ Exit codes: 0 all jobs are done, 1 some failed, 2 nothing could be begun.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longtake.batch_record import RESULTS, append_result, open_folder, read_results
 from longtake.cli import installed_domains
-from longtake.errors import UserError, explain_disk_errors, one_line
+from longtake.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from longtake.distributed import Ranks
     from longtake.timeline import Timeline
 
-RESULTS = "results.jsonl"
+SPAN_SECONDS = 20.0  # a job that is estimated to be shorter stays on one rank
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _KEYS = {"id", "modality", "prompt", "timeline", "seed", "parameters"}
 
@@ -105,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/batch"), help="folder of results (default runs/batch)")
     parser.add_argument("--resume", action="store_true", help="do what is not proven complete in --out")
     parser.add_argument("--overwrite", action="store_true", help="make every job anew")
+    parser.add_argument("--span", choices=("auto", "never"), default="auto", help="long jobs by all ranks together")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a rank; the same number, the same bits")
     parser.add_argument("--dry-run", action="store_true", help="print order, time and memory, and make nothing")
 
@@ -117,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--threads must be at least 1, got {args.threads}")
     jobs, mistakes = read_manifest(args.jobs)
     if args.dry_run:
-        print(forecast(jobs, mistakes, int(os.environ.get("WORLD_SIZE") or 1)))
+        print(forecast(jobs, mistakes, int(os.environ.get("WORLD_SIZE") or 1), args.span == "auto"))
         return 1 if mistakes else 0
     from longtake.distributed import check_same, setup
     from longtake.runs import quiet_libraries
@@ -126,10 +131,18 @@ def run(args: argparse.Namespace) -> int:
     ranks = setup()
     check_same([job.plan() for job in jobs], "the manifest", ranks)
     weights = _weights(jobs)
+    with open_folder(args.out, args.resume, args.overwrite) if ranks.is_main else nullcontext():
+        ranks.barrier()
+        total = _make(args, jobs, mistakes, weights, ranks)
+    ranks.finish()  # failed jobs are no failure of a rank
+    return 1 if total else 0
+
+
+def _make(
+    args: argparse.Namespace, jobs: list[Job], mistakes: list[Mistake], weights: Weights, ranks: Ranks
+) -> int:
+    """Make what is not complete; how many jobs and lines failed."""
     results = args.out / RESULTS
-    if ranks.is_main:
-        _open_folder(args.out, args.resume, args.overwrite)
-    ranks.barrier()
     rows = list(read_results(results)) if args.resume and ranks.is_main else []
     old = {row.get("id"): row for row in rows if "seed" in row}  # a refused line, e.g. a twin's, says nothing of a job
     complete = {job.id for job in jobs if _proven(job, old.get(job.id), weights, args.out)} if ranks.is_main else set()
@@ -141,14 +154,16 @@ def run(args: argparse.Namespace) -> int:
         if complete:
             print(f"{len(complete)} of {len(jobs)} jobs are complete")
     todo = [job for job in jobs if job.id not in complete]
+    long, short = spanning(todo, 1 if args.span == "never" else ranks.world)
     with _threads(args.threads):
-        failed = _work(todo, weights, args.out, ranks)
+        makers = Makers(weights, args.out)
+        failed, indivisible = makers.together(long, ranks)
+        failed += makers.apart([*indivisible, *short], ranks)
     total = sum(ranks.gather_object(failed)) + len(mistakes)
     if ranks.is_main:
         done = len(jobs) + len(mistakes) - total
         print(f"{done} of {len(jobs) + len(mistakes)} jobs are done, {total} failed: {results}")
-    ranks.finish()  # failed jobs are no failure of a rank
-    return 1 if total else 0
+    return total
 
 
 # ------------------------------------------------------------------------------------------------------- manifest
@@ -231,14 +246,16 @@ def domain_of(modality: Any) -> Any:
     return import_module(f"longtake.{modality}.jobs")
 
 
-def forecast(jobs: Sequence[Job], mistakes: Sequence[Mistake], ranks: int) -> str:
+def forecast(jobs: Sequence[Job], mistakes: Sequence[Mistake], ranks: int, span: bool = True) -> str:
     """What a run would do: order, the rank that each job is likely to reach, time and memory, for people to read."""
-    busy = [0.0] * ranks
     lines = [f"{'job':<24} {'modality':<9} {'frames':>7} {'seconds':>8}  rank"]
-    for job in jobs:
-        rank = busy.index(min(busy))
-        busy[rank] += job.cost
-        lines.append(f"{job.id:<24.24} {job.modality:<9} {job.frames:>7} {job.cost:>8.1f}  {rank}")
+    long, short = spanning(jobs, ranks if span else 1)
+    busy = [sum(job.cost for job in long) / ranks] * ranks
+    for job in (*long, *short):
+        where = "all" if job in long else str(busy.index(min(busy)))
+        if job not in long:
+            busy[int(where)] += job.cost
+        lines.append(f"{job.id:<24.24} {job.modality:<9} {job.frames:>7} {job.cost:>8.1f}  {where}")
     lines += [f"line {mistake.line}: refused: {mistake.error}" for mistake in mistakes]
     memory = max((domain_of(job.modality).MEMORY_GB for job in jobs), default=0.0)
     lines.append(
@@ -248,51 +265,7 @@ def forecast(jobs: Sequence[Job], mistakes: Sequence[Mistake], ranks: int) -> st
     return "\n".join(lines)
 
 
-# ----------------------------------------------------------------------------------------------------- the record
-
-
-def append_result(path: Path, row: dict[str, Any]) -> None:
-    """Add one line, whole and on the disk before this returns; safe among ranks, and after a torn line."""
-    data = (json.dumps(row) + "\n").encode()
-    with explain_disk_errors(path), open(path, "ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                data = b"\n" + data
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_results(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a record, in order; a line that a kill tore is passed over."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            yield row
-
-
-def _open_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    results = folder / RESULTS
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; give a folder")
-    with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if results.exists() and not resume and not overwrite:
-            raise UserError(f"{folder} holds results: --resume does the rest, --overwrite makes all anew")
-        if overwrite:
-            results.unlink(missing_ok=True)
-        for torn in folder.glob("*.partial*"):
-            torn.unlink()
-        with open(results, "ab"):
-            pass
+# ------------------------------------------------------------------------------------------------------- weights
 
 
 def _weights(jobs: Sequence[Job]) -> Weights:
@@ -366,56 +339,108 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _work(jobs: Sequence[Job], weights: Weights, folder: Path, ranks: Ranks) -> int:
-    """Make jobs until none is left; the number that failed on this rank."""
-    from longtake.distributed import Ranks
-    from tqdm import tqdm
-
-    take, ended = _claims(ranks)
-    alone = Ranks.single(ranks.device, ranks.choice.dtype)
-    pipes: dict[tuple[str, str], Any] = {}
-    failed = 0
-    bar = tqdm(total=len(jobs), desc="jobs", unit="job", mininterval=0.5, disable=not ranks.is_main)
-    while (number := take()) < len(jobs):
-        row = _one(jobs[number], weights, pipes, folder, alone)
-        append_result(folder / RESULTS, {**row, "rank": ranks.rank})
-        failed += row["status"] == "failed"
-        count = ended(1)
-        bar.update(count - bar.n)
-    # Not in a barrier: a collective's longest wait is shorter than a long job.
-    while (count := ended(0)) < len(jobs):
-        bar.update(count - bar.n)
-        time.sleep(0.2)
-    bar.update(len(jobs) - bar.n)
-    bar.close()
-    ranks.barrier()
-    return failed
+def spanning(jobs: Sequence[Job], ranks: int) -> tuple[list[Job], list[Job]]:
+    """(jobs that all ranks make together, jobs that one rank makes), both longest first. A job spans the ranks when it
+    alone would outlast a fair share of all work, so that the others would wait for it at the end, and is long."""
+    left, rest = sum(job.cost for job in jobs), list(jobs)
+    together: list[Job] = []
+    while ranks > 1 and rest and rest[0].cost > max(left / ranks, SPAN_SECONDS):
+        left -= rest[0].cost
+        together.append(rest.pop(0))
+    return together, rest
 
 
-def _one(job: Job, weights: Weights, pipes: dict[tuple[str, str], Any], folder: Path, alone: Ranks) -> dict[str, Any]:
-    """Make one job and say how it ended."""
-    key = job.modality, str(job.parameters["prior"])
-    row: dict[str, Any] = {"id": job.id, "line": job.line, "seed": job.seed}
-    started = time.monotonic()
-    try:
-        if key not in weights.found:
-            raise UserError(weights.missing[key])
-        domain = domain_of(job.modality)
-        if key not in pipes:
-            pipes[key] = domain.load(key[1], alone)
-            pipes[key].set_progress_bar_config(disable=True)
-        files = domain.make(pipes[key], job.timeline, job.seed, job.parameters, alone, folder / job.id)
-        row |= {
-            "status": "done",
-            "output": files[0].name,
-            "files": [file.name for file in files],
-            "weights": weights.found[key],
-            "fingerprint": job_fingerprint(job, weights.found[key]),
-        }
-    except Exception as error:  # one job's failure is its own; the record names it
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        row |= {"status": "failed", "error": kind + one_line(error)}
-    return {**row, "seconds": round(time.monotonic() - started, 3)}
+class Makers:
+    """Makes jobs and records how they ended; a model is loaded once a rank."""
+
+    def __init__(self, weights: Weights, folder: Path) -> None:
+        self.weights, self.folder = weights, folder
+        self.pipes: dict[tuple[str, str], Any] = {}
+
+    def together(self, jobs: Sequence[Job], ranks: Ranks) -> tuple[int, list[Job]]:
+        """Jobs by all ranks at once, one after the other: (the number that failed, on rank 0; jobs that so many ranks
+        cannot share). What only one rank could not do ends the run, for the others wait for it in the middle of a
+        sum."""
+        from tqdm import tqdm
+
+        failed, indivisible = 0, []
+        bar = tqdm(total=len(jobs), desc="long jobs", unit="job", disable=not ranks.is_main or not jobs)
+        for job in jobs:
+            if not self.divisible(job, ranks):
+                indivisible.append(job)
+                bar.update(1)
+                continue
+            row = self.one(job, ranks)
+            if ranks.is_main:
+                append_result(self.folder / RESULTS, {**row, "rank": 0, "ranks": ranks.world})
+                failed += row["status"] == "failed"
+            bar.update(1)
+        bar.close()
+        return failed, indivisible
+
+    def divisible(self, job: Job, ranks: Ranks) -> bool:
+        """Whether so many ranks can share a job."""
+        try:
+            pipe = self.pipe(job, ranks)
+            return bool(domain_of(job.modality).most_ranks(pipe, job.timeline, job.parameters) >= ranks.world)
+        except UserError:
+            return False  # what is wrong with it is told where it is made
+
+    def pipe(self, job: Job, ranks: Ranks) -> Any:
+        """The pipeline of a job's prior. Raises UserError."""
+        key = job.modality, str(job.parameters["prior"])
+        if key not in self.weights.found:
+            raise UserError(self.weights.missing[key])
+        if key not in self.pipes:
+            self.pipes[key] = domain_of(job.modality).load(key[1], ranks)
+            self.pipes[key].set_progress_bar_config(disable=True)
+        return self.pipes[key]
+
+    def apart(self, jobs: Sequence[Job], ranks: Ranks) -> int:
+        """Jobs by single ranks until none is left; the number that failed on this rank."""
+        from longtake.distributed import Ranks
+        from tqdm import tqdm
+
+        take, ended = _claims(ranks)
+        alone = Ranks.single(ranks.device, ranks.choice.dtype)
+        failed = 0
+        bar = tqdm(total=len(jobs), desc="jobs", unit="job", mininterval=0.5, disable=not ranks.is_main)
+        while (number := take()) < len(jobs):
+            row = self.one(jobs[number], alone)
+            append_result(self.folder / RESULTS, {**row, "rank": ranks.rank})
+            failed += row["status"] == "failed"
+            count = ended(1)
+            bar.update(count - bar.n)
+        # Not in a barrier: a collective's longest wait is shorter than a long job.
+        while (count := ended(0)) < len(jobs):
+            bar.update(count - bar.n)
+            time.sleep(0.2)
+        bar.update(len(jobs) - bar.n)
+        bar.close()
+        ranks.barrier()
+        return failed
+
+    def one(self, job: Job, ranks: Ranks) -> dict[str, Any]:
+        """Make one job and say how it ended."""
+        key = job.modality, str(job.parameters["prior"])
+        row: dict[str, Any] = {"id": job.id, "line": job.line, "seed": job.seed}
+        started = time.monotonic()
+        try:
+            pipe, stem = self.pipe(job, ranks), self.folder / job.id
+            files = domain_of(job.modality).make(pipe, job.timeline, job.seed, job.parameters, ranks, stem)
+            row |= {
+                "status": "done",
+                "output": files[0].name,
+                "files": [file.name for file in files],
+                "weights": self.weights.found[key],
+                "fingerprint": job_fingerprint(job, self.weights.found[key]),
+            }
+        except Exception as error:  # one job's failure is its own; the record names it
+            if ranks.world > 1 and not isinstance(error, UserError):
+                raise
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            row |= {"status": "failed", "error": kind + one_line(error)}
+        return {**row, "seconds": round(time.monotonic() - started, 3)}
 
 
 if __name__ == "__main__":

@@ -245,6 +245,31 @@ def _noted_size(comment: str) -> tuple[int | None, int | None]:
         return None, None  # a file of another program: nothing to crop
 
 
+def check_film(path: str | os.PathLike[str]) -> None:
+    """Read a film whole. Raises UserError when it is missing, damaged, or shorter than it says."""
+    import av
+
+    found = sum(1 for _ in iterate_video(path))
+    if Path(path).suffix.lower() == ".gif":
+        whole = Path(path).read_bytes().endswith(b";")  # the trailer
+    else:
+        with av.open(str(path)) as container:
+            whole = found == container.streams.video[0].frames
+    if not found or not whole:
+        raise UserError(f"{path} is not a whole film: {found} frames can be read")
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Read a picture whole. Raises UserError when it is missing or damaged."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not a readable picture: {error}") from error
+
+
 def write_gif(frames: Iterable[np.ndarray], path: str | os.PathLike[str], fps: float, overwrite: bool = False) -> None:
     """Write an endlessly looping gif. frames: uint8 (H, W, 3) one by one. Memory grows with the length."""
     from PIL import Image

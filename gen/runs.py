@@ -9,17 +9,37 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from longtake.errors import UserError
+from longtake.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from longtake.distributed import Ranks
     from longtake.journal import Journal
     from longtake.pipeline import LongTakePipeline
+
+T = TypeVar("T")
+
+
+def on_main(ranks: Ranks, act: Callable[[], T]) -> T:
+    """What ``act`` returns on rank 0, on every rank; the others do not call it. What it raises there is raised
+    everywhere, as a UserError."""
+    result, trouble = None, None
+    if ranks.is_main:
+        try:
+            result = act()
+        except Exception as error:
+            if ranks.world == 1:
+                raise
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            trouble = kind + one_line(error)
+    result, trouble = ranks.broadcast_object((result, trouble))
+    if trouble is not None:
+        raise UserError(trouble)
+    return cast(T, result)
 
 
 def quiet_libraries() -> None:

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
 SECONDS = 0.00042  # a frame and step with guidance, bandai-small on one core: 12,000 frames, 20 steps in 100 s
 MEMORY_GB = 1.1  # peak of 12,000 frames with bandai-small
 LAST_SECONDS = 4.0
+_GLTF = 0x46546C67  # "glTF"
 
 
 def check(parameters: dict[str, Any], timeline: Timeline) -> tuple[int, int]:
@@ -95,17 +96,58 @@ def write(output: MotionOutput, parameters: dict[str, Any], stem: Path) -> list[
 def make(
     pipe: LongMotionPipeline, timeline: Timeline, seed: int, parameters: dict[str, Any], ranks: Ranks, stem: Path
 ) -> list[Path]:
-    """Make one job on one rank and write its files."""
-    return write(generate(pipe, timeline, seed, parameters, ranks), parameters, stem)
+    """Make one job and write its files."""
+    from longtake.runs import on_main
+
+    output = generate(pipe, timeline, seed, parameters, ranks)
+    return on_main(ranks, lambda: write(output, parameters, stem))
+
+
+def most_ranks(pipe: LongMotionPipeline, timeline: Timeline, parameters: dict[str, Any]) -> int:
+    """Ranks share whole chunks of rows, so that a result does not depend on their number."""
+    from longtake.motion.model import Padding
+    from longtake.motion.rows import plan_of
+
+    frames, _ = check(parameters, timeline)
+    longest = int(pipe.space.config.longest_row)
+    plan, _ = plan_of(timeline, frames, handshake=parameters["handshake"], longest=longest)
+    return len(plan.chunks(int(parameters["chunk_rows"]), mixed=pipe.model.padding is Padding.MASK))
 
 
 def opens(path: Path) -> None:
-    """Raise when a file of a job is missing or damaged: .npz is read whole, others must be there and not empty."""
+    """Raise when a file of a job is missing or damaged: every kind is read by what reads it."""
     import numpy as np
 
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             for name in arrays.files:
                 arrays[name]
-    elif path.stat().st_size == 0:
-        raise UserError(f"{path} is empty")
+    elif path.suffix == ".bvh":
+        from longtake.motion.export_bvh import read_bvh
+
+        read_bvh(path)
+    elif path.suffix == ".glb":
+        head = np.fromfile(path, "<u4", 3)
+        if len(head) != 3 or head[0] != _GLTF or head[2] != path.stat().st_size:
+            raise UserError(f"{path} is no whole glTF file")
+    elif path.suffix == ".html":
+        from longtake.motion.viewer import unpack
+
+        page = path.read_text(encoding="utf-8")
+        unpack(page)
+        if not page.rstrip().endswith("</html>"):
+            raise UserError(f"{path} is no whole page")
+    elif path.suffix == ".csv":
+        import csv
+
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n") or len({len(row) for row in csv.reader(text.splitlines())}) != 1:
+            raise UserError(f"{path} is no whole table")
+    elif path.suffix in (".mp4", ".gif"):
+        from longtake.media import check_film
+
+        check_film(path)
+    else:
+        from longtake.media import check_picture
+
+        check_picture(path)

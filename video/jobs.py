@@ -103,19 +103,38 @@ def write(output: VideoOutput, parameters: dict[str, Any], stem: Path) -> list[P
 def make(
     pipe: LongVideoPipeline, timeline: Timeline, seed: int, parameters: dict[str, Any], ranks: Ranks, stem: Path
 ) -> list[Path]:
-    """Make one job on one rank and write its files."""
-    return write(generate(pipe, timeline, seed, parameters, ranks), parameters, stem)
+    """Make one job and write its files."""
+    from longtake.runs import on_main
+
+    output = generate(pipe, timeline, seed, parameters, ranks)
+
+    def save() -> list[Path]:
+        try:
+            return write(output, parameters, stem)
+        except BaseException:
+            for _ in output.frames:  # the other ranks send what they decode: it must be taken
+                pass
+            raise
+
+    if not ranks.is_main:
+        for _ in output.chunks():
+            pass
+    return on_main(ranks, save)
+
+
+def most_ranks(pipe: LongVideoPipeline, timeline: Timeline, parameters: dict[str, Any]) -> int:
+    """Every rank needs a frame."""
+    return int(parameters["frames"])
 
 
 def opens(path: Path) -> None:
     """Raise when a file of a job is missing or damaged."""
-    from longtake.media import iterate_video
+    from longtake.media import check_film, check_picture
     from longtake.weights import load_state
 
     if path.suffix in SUFFIXES:
-        if not any(True for _ in iterate_video(path)):
-            raise UserError(f"{path} has no frames")
+        check_film(path)
     elif path.suffix == ".safetensors":
         load_state(path)
-    elif path.stat().st_size == 0:
-        raise UserError(f"{path} is empty")
+    else:
+        check_picture(path)

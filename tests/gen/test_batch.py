@@ -5,11 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from longtake.batch import append_result, forecast, read_manifest, read_results
+from longtake.batch import forecast, read_manifest, spanning
+from longtake.batch_record import append_result, open_folder, read_results
 from longtake.cli import main
+from longtake.weights import load_state
 from ranks import run_ranks
 
 FRAMES = (60, 40, 44, 48, 52)
@@ -43,18 +47,20 @@ def whole_run(rank: int, world: int, path: str, out: str) -> int:
 
 
 def killed_run(rank: int, world: int, path: str, out: str) -> int:
-    """Rank 1 is killed when it goes for its second job."""
+    """Rank 1 is killed when it goes for its second job; rank 0 leaves it one."""
     from longtake import batch
 
-    stock, made = batch._one, []
+    stock, made = batch.Makers.one, []
 
     def one(*args):
         if rank == 1 and made:
             os.kill(os.getpid(), signal.SIGKILL)
+        if rank == 0 and made:
+            time.sleep(1.0)
         made.append(1)
         return stock(*args)
 
-    batch._one = one
+    batch.Makers.one = one
     return main(["batch", path, "--out", out])
 
 
@@ -72,6 +78,122 @@ def test_any_number_of_ranks_gives_the_same_files(single: Path, tmp_path: Path, 
     assert run_ranks(whole_run, world, str(single / "jobs.jsonl"), str(out)) == [0] * world
     assert len(files(out)) == 5 and files(out) == files(single / "out")
     assert {row["status"] for row in results(out).values()} == {"done"}
+
+
+def test_only_jobs_that_would_outlast_a_fair_share_span_the_ranks(tmp_path: Path) -> None:
+    frames = {"night": 60_000, "hour": 30_000, **{f"s{n}": 400 for n in range(10)}}
+    lines = [job(name, parameters={"frames": count, "steps": 20}) for name, count in frames.items()]
+    jobs, _ = read_manifest(manifest(tmp_path, *lines))
+    for ranks, names in ((1, []), (2, ["night", "hour"]), (4, ["night", "hour"])):
+        together, apart = spanning(jobs, ranks)
+        assert [found.id for found in together] == names and len(together) + len(apart) == 12
+    few, _ = read_manifest(manifest(tmp_path, job("a"), job("b")))
+    assert spanning(few, 2)[0] == [], "short jobs do not"
+    assert "all" in forecast(jobs, [], 2) and "all" not in forecast(jobs, [], 2, span=False)
+
+
+def spanned_run(rank: int, world: int, path: str, out: str, full_disk: bool) -> int:
+    """Every job that outlasts a fair share spans the ranks, however short."""
+    from longtake import batch
+
+    batch.SPAN_SECONDS = 0.0
+    if full_disk and rank == 0:
+        from longtake.media import VideoWriter
+
+        def refuse(*_):
+            raise OSError(28, "No space left on device")
+
+        VideoWriter.write = refuse  # type: ignore[method-assign]
+    return main(["batch", path, "--out", out])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_long_job_is_made_by_all_ranks_together_with_the_same_result(tmp_path: Path, world: int) -> None:
+    text = "0s: walks | 3s: runs | 6s: waves"
+    parameters = {"frames": 24, "steps": 1, "guidance": 1.0}
+    path = manifest(
+        tmp_path, job("short"), job("long", parameters={"frames": 900, "steps": 2, "chunk_rows": 2}),
+        {**job("walk", parameters={"frames": 180, "steps": 2}), "prompt": "x"} | {"timeline": text},
+        {"id": "film", "modality": "video", "prompt": "a dog", "seed": 1, "parameters": parameters},
+    )  # fmt: skip
+    path.write_text(path.read_text().replace('"prompt": "x", ', ""))
+    assert main(["batch", str(path), "--out", str(tmp_path / "one")]) == 0
+    assert run_ranks(spanned_run, world, str(path), str(tmp_path / "all"), False, timeout=120) == [0] * world
+    rows = results(tmp_path / "all")
+    assert {name for name, row in rows.items() if row.get("ranks") == world} == {"film", "long"}, "rows cannot be cut"
+    assert rows["film"]["files"] == ["film.mp4", "film.safetensors"]
+    for name in ("short", "long", "walk"):
+        one, other = (np.load(tmp_path / kind / f"{name}.npz")["features"] for kind in ("one", "all"))
+        assert one.shape == other.shape and np.abs(one - other).max() < 1e-4
+    one, other = (load_state(tmp_path / kind / "film.safetensors")["latents"] for kind in ("one", "all"))
+    assert float((one - other).abs().max()) < 1e-4
+
+
+@pytest.mark.distributed
+def test_what_rank_0_cannot_write_of_a_spanning_job_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    parameters = {"frames": 48, "steps": 1, "guidance": 1.0}
+    film = {"id": "film", "modality": "video", "prompt": "a dog", "seed": 1, "parameters": parameters}
+    path = manifest(tmp_path, film, job("short"))
+    assert run_ranks(spanned_run, 3, str(path), str(tmp_path / "out"), True, timeout=120) == [1, 1, 1]
+    rows = results(tmp_path / "out")
+    assert "No space left" in rows["film"]["error"] and rows["film"]["ranks"] == 3 and rows["short"]["status"] == "done"
+
+
+def test_a_second_batch_in_the_same_folder_is_refused(tmp_path: Path, capsys) -> None:
+    path, out = manifest(tmp_path, job("a")), tmp_path / "out"
+    with open_folder(out, resume=False, overwrite=False):
+        assert main(["batch", str(path), "--out", str(out), "--resume"]) == 2
+        assert "another batch" in capsys.readouterr().err
+    assert main(["batch", str(path), "--out", str(out), "--resume"]) == 0
+
+
+def test_an_interrupted_batch_keeps_what_is_done(tmp_path: Path) -> None:
+    lines = [job(f"j{n}", seed=n, parameters={"frames": 400, "steps": 10}) for n in range(40)]
+    path, out = manifest(tmp_path, *lines), tmp_path / "out"
+    command = [sys.executable, "-P", "-m", "longtake.batch", str(path), "--out", str(out)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("j*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130 and "Traceback" not in told
+    done = results(out)
+    assert 1 <= len(done) < 40 and {row["status"] for row in done.values()} == {"done"}
+    for name in done:
+        with np.load(out / f"{name}.npz") as arrays:
+            assert len(arrays["features"]) == 400
+    few = manifest(tmp_path, *[line for line in lines if line["id"] in list(done)[:2]])
+    assert main(["batch", str(few), "--out", str(out), "--resume"]) == 0
+    assert len(results(out)) == len(done), "none is made twice"
+
+
+@pytest.mark.parametrize("kind", [".npz", ".bvh", ".glb", ".html", ".csv", ".gif", ".mp4", ".png"])
+def test_a_damaged_file_of_any_kind_is_made_again(tmp_path: Path, kind: str) -> None:
+    outputs = [kind if kind != ".png" else ".csv"]
+    line = job("a", parameters={"outputs": outputs, "preview": kind == ".png"})
+    path, out = manifest(tmp_path, line), tmp_path / "out"
+    assert main(["batch", str(path), "--out", str(out)]) == 0
+    whole = (out / f"a{kind}").read_bytes()
+    assert main(["batch", str(path), "--out", str(out), "--resume"]) == 0
+    assert len(list(read_results(out / "results.jsonl"))) == 1, "a whole one is not"
+    (out / f"a{kind}").write_bytes(whole[: len(whole) // 2])
+    assert main(["batch", str(path), "--out", str(out), "--resume"]) == 0
+    assert len(list(read_results(out / "results.jsonl"))) == 2
+    assert len((out / f"a{kind}").read_bytes()) > 0.9 * len(whole)
+
+
+def test_accelerate_launches_it(tmp_path: Path) -> None:
+    path = manifest(tmp_path, job("a"))
+    command = [
+        sys.executable, "-P", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "longtake.batch",
+        str(path), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "out")["a"]["status"] == "done"
 
 
 @pytest.mark.distributed
