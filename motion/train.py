@@ -207,7 +207,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake train motion``."""
     parser.add_argument("--data", type=Path, required=True, help="folder with bandai_train.npz and bandai_val.npz")
     parser.add_argument("--out", type=Path, default=Path("runs/train-motion"), help="checkpoints, record, the prior")
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--pairs", action="store_true", help="train the two-person block on a frozen prior instead")
+    parser.add_argument("--prior", default="bandai-small", help="with --pairs: the prior to freeze (bandai-small)")
+    parser.add_argument("--steps", type=int, default=None, help="default 4500, with --pairs 4000")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so long (0: never); a rerun resumes")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)
@@ -218,9 +220,13 @@ def run(args: argparse.Namespace) -> int:
     from longtake.motion.data import load_motions
     from longtake.train import Settings
 
+    if args.pairs:
+        from longtake.motion.pair_train import run_pairs
+
+        return run_pairs(args)
     clips, held_out = load_motions(args.data, "train"), load_motions(args.data, "val")
     settings = Settings(
-        args.steps, 4e-4, ema=0.998, checkpoint_every=250, minutes=args.minutes, precision=args.precision
+        args.steps or 4500, 4e-4, ema=0.998, checkpoint_every=250, minutes=args.minutes, precision=args.precision
     )
     model, space = train_model(clips, held_out, args.out, settings, seed=args.seed)
     print(f"prior written to {export(model, space, args.out / 'prior')}")
