@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--take2", choices=("release", "paper"), default=None, help="second take at the transitions")
     parser.add_argument("--chunk-rows", type=int, default=16, help="rows of one call of the net; memory grows with it")
     parser.add_argument("--prior", default=DEFAULT_PRIOR, help=f"a shipped prior or a local folder ({DEFAULT_PRIOR})")
+    parser.add_argument("--people", type=int, choices=(1, 2), default=1, help="2: two people who see each other")
+    parser.add_argument("--pair-block", default=None, metavar="NAME", help="their block: a shipped one or a folder")
     parser.add_argument("--path", default=None, metavar="POINTS", help='floor points to walk along: "0,0 2,1 4,0" (m)')
     parser.add_argument("--lock-feet", action="store_true", help="standing feet do not slide; prints what it cost")
     parser.add_argument("--unit", choices=("m", "cm"), default="m", help=".bvh in m (Blender, Unity) or cm (Maya)")
@@ -63,6 +65,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds must be greater than 0, got {args.seconds}")
     if args.resume and args.overwrite:
         raise UserError("--resume goes on with a run and --overwrite begins anew: give one of them")
+    if args.pair_block is not None and args.people == 1:
+        raise UserError("--pair-block needs --people 2")
+    if args.people == 2:
+        for given, name in ((args.path, "--path"), (args.take2, "--take2"), (args.resume, "--resume")):
+            if given:
+                raise UserError(f"--people 2 knows no {name}")
     timeline = Timeline.parse(args.prompt, fps=20.0)
     resumed = args.resume and all(path.exists() for path in outs)
     for path in outs:
@@ -101,6 +109,7 @@ def _run(
     points: list[tuple[float, float]] | None,
     ranks: Ranks,
 ) -> int:
+    from longtake.errors import UserError
     from longtake.motion.pipeline import LongMotionPipeline
     from longtake.runs import close_run, open_run, quiet_libraries, stop_on_interrupt
 
@@ -125,10 +134,20 @@ def _run(
         settings["control"] = pipe.path_control(points, prepared.plan.total)
 
     folder = outs[0].with_suffix(".run")
-    plan = _plan(args, pipe, timeline, prepared.plan.total, ranks)
-    journal = open_run(folder, plan, ranks, resume=args.resume, overwrite=args.overwrite)
-    with stop_on_interrupt(pipe):
-        output = pipe(timeline, frames, take2=args.take2, ranks=ranks, journal=journal, **settings)
+    journal = None
+    if args.people == 2:
+        from longtake.motion.pair_pipeline import DEFAULT_BLOCK, load_block
+
+        if ranks.world > 1:
+            raise UserError("--people 2 runs in one process")
+        block = load_block(pipe, args.pair_block or DEFAULT_BLOCK)
+        with stop_on_interrupt(pipe):
+            output = pipe.pair(timeline, frames, block=block, **settings)
+    else:
+        plan = _plan(args, pipe, timeline, prepared.plan.total, ranks)
+        journal = open_run(folder, plan, ranks, resume=args.resume, overwrite=args.overwrite)
+        with stop_on_interrupt(pipe):
+            output = pipe(timeline, frames, take2=args.take2, ranks=ranks, journal=journal, **settings)
     if ranks.is_main:
         output.unit = args.unit
         if args.lock_feet:
@@ -139,7 +158,8 @@ def _run(
             output.save(path, overwrite=args.overwrite or args.resume)
         if args.preview is not None:
             output.preview(args.preview, overwrite=args.overwrite or args.resume)
-        close_run(journal, folder, output.info)
+        if journal is not None:
+            close_run(journal, folder, output.info)
         info = output.info
         ending = "" if info["completed"] else f" (stopped after step {info['steps']} of {args.steps})"
         long = f"{info['frames']} frames, {info['frames'] / fps:.1f} s at {fps:g} fps"

@@ -73,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prior", default=None, help="shipped prior or folder (default: the one that ships)")
     parser.add_argument("--sequences", type=int, default=8, help=f"sequences of {PROMPTS} prompts for each method")
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--pairs", action="store_true", help="judge the two-person block instead")
+    parser.add_argument("--pair-block", default="bandai-pair", help="with --pairs: a shipped block or a folder")
     parser.add_argument("--steps", type=int, default=None, help="of sampling (default: the command's)")
     parser.add_argument("--guidance", type=float, default=2.5)
     parser.add_argument("--seed", type=int, default=0)
@@ -83,6 +85,10 @@ def run(args: argparse.Namespace) -> int:
     """Train or load the evaluator, make and judge everything, print the table and write it as JSON and markdown."""
     if args.sequences < 1:
         raise UserError(f"--sequences must be at least 1, got {args.sequences}")
+    if args.pairs:
+        from longtake.motion.pair_evaluate import run_pairs
+
+        return run_pairs(args)
     from longtake.journal import atomic_path
     from longtake.motion.command import DEFAULT_PRIOR, STEPS
     from longtake.motion.data import load_motions

@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "take2": None,
     "chunk_rows": 16,
     "lock_feet": False,
+    "people": 1,
     "prior": DEFAULT_PRIOR,
     "outputs": [".npz"],
     "preview": False,
@@ -43,6 +44,10 @@ def check(parameters: dict[str, Any], timeline: Timeline) -> tuple[int, int]:
         raise UserError(f"frames is a whole number from 2 on; given {frames!r}")
     if not isinstance(parameters["steps"], int) or parameters["steps"] < 1:
         raise UserError(f"steps is a whole number from 1 on; given {parameters['steps']!r}")
+    if parameters["people"] not in (1, 2):
+        raise UserError(f"people is 1 or 2; given {parameters['people']!r}")
+    if parameters["people"] == 2 and parameters["take2"] is not None:
+        raise UserError("two people know no take2")
     outputs = parameters["outputs"]
     if not isinstance(outputs, list) or not outputs or any(kind not in SUFFIXES for kind in outputs):
         raise UserError(f"outputs is a list of {', '.join(SUFFIXES)}; given {outputs!r}")
@@ -68,18 +73,18 @@ def generate(
 ) -> MotionOutput:
     """The motion of one job. callback: as the pipeline's ``callback_on_step_end``."""
     frames, steps = check(parameters, timeline)
-    output = pipe(
-        timeline,
-        frames,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=parameters["guidance"],
-        handshake=parameters["handshake"],
-        take2=parameters["take2"],
-        chunk_rows=parameters["chunk_rows"],
-        ranks=ranks,
-        callback_on_step_end=callback,
-    )
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": parameters["guidance"],
+        "handshake": parameters["handshake"],
+        "chunk_rows": parameters["chunk_rows"],
+        "callback_on_step_end": callback,
+    }
+    if parameters["people"] == 2:
+        output = pipe.pair(timeline, frames, **settings)
+    else:
+        output = pipe(timeline, frames, take2=parameters["take2"], ranks=ranks, **settings)
     if parameters["lock_feet"]:
         output.lock_feet()
     return output
@@ -104,7 +109,9 @@ def make(
 
 
 def most_ranks(pipe: LongMotionPipeline, timeline: Timeline, parameters: dict[str, Any]) -> int:
-    """Ranks share whole chunks of rows, so that a result does not depend on their number."""
+    """Ranks share whole chunks of rows, so that a result does not depend on their number; two people are not shared."""
+    if parameters["people"] == 2:
+        return 1
     from longtake.motion.model import Padding
     from longtake.motion.rows import plan_of
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from longtake.motion.pair import CANON, CANON_SCALE, ComMDM, encode_canon
 from longtake.motion.pair_data import PairBatch, Pairs
+from longtake.motion.pair_pipeline import CONFIG, WEIGHTS
 from longtake.motion.train import DIFFERENCE_WEIGHT, ROOT_WEIGHT, SCHEDULE
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ LENGTHS = (40, 60, 80)  # frames of a batch's rows
 FRAMES_A_STEP = 960
 CANON_WEIGHT = 3.0  # of the mean squared canon error, in metres and cosines
 COMM_LAYERS = 1
-WEIGHTS = "comm.safetensors"
 
 
 def first_token(features: int = 263) -> torch.Tensor:
@@ -138,7 +138,7 @@ def export(model: ComMDM, prior: str, folder: Path) -> Path:
     state = {key: value.detach().to(torch.float16).contiguous() for key, value in model.comm.state_dict().items()}
     write_tensors(folder / WEIGHTS, state)
     config = {"prior": prior, "comm_layers": COMM_LAYERS, "split": model.config["split"], "first_canon": "given"}
-    with atomic_path(folder / "pair.json") as partial:
+    with atomic_path(folder / CONFIG) as partial:
         partial.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return folder
 

@@ -276,6 +276,12 @@ class LongMotionPipeline(LongTakePipeline):
         }
         return self.output(run.plan, prompts, whole, info)
 
+    def pair(self, prompt: str | Timeline, frames: int | None = None, **settings: Any) -> MotionOutput:
+        """Two people in one world; both hear the same prompts: see ``pair_pipeline.generate_pair``."""
+        from longtake.motion.pair_pipeline import generate_pair
+
+        return generate_pair(self, prompt, frames, **settings)
+
     def path_control(self, points: Sequence[tuple[float, float]], frames: int) -> Control:
         """A control that walks along floor points (n, 2), metres x and z, at even speed; ``prompt`` says how it looks.
         Corners are rounded by a spline through the points (a body does not turn in one frame).
