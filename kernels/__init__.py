@@ -98,6 +98,8 @@ _PUBLIC = {
     "relative_attention": "relative",
     "relative_bias_tile": "relative",
     "lambda_attention": "lambda_rotary",
+    "shard_transformer": "processor",
+    "AttentionProcessor": "processor",
 }
 
 __all__ = sorted(_PUBLIC)

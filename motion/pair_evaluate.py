@@ -1,7 +1,7 @@
 """``longtake evaluate motion --pairs``: do two people stand and move as their prompt says?
 
-For each kind of pair (``pair_data.KINDS``) and each of its wordings the pipeline makes two people, and three figures are
-taken of them beside those of real windows and of an untrained block, which leaves two independent people:
+For each kind of pair (``pair_data.KINDS``) and each of its wordings the pipeline makes two people, and three figures
+are taken of them beside those of real windows and of an untrained block, which leaves two independent people:
     place m      distance of the second person's first place from where the kind's prompt puts him
     facing deg   his heading against what the prompt says
     drift m      how much the distance between the two has changed at the end (kinds that move together)
@@ -63,7 +63,8 @@ def real(pairs: Pairs, pipe: LongMotionPipeline, count: int, seed: int) -> dict[
     from longtake.motion.pair import place_pair
     from longtake.motion.pair_train import first_token
 
-    rng, rows = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, float]] = []
     while len(rows) < count:
         batch = pairs.batch(FRAMES, 5, rng)
         for motion, canon, kind in zip(batch.motion, batch.canon, batch.kinds, strict=True):

@@ -108,9 +108,10 @@ class Learner(torch.nn.Module):
 
 def silence(model: ComMDM) -> None:
     """Begin with no correction, so that the untrained block leaves both persons as the prior makes them."""
-    last = model.comm.blocks[-1].norm2
-    torch.nn.init.zeros_(last.weight)
-    torch.nn.init.zeros_(last.bias)
+    last = model.comm.blocks[-1]
+    assert isinstance(last, torch.nn.TransformerEncoderLayer)
+    torch.nn.init.zeros_(last.norm2.weight)
+    torch.nn.init.zeros_(last.norm2.bias)
 
 
 def held_out(model: Any, pairs: Pairs, scheduler: Any, seed: int, batches: int = 8) -> dict[str, float]:

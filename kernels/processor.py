@@ -1,0 +1,214 @@
+"""Stock diffusers transformers on this package's attention: tokens over ranks, any number of them, any mask.
+
+    with shard_transformer(model, mesh=group) as transport:               # e.g. diffusers' WanTransformer3DModel
+        out = model(latents, t, encoder_hidden_states=text).sample        # whole inputs, whole output, on every rank
+
+diffusers says of its transformers where tokens may be cut (`_cp_plan`: after the patch embedding) and where they must
+come together again (the output projection). `shard_transformer` cuts there by a `Partition`, so lengths need not divide,
+and lets every processor run as it is, under `AttentionProcessor`: self-attention goes through `attention` over the
+ranks, cross-attention stays local because every rank holds the whole text.
+
+Gradients: parameters get the share of this rank's tokens; the sum over ranks is the gradient of one process. Only torch
+is imported: a model is known by its shape (modules with a `processor`), not by its class.
+Shapes: tokens (B, S, C); inside attention (B, H, S, D).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from longtake.kernels.api import as_transport, attention
+from longtake.kernels.errors import CapabilityError
+from longtake.kernels.masks import Causal, Full, Mask
+from longtake.kernels.partition import Partition
+from longtake.kernels.plan import Plan, make_plan
+from longtake.kernels.transport import Transport
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_SDPA = torch.nn.functional.scaled_dot_product_attention
+
+
+class AttentionProcessor:
+    """A diffusers attention processor that computes self-attention over the ranks.
+
+    inner: the stock processor; it projects, norms and turns queries and keys as it always does. transport: the ranks.
+    plan: a function from the whole number of tokens to the Plan. Called like any processor. Raises CapabilityError for
+    a mask or dropout that the model brings along, and for joint text and video attention in one call.
+    """
+
+    def __init__(self, inner: Any, transport: Transport, plan: Callable[[], Plan], backend: str = "auto") -> None:
+        self.inner, self.transport, self.plan, self.backend = inner, transport, plan, backend
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As the stock processor; encoder_hidden_states: text that every rank holds (B, T, C), or None."""
+        text = None if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        with _Redirected(self, hidden_states.shape[1], text):
+            return self.inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+
+class _Redirected(TorchFunctionMode):
+    """Inside, torch's fused attention over this rank's tokens becomes attention over everybody's."""
+
+    def __init__(self, owner: AttentionProcessor, tokens: int, text: int | None) -> None:
+        super().__init__()
+        self.owner, self.tokens, self.text = owner, tokens, text
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is not _SDPA:
+            return function(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if self.text is not None:
+            if key.shape[-2] > self.text or query.shape[-2] != self.tokens:
+                raise CapabilityError(
+                    f"{key.shape[-2]} keys for {self.text} tokens of text and {query.shape[-2]} queries for "
+                    f"{self.tokens} of video: joint attention is not served by this processor, cross-attention is"
+                )
+            return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if attn_mask is not None:
+            raise CapabilityError("the model brings a mask tensor: give shard_transformer a Mask instead")
+        plan = self.owner.plan()
+        if is_causal and not isinstance(plan.mask, Causal):
+            raise CapabilityError(f"the model asks for causal attention, the mask is {plan.mask}")
+        return attention(
+            query, key, value, mesh=self.owner.transport, plan=plan, backend=self.owner.backend, scale=scale,
+            dropout_p=dropout_p, enable_gqa=enable_gqa or None,
+        )  # fmt: skip
+
+
+class _Gather(torch.autograd.Function):
+    """This rank's tokens to all tokens; the gradient is this rank's share of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, transport: Transport, partition: Partition, dim: int) -> Tensor:
+        ctx.place, ctx.dim = partition.pieces[transport.rank], dim
+        if transport.world == 1:
+            return x.clone()
+        indices = list(range(partition.total))
+        return transport.start_gather([x.detach().contiguous()], dim, partition, indices).wait()[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        start, stop = ctx.place
+        return grad.narrow(ctx.dim, start, stop - start), None, None, None
+
+
+@contextmanager
+def shard_transformer(
+    model: Any,
+    mesh: Any = None,
+    *,
+    mask: Mask | None = None,
+    strategy: str = "auto",
+    sizes: list[int] | None = None,
+    backend: str = "auto",
+) -> Iterator[Transport]:
+    """Inside the block a stock diffusers transformer computes its tokens over the ranks.
+
+    model: a diffusers ModelMixin with a `_cp_plan`. mesh: as for `attention`. mask: over token positions, Full by
+    default. strategy: as for `attention`. sizes: tokens of each rank, in order (default: even). Yields the Transport,
+    whose counter holds the traffic. The model is as before when the block ends.
+    Raises CapabilityError for a model that does not say where it may be cut, or has no processors.
+    """
+    cuts = getattr(model, "_cp_plan", None)
+    if not cuts:
+        raise CapabilityError(f"{type(model).__name__} has no _cp_plan: it does not say where tokens may be cut")
+    transport, _ = as_transport(mesh)
+    layers = [layer for layer in model.modules() if hasattr(layer, "set_processor") and hasattr(layer, "processor")]
+    if not layers:
+        raise CapabilityError(f"{type(model).__name__} has no attention layers with processors")
+    known: dict[str, Any] = {}
+
+    def partition(total: int) -> Partition:
+        if known.get("total") != total:
+            cut = Partition.even(total, transport.world) if sizes is None else Partition.from_sizes(sizes)
+            if cut.total != total or len(cut.pieces) != transport.world:
+                raise ValueError(f"sizes {sizes} are no {transport.world} pieces of {total} tokens")
+            heads = max((int(getattr(layer, "heads", 1)) for layer in layers), default=1)
+            plan = make_plan(list(cut.sizes), Full() if mask is None else mask, strategy=strategy, heads=heads)
+            known.update(total=total, cut=cut, plan=plan)
+        return known["cut"]
+
+    def mine(x: Any, entry: Any) -> Any:
+        if not isinstance(x, Tensor) or (entry.expected_dims is not None and x.ndim != entry.expected_dims):
+            return x
+        start, stop = partition(x.shape[entry.split_dim]).pieces[transport.rank]
+        return x.narrow(entry.split_dim, start, stop - start)
+
+    with ExitStack() as undo:
+        for name, entries in cuts.items():
+            for module in _named(model, name):
+                for hook in _hooks(module, entries, mine, lambda x, dim: _gathered(x, transport, known, dim)):
+                    undo.callback(hook.remove)
+        for layer in layers:
+            stock = layer.processor
+            layer.set_processor(AttentionProcessor(stock, transport, lambda: known["plan"], backend))
+            undo.callback(layer.set_processor, stock)
+        yield transport
+
+
+def _gathered(x: Tensor, transport: Transport, known: dict[str, Any], dim: int) -> Tensor:
+    return _Gather.apply(x, transport, known["cut"], dim)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _named(model: Any, name: str) -> list[Any]:
+    """The modules of a plan's name: "" the model, "blocks.*" every block."""
+    if name.endswith(".*"):
+        return list(model.get_submodule(name[:-2]))
+    return [model.get_submodule(name)]
+
+
+def _hooks(module: Any, entries: Any, mine: Callable[[Any, Any], Any], gather: Callable[[Tensor, int], Tensor]) -> list:
+    """Hooks on one module: inputs by name, outputs by number, or (an entry without `split_dim`) the gathering one."""
+    if not isinstance(entries, dict):
+        dim = entries.gather_dim
+        return [module.register_forward_hook(lambda _, __, out: gather(out, dim))]
+    inputs = {key: entry for key, entry in entries.items() if not entry.split_output and key != "encoder_hidden_states"}
+    outputs = {key: entry for key, entry in entries.items() if entry.split_output}
+    made = []
+    if inputs:
+        names = _parameters(module)
+
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            given = list(args)
+            for key, entry in inputs.items():
+                if key in kwargs:
+                    kwargs[key] = mine(kwargs[key], entry)
+                elif key in names and names.index(key) < len(given):
+                    given[names.index(key)] = mine(given[names.index(key)], entry)
+            return tuple(given), kwargs
+
+        made.append(module.register_forward_pre_hook(before, with_kwargs=True))
+    if outputs:
+
+        def after(_: Any, __: Any, out: Any) -> Any:
+            if isinstance(out, Tensor):
+                return mine(out, outputs[0])
+            parts = [mine(part, outputs[place]) if place in outputs else part for place, part in enumerate(out)]
+            return type(out)(parts)
+
+        made.append(module.register_forward_hook(after))
+    return made
+
+
+def _parameters(module: Any) -> list[str]:
+    import inspect
+
+    return list(inspect.signature(module.forward).parameters)
