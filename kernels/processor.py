@@ -4,9 +4,9 @@
         out = model(latents, t, encoder_hidden_states=text).sample        # whole inputs, whole output, on every rank
 
 diffusers says of its transformers where tokens may be cut (`_cp_plan`: after the patch embedding) and where they must
-come together again (the output projection). `shard_transformer` cuts there by a `Partition`, so lengths need not divide,
-and lets every processor run as it is, under `AttentionProcessor`: self-attention goes through `attention` over the
-ranks, cross-attention stays local because every rank holds the whole text.
+come together again (the output projection). `shard_transformer` cuts there by a `Partition`, so lengths need not
+divide, and lets every processor run as it is, under `AttentionProcessor`: self-attention goes through `attention` over
+the ranks, cross-attention stays local because every rank holds the whole text.
 
 Gradients: parameters get the share of this rank's tokens; the sum over ranks is the gradient of one process. Only torch
 is imported: a model is known by its shape (modules with a `processor`), not by its class.

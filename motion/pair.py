@@ -164,7 +164,7 @@ class ComMDM(ModelMixin, ConfigMixin):
 class PairDenoiser:
     """Both persons as rows of one state (R, 2, 1 + T, J), with guidance; rows name the texts, as in ``TextDenoiser``.
 
-    scale: 1 is the released text mode, 0 the prefix mode; others guide.
+    scale: 1 is the released text mode, 0 the prefix mode; others guide the motion, not the canon tokens.
     """
 
     def __init__(
@@ -187,7 +187,9 @@ class PairDenoiser:
         if text is None or self.scale == 1.0:
             return out
         conditional, unconditional = out.chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        guided = unconditional + self.scale * (conditional - unconditional)
+        guided[:, :, 0] = conditional[:, :, 0]  # guidance would push the place beyond what the prompt says
+        return guided
 
 
 def sample_long_pair(

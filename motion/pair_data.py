@@ -14,10 +14,12 @@ to his left; metres and radians.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from longtake.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,10 +137,10 @@ class Pairs:
         first = self.window(kind, frames, rng)
         if not KINDS[kind].together:
             return first, self.window(kind, frames, rng)
-        goal = self.way(*first, frames)
+        goal = self.way(first[0], first[1], frames)
         others = [self.window(kind, frames, rng) for _ in range(CANDIDATES)]
         others = [other for other in others if other[0] != first[0]] or others
-        return first, min(others, key=lambda other: float((self.way(*other, frames) - goal).abs().sum()))
+        return first, min(others, key=lambda other: float((self.way(other[0], other[1], frames) - goal).abs().sum()))
 
     def batch(self, frames: int, rows: int, rng: np.random.Generator, drop_text: float = 0.1) -> PairBatch:
         """Rows of every kind alike."""
@@ -162,6 +164,13 @@ class Pairs:
             texts.append(torch.zeros_like(vector) if rng.random() < drop_text else vector)
             kinds.append(name)
         return PairBatch(torch.stack(motions), torch.stack(tokens), torch.stack(texts), kinds)
+
+    def lengths(self, wanted: Sequence[int]) -> list[int]:
+        """Those of the wanted numbers of frames that some kind's clips have. Raises UserError when there is none."""
+        found = [frames for frames in wanted if any(self._reaches(kind, frames) for kind in self.members)]
+        if not found:
+            raise UserError(f"no two clips of walking, running, waving or bowing have {min(wanted)} frames")
+        return found
 
     def _reaches(self, kind: str, frames: int) -> bool:
         return any(len(self.features[row]) >= frames for row in self.members[kind])

@@ -74,6 +74,19 @@ def real(pairs: Pairs, pipe: LongMotionPipeline, count: int, seed: int) -> dict[
     return mean(rows)
 
 
+class PlaceOnly(torch.nn.Module):
+    """A two-person block that tells where the second one stands and leaves the motion alone."""
+
+    def __init__(self, comm: torch.nn.Module) -> None:
+        super().__init__()
+        self.comm = comm
+
+    def forward(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``CommunicationBlock.forward``, without its correction."""
+        correction, numbers = self.comm(*args)
+        return torch.zeros_like(correction), numbers
+
+
 def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of each figure over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
@@ -97,13 +110,20 @@ def table(pipe: LongMotionPipeline, data: Path, block: str, seeds: int, seed: in
     silence(blank)
     said = [(name, text) for name, kind in KINDS.items() for text in kind.captions]
     never = [(name, text) for name, kind in KINDS.items() for text in kind.held_out]
+    placed = load_block(pipe, block)
+    placed.comm = PlaceOnly(trained.comm)  # type: ignore[assignment]
     lines = [
         "| pairs | place m | facing deg | drift m | held-out motion loss | held-out canon loss |",
         "|---|---|---|---|---|---|",
         _line("real windows, unseen clips", real(unseen, pipe, 100, seed), {}),
     ]
-    for name, model in (("two-person block", trained), ("untrained block: two people alone", blank)):
-        losses = held_out(model, unseen, scheduler, seed)
+    methods = (
+        ("two-person block", trained),
+        ("its places, two people alone", placed),
+        ("untrained block: two people alone", blank),
+    )
+    for name, model in methods:
+        losses = held_out(model, unseen, scheduler, seed, pipe.space)
         lines.append(_line(f"{name}, training captions", made(pipe, model, said, seeds), losses))
         lines.append(_line(f"{name}, wordings never seen", made(pipe, model, never, seeds), {}))
     return "\n".join(lines)

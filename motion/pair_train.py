@@ -1,9 +1,9 @@
 """``longtake train motion --pairs``: the two-person block (ComMDM) on the frozen prior, and its table.
 
-As the paper does, only the block learns. The loss is taken of both persons: L2 of normalised features, the
-root's four numbers weighted, first differences of positions beside it, and of the canon numbers. Other than the
-released recipe, the first person's canon token is given without noise (he stands at the origin), so that the net can
-tell the two apart; the pairs are made from single clips (``pair_data``).
+As the paper does, only the block learns. The loss is taken of both persons: L2 of normalised features, the root's four
+numbers weighted, first differences of positions beside it, of the canon numbers, and of how far people who move
+together drift apart. Other than the released recipe, the first person's canon token is given without noise (he stands at the
+origin), so that the net can tell the two apart; the pairs are made from single clips (``pair_data``).
 Legend: B rows, F frames, D features.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from longtake.motion.pair import CANON, CANON_SCALE, ComMDM, encode_canon
-from longtake.motion.pair_data import PairBatch, Pairs
+from longtake.motion.pair_data import KINDS, PairBatch, Pairs
 from longtake.motion.pair_pipeline import CONFIG, WEIGHTS
 from longtake.motion.train import DIFFERENCE_WEIGHT, ROOT_WEIGHT, SCHEDULE
 
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
     import numpy as np
     from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.motion.space import MotionSpace
 
 LENGTHS = (40, 60, 80)  # frames of a batch's rows
 FRAMES_A_STEP = 960
+DRIFT_WEIGHT = 5.0  # of the squared metres that people who move together drift apart
 CANON_WEIGHT = 3.0  # of the mean squared canon error, in metres and cosines
 COMM_LAYERS = 1
+SPLIT = 2  # after the last layer the hidden states no longer tell "side by side" from "behind"
 
 
 def first_token(features: int = 263) -> torch.Tensor:
@@ -35,8 +38,10 @@ def first_token(features: int = 263) -> torch.Tensor:
     return encode_canon(torch.zeros(()), torch.zeros(2), features)
 
 
-def objective(model: ComMDM, batch: PairBatch, scheduler: Any, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """Losses of one batch: "motion", "canon" (metres and cosines, squared) and their weighted sum "all"."""
+def objective(
+    model: Any, batch: PairBatch, scheduler: Any, rng: np.random.Generator, space: MotionSpace
+) -> dict[str, torch.Tensor]:
+    """Losses of one batch: "motion", "canon" (metres and cosines, squared), "drift" and their weighted sum "all"."""
     from longtake.motion.representation import HUMANML3D
 
     clean = batch.motion
@@ -57,10 +62,26 @@ def objective(model: ComMDM, batch: PairBatch, scheduler: Any, rng: np.random.Ge
     error = ((motion - clean) ** 2 * weight).mean() * width / weight.sum()
     places = HUMANML3D.slices["positions"]
     steps = ((motion[..., places] - clean[..., places]).diff(dim=2) ** 2).mean()
+    apart = drift(motion, clean, batch.kinds, space)
     gap = (out[:, 1, 0, :CANON] - batch.canon[:, :CANON]) * CANON_SCALE
     canon = gap.square().mean()
     told = error + DIFFERENCE_WEIGHT * steps
-    return {"all": told + CANON_WEIGHT * canon, "motion": told, "canon": canon}
+    whole = told + CANON_WEIGHT * canon + DRIFT_WEIGHT * apart
+    return {"all": whole, "motion": told, "canon": canon, "drift": apart}
+
+
+def drift(out: torch.Tensor, clean: torch.Tensor, kinds: list[str], space: MotionSpace) -> torch.Tensor:
+    """Of people who move together: by how much their ways over the ground part otherwise than in ``clean``, squared
+    metres, mean over frames. out, clean: (B, 2, F, D) normalised. A step's error is tiny beside what it adds up to."""
+    from longtake.motion.representation import HUMANML3D
+
+    rows = [row for row, kind in enumerate(kinds) if KINDS[kind].together]
+    if not rows:
+        return out.new_zeros(())
+    with torch.autocast(out.device.type, enabled=False):
+        ways = [HUMANML3D.root(space.denormalize(motion[rows].float()))[1][..., [0, 2]] for motion in (out, clean)]
+    error = (ways[0][:, 0] - ways[0][:, 1]) - (ways[1][:, 0] - ways[1][:, 1])
+    return error.square().sum(-1).mean()
 
 
 def train_block(pipe: LongMotionPipeline, data: Path, folder: Path, settings: Any, *, seed: int) -> ComMDM:
@@ -73,19 +94,22 @@ def train_block(pipe: LongMotionPipeline, data: Path, folder: Path, settings: An
     encoder, scheduler = pipe.text_encoder, DDIMScheduler(**SCHEDULE)
     pairs = Pairs.of(load_motions(data, "train"), pipe.space, encoder, mirror=True)
     unseen = Pairs.of(load_motions(data, "val"), pipe.space, encoder, mirror=True)
-    model = ComMDM.around(pipe.model.float(), comm_layers=COMM_LAYERS)
+    lengths = pairs.lengths(LENGTHS)
+    model = ComMDM.around(pipe.model.float(), comm_layers=COMM_LAYERS, split=SPLIT)
     silence(model)
 
     def loss(network: Any, step: int) -> torch.Tensor:
         rng = batch_generator(seed + 1, step)
-        frames = LENGTHS[int(rng.integers(len(LENGTHS)))]
-        return objective(network, pairs.batch(frames, FRAMES_A_STEP // frames, rng), scheduler, rng)["all"]
+        frames = lengths[int(rng.integers(len(lengths)))]
+        return objective(network, pairs.batch(frames, FRAMES_A_STEP // frames, rng), scheduler, rng, pipe.space)["all"]
 
     def judge(network: Any, step: int) -> dict[str, float]:
-        return {f"held_out_{key}": round(value, 4) for key, value in held_out(network, unseen, scheduler, seed).items()}
+        losses = held_out(network, unseen, scheduler, seed, pipe.space)
+        return {f"held_out_{key}": round(value, 4) for key, value in losses.items()}
 
-    trained = fit(Learner(model), loss, settings, folder, name="comm", on_checkpoint=judge)
-    return trained.model  # type: ignore[return-value]
+    learner = Learner(model)
+    fit(learner, loss, settings, folder, name="comm", on_checkpoint=judge)
+    return model.eval()
 
 
 class Learner(torch.nn.Module):
@@ -100,11 +124,6 @@ class Learner(torch.nn.Module):
         """As ``ComMDM.both``."""
         return self.__dict__["model"].both(*args, **settings)
 
-    @property
-    def model(self) -> ComMDM:
-        """The whole model around the block."""
-        return self.__dict__["model"]
-
 
 def silence(model: ComMDM) -> None:
     """Begin with no correction, so that the untrained block leaves both persons as the prior makes them."""
@@ -114,16 +133,20 @@ def silence(model: ComMDM) -> None:
     torch.nn.init.zeros_(last.norm2.bias)
 
 
-def held_out(model: Any, pairs: Pairs, scheduler: Any, seed: int, batches: int = 8) -> dict[str, float]:
+def held_out(
+    model: Any, pairs: Pairs, scheduler: Any, seed: int, space: MotionSpace, batches: int = 8
+) -> dict[str, float]:
     """Mean losses on unseen clips, at equal noise levels for every model."""
     from longtake.train import batch_generator
 
     total: dict[str, float] = {}
+    lengths = pairs.lengths(LENGTHS)
     for number in range(batches):
         rng = batch_generator(seed + 2, number)
-        frames = LENGTHS[number % len(LENGTHS)]
+        frames = lengths[number % len(lengths)]
         with torch.no_grad():
-            losses = objective(model, pairs.batch(frames, 960 // frames, rng, drop_text=0.0), scheduler, rng)
+            batch = pairs.batch(frames, FRAMES_A_STEP // frames, rng, drop_text=0.0)
+            losses = objective(model, batch, scheduler, rng, space)
         for key, value in losses.items():
             total[key] = total.get(key, 0.0) + float(value) / batches
     return total
