@@ -28,6 +28,7 @@ def _settings() -> list[Setting]:
 
     return [
         Setting("handshake", lambda: gr.Slider(4, 38, 20, step=1, label="Handshake: frames that neighbours share")),
+        Setting("people", lambda: gr.Radio([1, 2], value=1, label="People (two hear the same prompts)")),
         Setting("lock_feet", lambda: gr.Checkbox(False, label="Lock feet: standing feet do not slide")),
     ]
 
@@ -61,7 +62,7 @@ def command(job: dict[str, Any]) -> str:
     words = [
         "longtake", "motion", job["timeline"], "--seconds", f"{given['frames'] / FPS:g}", "--seed", str(job["seed"]),
         "--steps", str(given["steps"]), "--guidance", f"{given['guidance']:g}", "--handshake", str(given["handshake"]),
-        *(["--lock-feet"] if given["lock_feet"] else []),
+        *(["--people", "2"] if given["people"] == 2 else []), *(["--lock-feet"] if given["lock_feet"] else []),
     ]  # fmt: skip
     for kind in given["outputs"]:
         words += ["--out", f"{job['id']}{kind}"]
@@ -75,7 +76,7 @@ def python(job: dict[str, Any]) -> str:
         "from longtake import LongMotionPipeline",
         "",
         f'pipe = LongMotionPipeline.from_prior("{_prior()}")',
-        "out = pipe(",
+        "out = pipe.pair(" if given["people"] == 2 else "out = pipe(",
         f"    {job['timeline']!r},",
         f"    frames={given['frames']},",
         f"    seed={job['seed']},",
@@ -108,6 +109,7 @@ def modality() -> Modality:
             Example("Walk, wave, run", "0s: a person walks | 4s: waves with the right hand | 7s: runs", 11),
             Example("Slowly, then back", "0s: walks like an elderly person | 5s: a person walks backwards", 9, 4),
             Example("A short bow", "0s: someone bows", 4, 2),
+            Example("Two wave", "0s: two people wave to each other", 4, 3, {"people": 2}),
         ),
         seconds=8.0,
         most_seconds=600.0,

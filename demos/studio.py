@@ -44,6 +44,7 @@ class Example:
     timeline: str
     seconds: float
     seed: int = 1
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -362,8 +363,8 @@ def studio(bench: Bench, modality: Modality) -> list[Any]:
     for number, (button, example) in enumerate(zip(buttons, modality.examples, strict=True), 1):
 
         def fill(example: Example = example) -> list[Any]:
-            line = {"timeline": example.timeline, "seed": example.seed}
-            line["parameters"] = {"frames": round(example.seconds * modality.domain.FPS)}
+            line: dict[str, Any] = {"timeline": example.timeline, "seed": example.seed}
+            line["parameters"] = {"frames": round(example.seconds * modality.domain.FPS), **example.parameters}
             return values_of(modality, line)
 
         _named(fill, [])

@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 
 KERNELS = ("causal", 64, 3, "zigzag", "auto", 8, 4, 4, 4, 16, "float32")
-MOTION = ("0s: walks", 4, 1, 5, 2.5, 20, False, [".npz"])
+MOTION = ("0s: walks", 4, 1, 5, 2.5, 20, 1, False, [".npz"])
 
 
 def start() -> tuple[subprocess.Popen, str, float, float]:

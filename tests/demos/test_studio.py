@@ -15,7 +15,7 @@ from longtake.demos.studio import estimate, job_of, run, values_of
 from longtake.errors import UserError
 
 MOTION, VIDEO = motion_tab.modality(), video_tab.modality()
-WALK = ["0s: walks | 1.5s: someone waves", 3.0, 7, 2, 2.5, 20, False, [".npz", ".html"]]
+WALK = ["0s: walks | 1.5s: someone waves", 3.0, 7, 2, 2.5, 20, 1, False, [".npz", ".html"]]
 RUNNER = ["person running", 1.5, 3, 1, 2.0, "blur", [".mp4"]]
 
 
@@ -45,7 +45,7 @@ def test_controls_make_a_job_line_and_come_back_from_it(modality, values) -> Non
 def test_every_example_can_be_made(modality) -> None:
     for example in modality.examples:
         job = {"timeline": example.timeline, "seed": example.seed}
-        job["parameters"] = {"frames": round(example.seconds * modality.domain.FPS)}
+        job["parameters"] = {"frames": round(example.seconds * modality.domain.FPS), **example.parameters}
         values = values_of(modality, job)
         assert values[:3] == [example.timeline, example.seconds, example.seed]
 
@@ -55,7 +55,7 @@ def test_every_example_can_be_made(modality) -> None:
     [
         (0, "", "prompt"), (0, "0s: a | 9s: b", "frame 180"), (0, "0s: a | 1s:", "no prompt"), (1, 0, "length"),
         (1, 1e9, "length"), (1, "long", "number"), (2, -1, "seed"), (2, 1.5, "seed"), (3, 0, "steps"),
-        (3, 10**6, "steps"), (4, float("nan"), "guidance"), (7, [".exe"], "files"),
+        (3, 10**6, "steps"), (4, float("nan"), "guidance"), (6, 3, "people"), (8, [".exe"], "files"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_one_line_and_the_estimate_says_it_first(bench, place: int, wrong, word: str) -> None:
@@ -132,6 +132,19 @@ def test_video_settings_reproduce_the_film_here_in_python_and_on_the_command_lin
     Path("video-3.mp4").unlink()
     exec(compile(python, "python of the page", "exec"), {})
     assert np.array_equal(read_video("video-3.mp4")[0], first)
+
+
+def test_two_people_are_reproduced_too(bench, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench.keep = tmp_path / "kept"
+    two = ["0s: two people wave to each other", 3.0, 5, 2, 2.5, 20, 2, True, [".npz"]]
+    *_, python, command = last(bench, MOTION, two)
+    first = np.load(bench.keep / "motion-5-1" / "motion-5.npz")["second"]
+    assert main(shlex.split(command)[1:]) == 0
+    assert np.array_equal(np.load("motion-5.npz")["second"], first)
+    Path("motion-5.npz").unlink()
+    exec(compile(python, "python of the page", "exec"), {})
+    assert np.array_equal(np.load("motion-5.npz")["second"], first)
 
 
 def test_the_estimate_learns_from_a_run(bench) -> None:
