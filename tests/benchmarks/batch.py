@@ -1,4 +1,4 @@
-"""`longtake batch` against direct calls of the pipeline on short motion jobs.
+"""`longtake batch` against direct calls of the pipeline on short motion jobs, and two ranks against one.
 
     python tests/benchmarks/batch.py --jobs 50 --rounds 5
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -48,21 +49,55 @@ def batch(count: int, frames: int, steps: int, folder: Path) -> float:
     return time.perf_counter() - started
 
 
+def overhead(jobs_count: int, frames: int, steps: int, rounds: int) -> list[float]:
+    """Seconds of a batch over seconds of direct calls, a ratio a round, interleaved."""
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as place:
+        direct(1, frames, steps, Path(place))  # imports
+        ratios = []
+        for _ in range(rounds):
+            alone = direct(jobs_count, frames, steps, Path(place))
+            ratios.append(batch(jobs_count, frames, steps, Path(place)) / alone)
+            print(f"direct {alone:.2f} s, batch {alone * ratios[-1]:.2f} s", flush=True)
+    return ratios
+
+
+def ranks_speedup(world: int, scale: float) -> tuple[float, float]:
+    """Seconds of one rank and of ``world`` ranks on mixed lengths, from start to end, one thread each."""
+    motion = [2400, 1600, 1200, 800, 600, 400, 300, 240, 200, 160, 120, 80, 80, 60]
+    lines = [
+        {"id": f"m{n}", "modality": "motion", "prompt": "walks", "seed": n, "parameters": {"frames": round(f * scale)}}
+        for n, f in enumerate(motion)
+    ] + [
+        {"id": f"v{n}", "modality": "video", "prompt": "a dog", "seed": n, "parameters": {"frames": round(f * scale)}}
+        for n, f in enumerate([64, 48, 32, 24, 16, 16])
+    ]
+    seconds = []
+    with tempfile.TemporaryDirectory() as place:
+        manifest = Path(place, "jobs.jsonl")
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for ranks in (1, world):
+            launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "-m", "longtake.batch"]
+            started = time.perf_counter()
+            subprocess.run(
+                [sys.executable, *launch, str(manifest), "--out", str(Path(place, f"out{ranks}")), "--span", "never"],
+                env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
+            )  # fmt: skip
+            seconds.append(time.perf_counter() - started)
+    return seconds[0], seconds[1]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=50)
     parser.add_argument("--frames", type=int, default=80)
     parser.add_argument("--steps", type=int, default=jobs.STEPS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ranks", type=int, default=2, help="measure so many ranks beside one; 0: not")
     args = parser.parse_args()
-    quiet_libraries()
     print(f"load {os.getloadavg()}, cores {len(os.sched_getaffinity(0))}")
-    with tempfile.TemporaryDirectory() as place:
-        direct(1, args.frames, args.steps, Path(place))  # imports
-        pairs = []
-        for _ in range(args.rounds):
-            sizes = args.jobs, args.frames, args.steps, Path(place)
-            pairs.append((direct(*sizes), batch(*sizes)))
-            print(f"direct {pairs[-1][0]:.2f} s, batch {pairs[-1][1]:.2f} s")
-    overhead = statistics.median(b / a for a, b in pairs) - 1
-    print(f"overhead of batch on {args.jobs} jobs: {100 * overhead:+.1f} %")
+    found = overhead(args.jobs, args.frames, args.steps, args.rounds)
+    print(f"overhead of batch on {args.jobs} jobs: {100 * (statistics.median(found) - 1):+.1f} %")
+    if args.ranks:
+        one, many = ranks_speedup(args.ranks, 1.0)
+        print(f"20 jobs of mixed lengths: 1 rank {one:.1f} s, {args.ranks} ranks {many:.1f} s, {one / many:.2f} times")

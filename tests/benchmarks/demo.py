@@ -1,4 +1,5 @@
-"""The demo's figures in one table: first page after start, queued requests, and a short run beside the direct call.
+"""Demo and batch in one table: first page after start, queued requests, a short run beside the direct call, overhead
+of a batch over direct calls, two ranks beside one.
 
     python tests/benchmarks/demo.py [--requests 200]
 
@@ -16,6 +17,9 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+
+from batch import overhead, ranks_speedup
+from longtake.motion.jobs import STEPS
 
 KERNELS = ("causal", 64, 3, "zigzag", "auto", 8, 4, 4, 4, 16, "float32")
 MOTION = ("0s: walks", 4, 1, 5, 2.5, 20, 1, False, [".npz"])
@@ -105,12 +109,16 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
+    ratios = overhead(50, 80, STEPS, args.rounds)
+    one, two = ranks_speedup(2, 1.0)
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, {platform.python_version()}")
     rows = [
         ("first page after start", f"{min(pages):.2f} s (median {statistics.median(pages):.2f})", "under 3 s"),
         ("address told after start", f"{min(announced):.2f} s (median {statistics.median(announced):.2f})", ""),
         (f"{args.requests} queued requests", f"{good} answered, {files} files, {seconds:.1f} s", "none lost"),
         ("80 frames of motion, 5 steps", f"page {page:.2f} s, direct {direct:.2f} s, ratio {page / direct:.2f}", ""),
+        ("batch of 50 short jobs", f"{statistics.median(ratios):.3f} of direct calls", "at most 1.05"),
+        ("2 ranks, 20 mixed jobs", f"{one:.1f} s on one, {two:.1f} s on two: {one / two:.2f} times", "at least 1.6"),
     ]
     for name, found, asked in rows:
         print(f"{name:<32} {found:<44} {asked}")
