@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.demos.studio import Example, Modality, Setting
+from longtake.demos.studio import Example, Modality, Setting, python_of
 
 if TYPE_CHECKING:
     from longtake.timeline import Timeline
@@ -72,28 +72,11 @@ def command(job: dict[str, Any]) -> str:
 def python(job: dict[str, Any]) -> str:
     """The same in Python."""
     given = job["parameters"]
-    lines = [
-        "from longtake import LongMotionPipeline",
-        "",
-        f'pipe = LongMotionPipeline.from_prior("{_prior()}")',
-        "out = pipe.pair(" if given["people"] == 2 else "out = pipe(",
-        f"    {job['timeline']!r},",
-        f"    frames={given['frames']},",
-        f"    seed={job['seed']},",
-        f"    num_inference_steps={given['steps']},",
-        f"    guidance_scale={given['guidance']},",
-        f"    handshake={given['handshake']},",
-        ")",
-        *(["out.lock_feet()"] if given["lock_feet"] else []),
-        *[f'out.save("{job["id"]}{kind}")' for kind in given["outputs"]],
-    ]
-    return "\n".join(lines)
-
-
-def _prior() -> str:
-    from longtake.motion.jobs import DEFAULTS
-
-    return str(DEFAULTS["prior"])
+    call = "pipe.pair" if given["people"] == 2 else "pipe"
+    after = ["out.lock_feet()"] if given["lock_feet"] else []
+    return python_of(
+        job, "LongMotionPipeline", prompt=repr(job["timeline"]), call=call, after=after, handshake=given["handshake"]
+    )
 
 
 def modality() -> Modality:

@@ -152,6 +152,31 @@ def values_of(modality: Modality, job: Any) -> list[Any]:
     return values
 
 
+def python_of(
+    job: dict[str, Any], pipeline: str, *, prompt: str, call: str = "pipe", also: str = "", after: Sequence[str] = (),
+    **settings: Any,
+) -> str:
+    """A program that makes a job. pipeline: its class; prompt: as Python; also: another name to import; call: what is
+    called; settings: further arguments; after: lines before the files are saved."""  # fmt: skip
+    given = job["parameters"]
+    settings = {"frames": given["frames"], "seed": job["seed"], "num_inference_steps": given["steps"],
+                "guidance_scale": given["guidance"], **settings}  # fmt: skip
+    prior = import_module(f"longtake.{job['modality']}.jobs").DEFAULTS["prior"]
+    return "\n".join(
+        [
+            f"from longtake import {', '.join(name for name in (pipeline, also) if name)}",
+            "",
+            f'pipe = {pipeline}.from_prior("{prior}")',
+            f"out = {call}(",
+            f"    {prompt},",
+            *[f"    {name}={value!r}," for name, value in settings.items()],
+            ")",
+            *after,
+            *[f'out.save("{job["id"]}{kind}")' for kind in given["outputs"]],
+        ]
+    )
+
+
 def checked(modality: Modality, job: dict[str, Any]) -> Any:
     """The job as ``longtake batch`` reads it. Raises UserError."""
     from longtake.batch import parse_job

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.demos.plots import line_plot
-from longtake.demos.studio import Example, Modality, Setting
+from longtake.demos.studio import Example, Modality, Setting, python_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,24 +87,11 @@ def command(job: dict[str, Any]) -> str:
 
 def python(job: dict[str, Any]) -> str:
     """The same in Python."""
-    from longtake.video.jobs import DEFAULTS, FPS
+    from longtake.video.jobs import FPS
 
-    given = job["parameters"]
-    lines = [
-        "from longtake import LongVideoPipeline, Timeline",
-        "",
-        f'pipe = LongVideoPipeline.from_prior("{DEFAULTS["prior"]}")',
-        "out = pipe(",
-        f"    Timeline.parse({job['timeline']!r}, fps={FPS:g}),",
-        f"    frames={given['frames']},",
-        f"    seed={job['seed']},",
-        f"    num_inference_steps={given['steps']},",
-        f"    guidance_scale={given['guidance']},",
-        f"    negative_prompt={given['negative']!r},",
-        ")",
-        *[f'out.save("{job["id"]}{kind}")' for kind in given["outputs"]],
-    ]
-    return "\n".join(lines)
+    prompt = f"Timeline.parse({job['timeline']!r}, fps={FPS:g})"
+    negative = job["parameters"]["negative"]
+    return python_of(job, "LongVideoPipeline", prompt=prompt, also="Timeline", negative_prompt=negative)
 
 
 def modality() -> Modality:
