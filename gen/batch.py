@@ -155,10 +155,14 @@ def _make(
             print(f"{len(complete)} of {len(jobs)} jobs are complete")
     todo = [job for job in jobs if job.id not in complete]
     long, short = spanning(todo, 1 if args.span == "never" else ranks.world)
+    from tqdm import tqdm
+
+    bar = tqdm(total=len(todo), desc="jobs", unit="job", mininterval=0.5, disable=not ranks.is_main)
     with _threads(args.threads):
-        makers = Makers(weights, args.out)
+        makers = Makers(weights, args.out, bar)
         failed, indivisible = makers.together(long, ranks)
         failed += makers.apart([*indivisible, *short], ranks)
+    bar.close()
     total = sum(ranks.gather_object(failed)) + len(mistakes)
     if ranks.is_main:
         done = len(jobs) + len(mistakes) - total
@@ -351,31 +355,26 @@ def spanning(jobs: Sequence[Job], ranks: int) -> tuple[list[Job], list[Job]]:
 
 
 class Makers:
-    """Makes jobs and records how they ended; a model is loaded once a rank."""
+    """Makes jobs and records how they ended; a model is loaded once a rank. bar: of the whole batch, on rank 0."""
 
-    def __init__(self, weights: Weights, folder: Path) -> None:
-        self.weights, self.folder = weights, folder
+    def __init__(self, weights: Weights, folder: Path, bar: Any) -> None:
+        self.weights, self.folder, self.bar = weights, folder, bar
         self.pipes: dict[tuple[str, str], Any] = {}
 
     def together(self, jobs: Sequence[Job], ranks: Ranks) -> tuple[int, list[Job]]:
         """Jobs by all ranks at once, one after the other: (the number that failed, on rank 0; jobs that so many ranks
         cannot share). What only one rank could not do ends the run, for the others wait for it in the middle of a
         sum."""
-        from tqdm import tqdm
-
         failed, indivisible = 0, []
-        bar = tqdm(total=len(jobs), desc="long jobs", unit="job", disable=not ranks.is_main or not jobs)
         for job in jobs:
             if not self.divisible(job, ranks):
                 indivisible.append(job)
-                bar.update(1)
                 continue
             row = self.one(job, ranks)
             if ranks.is_main:
                 append_result(self.folder / RESULTS, {**row, "rank": 0, "ranks": ranks.world})
                 failed += row["status"] == "failed"
-            bar.update(1)
-        bar.close()
+            self.bar.update(1)
         return failed, indivisible
 
     def divisible(self, job: Job, ranks: Ranks) -> bool:
@@ -399,24 +398,20 @@ class Makers:
     def apart(self, jobs: Sequence[Job], ranks: Ranks) -> int:
         """Jobs by single ranks until none is left; the number that failed on this rank."""
         from longtake.distributed import Ranks
-        from tqdm import tqdm
 
         take, ended = _claims(ranks)
         alone = Ranks.single(ranks.device, ranks.choice.dtype)
-        failed = 0
-        bar = tqdm(total=len(jobs), desc="jobs", unit="job", mininterval=0.5, disable=not ranks.is_main)
+        failed, before = 0, self.bar.n
         while (number := take()) < len(jobs):
             row = self.one(jobs[number], alone)
             append_result(self.folder / RESULTS, {**row, "rank": ranks.rank})
             failed += row["status"] == "failed"
-            count = ended(1)
-            bar.update(count - bar.n)
+            self.bar.update(before + ended(1) - self.bar.n)
         # Not in a barrier: a collective's longest wait is shorter than a long job.
         while (count := ended(0)) < len(jobs):
-            bar.update(count - bar.n)
+            self.bar.update(before + count - self.bar.n)
             time.sleep(0.2)
-        bar.update(len(jobs) - bar.n)
-        bar.close()
+        self.bar.update(before + len(jobs) - self.bar.n)
         ranks.barrier()
         return failed
 
