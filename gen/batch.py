@@ -25,7 +25,8 @@ What a domain brings, in longtake.<modality>.jobs:
         ranks, rank 0 writes, and all raise what it could not write
     most_ranks(pipeline, timeline, parameters) -> how many ranks can share a job
     opens(path) -> None                              raises when the file is damaged
-Exit codes: 0 all jobs are done, 1 some failed, 2 nothing could be begun.
+Ctrl-C once ends the run after the jobs at work, twice at once; both keep what is done.
+Exit codes: 0 all jobs are done, 1 some failed, 2 nothing could be begun, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -155,14 +156,17 @@ def _make(
             print(f"{len(complete)} of {len(jobs)} jobs are complete")
     todo = [job for job in jobs if job.id not in complete]
     long, short = spanning(todo, 1 if args.span == "never" else ranks.world)
+    from longtake.runs import on_interrupt
     from tqdm import tqdm
 
     bar = tqdm(total=len(todo), desc="jobs", unit="job", mininterval=0.5, disable=not ranks.is_main)
-    with _threads(args.threads):
-        makers = Makers(weights, args.out, bar)
+    makers = Makers(weights, args.out, bar)
+    with _threads(args.threads), on_interrupt("stopping after the jobs at work", makers.stop):
         failed, indivisible = makers.together(long, ranks)
         failed += makers.apart([*indivisible, *short], ranks)
     bar.close()
+    if any(ranks.gather_object(makers.stopped)):
+        raise KeyboardInterrupt
     total = sum(ranks.gather_object(failed)) + len(mistakes)
     if ranks.is_main:
         done = len(jobs) + len(mistakes) - total
@@ -310,10 +314,11 @@ def _proven(job: Job, row: dict[str, Any] | None, weights: Weights, folder: Path
 # ------------------------------------------------------------------------------------------------------- the work
 
 
-def _claims(ranks: Ranks) -> tuple[Callable[[], int], Callable[[int], int]]:
-    """(number of the next job that nobody took, jobs that ended after adding some) over all ranks."""
+def _claims(ranks: Ranks) -> tuple[Callable[[], int], Callable[[int], int], Callable[[bool], bool]]:
+    """(number of the next job that nobody took, jobs that ended after adding some, whether a rank asks to stop, after
+    asking for it or not) over all ranks."""
     if ranks.world == 1:
-        counts = {"next": 0, "ended": 0}
+        counts = {"next": 0, "ended": 0, "stop": 0}
 
         def add(key: str, amount: int) -> int:
             counts[key] += amount
@@ -327,7 +332,11 @@ def _claims(ranks: Ranks) -> tuple[Callable[[], int], Callable[[int], int]]:
         def add(key: str, amount: int) -> int:
             return int(store.add(key, amount))
 
-    return (lambda: add("next", 1) - 1), (lambda amount: add("ended", amount))
+    return (
+        lambda: add("next", 1) - 1,
+        lambda amount: add("ended", amount),
+        lambda mine: add("stop", int(mine)) > 0,
+    )
 
 
 @contextmanager
@@ -359,7 +368,12 @@ class Makers:
 
     def __init__(self, weights: Weights, folder: Path, bar: Any) -> None:
         self.weights, self.folder, self.bar = weights, folder, bar
+        self.stopped = False
         self.pipes: dict[tuple[str, str], Any] = {}
+
+    def stop(self) -> None:
+        """Begin no further job."""
+        self.stopped = True
 
     def together(self, jobs: Sequence[Job], ranks: Ranks) -> tuple[int, list[Job]]:
         """Jobs by all ranks at once, one after the other: (the number that failed, on rank 0; jobs that so many ranks
@@ -367,6 +381,8 @@ class Makers:
         sum."""
         failed, indivisible = 0, []
         for job in jobs:
+            if ranks.broadcast_object(self.stopped):
+                break
             if not self.divisible(job, ranks):
                 indivisible.append(job)
                 continue
@@ -399,19 +415,19 @@ class Makers:
         """Jobs by single ranks until none is left; the number that failed on this rank."""
         from longtake.distributed import Ranks
 
-        take, ended = _claims(ranks)
+        take, ended, stops = _claims(ranks)
         alone = Ranks.single(ranks.device, ranks.choice.dtype)
         failed, before = 0, self.bar.n
-        while (number := take()) < len(jobs):
+        while not stops(self.stopped) and (number := take()) < len(jobs):
             row = self.one(jobs[number], alone)
             append_result(self.folder / RESULTS, {**row, "rank": ranks.rank})
             failed += row["status"] == "failed"
             self.bar.update(before + ended(1) - self.bar.n)
         # Not in a barrier: a collective's longest wait is shorter than a long job.
-        while (count := ended(0)) < len(jobs):
+        while (count := ended(0)) < len(jobs) and not stops(self.stopped):
             self.bar.update(before + count - self.bar.n)
             time.sleep(0.2)
-        self.bar.update(before + len(jobs) - self.bar.n)
+        self.bar.update(before + ended(0) - self.bar.n)
         ranks.barrier()
         return failed
 

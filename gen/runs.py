@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,12 +104,22 @@ def close_run(journal: Journal, folder: Path, info: dict[str, Any]) -> None:
 @contextmanager
 def stop_on_interrupt(pipe: LongTakePipeline) -> Iterator[None]:
     """Inside the block, the first Ctrl-C finishes the step and keeps what there is; a second one ends at once."""
+    with on_interrupt("stopping after this step", pipe.stop):
+        yield
+
+
+@contextmanager
+def on_interrupt(words: str, act: Callable[[], Any]) -> Iterator[None]:
+    """Inside the block, the first Ctrl-C says ``words`` and calls ``act``; a second one ends at once."""
 
     def interrupt(*_: Any) -> None:
-        print("stopping after this step; press Ctrl-C again to end at once")
-        pipe.stop()
+        print(f"{words}; press Ctrl-C again to end at once")
+        act()
         signal.signal(signal.SIGINT, previous)
 
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
         yield

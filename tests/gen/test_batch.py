@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from longtake.batch import forecast, read_manifest, spanning
 from longtake.batch_record import append_result, open_folder, read_results
@@ -148,22 +149,29 @@ def test_a_second_batch_in_the_same_folder_is_refused(tmp_path: Path, capsys) ->
     assert main(["batch", str(path), "--out", str(out), "--resume"]) == 0
 
 
-def test_an_interrupted_batch_keeps_what_is_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_interrupted_batch_ends_after_the_jobs_at_work_and_goes_on_later(tmp_path: Path, world: int) -> None:
     lines = [job(f"j{n}", seed=n, parameters={"frames": 400, "steps": 10}) for n in range(40)]
     path, out = manifest(tmp_path, *lines), tmp_path / "out"
-    command = [sys.executable, "-P", "-m", "longtake.batch", str(path), "--out", str(out)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if world == 2 else []
+    command = [sys.executable, "-P", *launch, "-m", "longtake.batch", str(path), "--out", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 100
     while not list(out.glob("j*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
-    assert running.returncode == 130 and "Traceback" not in told
+    if world == 1:
+        running.send_signal(signal.SIGINT)
+    else:  # one rank is told, the other one ends too
+        [rank] = [
+            child for child in psutil.Process(running.pid).children() if child.environ().get("RANK") == "1"
+        ]  # fmt: skip
+        rank.send_signal(signal.SIGINT)
+    told, _ = running.communicate(timeout=100)
+    assert running.returncode == (130 if world == 1 else 1)  # torchrun's own code
+    assert world == 2 or "stopping after the jobs at work" in told
     done = results(out)
     assert 1 <= len(done) < 40 and {row["status"] for row in done.values()} == {"done"}
-    for name in done:
-        with np.load(out / f"{name}.npz") as arrays:
-            assert len(arrays["features"]) == 400
+    assert sorted(files(out)) == sorted(f"{name}.npz" for name in done), "the jobs at work were finished"
     few = manifest(tmp_path, *[line for line in lines if line["id"] in list(done)[:2]])
     assert main(["batch", str(few), "--out", str(out), "--resume"]) == 0
     assert len(results(out)) == len(done), "none is made twice"
