@@ -31,7 +31,7 @@ from torch import Tensor
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FULL = Full()
-_TELL = 17  # numbers that ranks compare
+_TELL = 18  # numbers that ranks compare
 
 
 class _Call(torch.autograd.Function):
@@ -105,9 +105,11 @@ def attention(
     before the first message is made once. Without a plan ranks tell each other their lengths at every call and the
     rows are taken as contiguous, in order of ranks.
     strategy, plan: a name of `Strategy`, "auto", or a plan of `make_plan`. backend: a name, or "auto".
-    scale: 1/sqrt(D). enable_gqa: False refuses fewer key heads than query heads. debug: refuse NaN and infinity.
-    Raises ShapeError, CapabilityError or PlanMismatch, on every rank and before anything else is sent. softcap and
-    dropout are not served and raise.
+    scale: 1/sqrt(D). softcap: c > 0 makes a scaled logit s into c tanh(s / c), before the mask's biases (Gemma 2,
+    arXiv 2408.00118, section 2); served by the backend math. enable_gqa: False refuses fewer key heads than query
+    heads. debug: refuse NaN and infinity.
+    Raises ShapeError, CapabilityError or PlanMismatch, on every rank and before anything else is sent.
+    Dropout is not served and raises.
     """
     if layout not in ("bhsd", "bshd"):
         raise ValueError(f"layout must be 'bhsd' or 'bshd', given {layout!r}")
@@ -117,6 +119,8 @@ def attention(
         if mesh is not None or plan is not None or strategy not in ("auto", "none") or debug:
             raise CapabilityError("under torch.compile attention serves one process: no mesh, plan, strategy or debug")
         _check(q, k, v, enable_gqa, softcap, dropout_p, debug)
+        if softcap:
+            raise CapabilityError("under torch.compile attention serves no softcap")
         usual = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         out, lse = compiled_attention(q, k, v, _FULL if mask is None else mask, backend, usual)
         out = out.transpose(1, 2) if layout == "bshd" else out
@@ -180,7 +184,7 @@ def _prepare(
         _check_mask(wanted, q)
         if plan is not None:
             _check_plan(plan, wanted, strategy, transport, q, k)
-        chosen = choose_backend(_request(q, k, v, wanted, grad), None if backend == "auto" else backend)
+        chosen = choose_backend(_request(q, k, v, wanted, grad, softcap), None if backend == "auto" else backend)
     except (ValueError, CapabilityError) as error:
         problem = error
     said = [
@@ -188,6 +192,7 @@ def _prepare(
         _DTYPES.index(q.dtype) if q.dtype in _DTYPES else -1, int(grad), _number(wanted.digest()),
         _number(strategy), _number(chosen.name if chosen is not None else backend), degree or 0,
         _number(plan.digest()) if plan is not None else 0, _number(q.device.type),
+        _number(str(float(softcap))),
     ]  # fmt: skip
     assert len(said) == _TELL
     if transport.world == 1:
@@ -214,7 +219,7 @@ def _dims(x: Tensor, count: int) -> list[int]:
 
 _FIELDS = (
     "validity", "batch", "query heads", "query rows", "head size", "key heads", "key rows", "key head size",
-    "value size", "dtype", "needs a gradient", "mask", "strategy", "backend", "degree", "plan", "device",
+    "value size", "dtype", "needs a gradient", "mask", "strategy", "backend", "degree", "plan", "device", "softcap",
 )  # fmt: skip
 _MAY_DIFFER = {"query rows", "key rows"}
 
@@ -262,8 +267,8 @@ def _check(
         raise ShapeError(f"q, k and v need one dtype of {_DTYPES}; given {q.dtype}, {k.dtype}, {v.dtype}")
     if not q.device == k.device == v.device:
         raise ShapeError(f"q, k and v need one device; given {q.device}, {k.device}, {v.device}")
-    if softcap:
-        raise CapabilityError("softcap is not served: set it to 0")
+    if not softcap >= 0:
+        raise ShapeError(f"softcap must be 0 (none) or greater, given {softcap}")
     if dropout_p:
         raise CapabilityError("dropout is not served: its pattern would depend on the number of ranks; set it to 0")
     if debug:
@@ -294,12 +299,13 @@ def _check_plan(plan: Plan, mask: Mask, strategy: str, transport: Transport, q: 
         )
 
 
-def _request(q: Tensor, k: Tensor, v: Tensor, mask: Mask, grad: bool) -> Request:
+def _request(q: Tensor, k: Tensor, v: Tensor, mask: Mask, grad: bool, softcap: float = 0.0) -> Request:
     kinds = {TileKind.FULL}
     if not isinstance(mask, Full):
         kinds |= {TileKind.CAUSAL, TileKind.DENSE}
     return Request(
-        q.dtype, q.shape[3], v.shape[3], q.device.type, frozenset(kinds), q.shape[1] != k.shape[1], grad, mask
+        q.dtype, q.shape[3], v.shape[3], q.device.type, frozenset(kinds), q.shape[1] != k.shape[1], grad, mask,
+        float(softcap),
     )
 
 
@@ -350,11 +356,12 @@ def explain(
     strategy: str = "auto",
     plan: Plan | None = None,
     backend: str = "auto",
+    softcap: float = 0.0,
 ) -> Explanation:
     """What `attention` with the same arguments would do, without doing it. With a mesh and no plan, all ranks must
     call it."""
     transport, degree = as_transport(mesh)
-    ready = _prepare(q, k, v, mask, transport, degree, strategy, plan, backend, None, 0.0, 0.0, False)
+    ready = _prepare(q, k, v, mask, transport, degree, strategy, plan, backend, None, softcap, 0.0, False)
     given = plan
     plan = ready.plan
     if given is None and strategy == "auto":
@@ -362,7 +369,7 @@ def explain(
         why = choice.reasons
     else:
         why = ("asked for",)
-    request = _request(q, k, v, plan.mask, q.requires_grad)
+    request = _request(q, k, v, plan.mask, q.requires_grad, softcap)
     rejected = []
     for known in backends():
         if known.name == ready.backend.name:

@@ -39,6 +39,7 @@ class Capabilities:
     gqa: bool = True  # fewer key heads than query heads
     grad: bool = True
     value_dim_differs: bool = False
+    softcap: bool = False  # has a method `capped(softcap)`
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Request:
     gqa: bool = False
     grad: bool = False
     mask: Mask | None = None
+    softcap: float = 0.0
 
 
 class Backend(Protocol):
@@ -99,6 +101,8 @@ def lacks(capabilities: Capabilities, request: Request) -> str | None:
         return "fewer key heads than query heads"
     if r.grad and not c.grad:
         return "no backward"
+    if r.softcap and not c.softcap:
+        return "a soft cap of the logits"
     whole = r.mask is not None and type(r.mask).__name__ in c.masks
     missing = sorted(r.kinds - c.kinds)
     return f"tiles of kind {', '.join(missing)}" if missing and not whole else None
@@ -164,13 +168,21 @@ def choose_backend(request: Request, forced: str | None = None) -> Backend:
                 reason = backend.refuses(request)
                 if reason is not None:
                     raise CapabilityError(f"backend {forced!r} cannot serve: {reason}")
-                return backend
+                return _fitted(backend, request)
         names = ", ".join(backend.name for backend in known)
         raise CapabilityError(f"backend {forced!r} is not available here; there are {names}")
     reasons = []
     for backend in known:
         reason = backend.refuses(request)
         if reason is None:
-            return backend
+            return _fitted(backend, request)
         reasons.append(f"{backend.name}: {reason}")
     raise CapabilityError("no backend serves this: " + "; ".join(reasons))
+
+
+def _fitted(backend: Backend, request: Request) -> Backend:
+    """The backend, with the request's soft cap in it."""
+    if not request.softcap:
+        return backend
+    fitted: Backend = backend.capped(request.softcap)  # type: ignore[attr-defined]
+    return fitted

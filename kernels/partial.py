@@ -45,6 +45,7 @@ def partial_attention(
     causal: bool = False,
     blind: bool = True,
     scale: float | None = None,
+    softcap: float = 0.0,
     backend: PartialBackend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of q over the keys k, with its log-sum-exp.
@@ -53,7 +54,8 @@ def partial_attention(
     bias: added to the scaled logits, broadcastable to (B, H, Lq, Lk), -inf hides a pair; or bool, True = visible.
     causal: query i sees keys 0..i; needs Lq = Lk and no bias. blind=False promises that the bias leaves every row a
     key, which saves a look at it.
-    scale: 1/sqrt(D) by default. backend: None means `partial_backend`; ValueError when the one given cannot serve.
+    scale: 1/sqrt(D) by default. softcap: c > 0 makes a scaled logit s into c tanh(s / c), before the bias; math only.
+    backend: None means `partial_backend`; ValueError when the one given cannot serve.
     Returns O (B, H, Lq, Dv) in q's dtype and L (B, H, Lq) float32, float64 for float64. Neither carries a gradient:
     NotImplementedError when one would be needed.
     """
@@ -73,7 +75,7 @@ def partial_attention(
         raise ValueError(
             f"backend aten_cpu needs CPU tensors with D = Dv; given {q.device}, {q.shape[-1]}, {v.shape[-1]}"
         )
-    chosen = fits if backend is None else backend
+    chosen = _serves_cap(fits if backend is None else backend, softcap, backend is not None)
     accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
     batch, heads, rows, width = q.shape
     if rows == 0 or k.shape[2] == 0:  # the aten kernel would kill the process (SIGFPE)
@@ -83,7 +85,7 @@ def partial_attention(
     if bias is not None and bias.dtype == torch.bool:  # the aten kernel takes additive biases only
         bias = torch.zeros(bias.shape, dtype=q.dtype, device=q.device).masked_fill_(~bias, -math.inf)
     if chosen is PartialBackend.MATH:
-        return _math(q, k, v, bias, causal, scale, accumulate)
+        return _math(q, k, v, bias, causal, scale, softcap, accumulate)
     bias = _fit_bias(bias, q, k)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=bias, scale=scale
@@ -106,6 +108,7 @@ def partial_backward(
     bias: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float = 0.0,
     backend: PartialBackend | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one part: (dQ, dK, dV), shaped like q, k, v; their sums over all parts are the gradients of all.
@@ -118,12 +121,22 @@ def partial_backward(
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     lse = lse.masked_fill(lse == -math.inf, 0)  # such a row is hidden here too: exp(-inf - 0) = 0, not NaN
-    if (partial_backend(q, k, v) if backend is None else backend) is PartialBackend.MATH:
-        return _math_backward(d_out, q, k, v, out, lse, bias, causal, scale, accumulate)
+    chosen = _serves_cap(partial_backend(q, k, v) if backend is None else backend, softcap, backend is not None)
+    if chosen is PartialBackend.MATH:
+        return _math_backward(d_out, q, k, v, out, lse, bias, causal, scale, softcap, accumulate)
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         d_out.to(q.dtype), q, k, v, out.to(q.dtype), lse.to(accumulate), 0.0, causal,
         attn_mask=_fit_bias(bias, q, k), scale=scale,
     )  # fmt: skip
+
+
+def _serves_cap(backend: PartialBackend, softcap: float, forced: bool) -> PartialBackend:
+    """The backend, or the one that knows soft caps in its place."""
+    if softcap < 0:
+        raise ValueError(f"softcap must be 0 (none) or greater, given {softcap}")
+    if softcap and forced and backend is not PartialBackend.MATH:
+        raise ValueError(f"backend {backend} knows no softcap")
+    return PartialBackend.MATH if softcap else backend
 
 
 def _fit_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
@@ -137,9 +150,11 @@ def _fit_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
 
 
 def _logits(
-    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float, accumulate: torch.dtype
+    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float, softcap: float, accumulate: torch.dtype
 ) -> Tensor:
     logits = (q.to(accumulate) * scale) @ k.mT
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
     if bias is not None:
         logits = logits + bias
     if causal:
@@ -154,11 +169,18 @@ def _repeat(x: Tensor, heads: int, accumulate: torch.dtype) -> Tensor:
 
 
 def _math(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float, accumulate: torch.dtype
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float,
+    accumulate: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The definition, in float32 (float64 for float64)."""
     k, v = _repeat(k, q.shape[1], accumulate), _repeat(v, q.shape[1], accumulate)
-    logits = _logits(q, k, bias, causal, scale, accumulate)
+    logits = _logits(q, k, bias, causal, scale, softcap, accumulate)
     lse = logits.logsumexp(-1)
     safe = lse.masked_fill(lse == -math.inf, 0)
     return ((logits - safe[..., None]).exp() @ v).to(q.dtype), lse
@@ -174,15 +196,19 @@ def _math_backward(
     bias: Tensor | None,
     causal: bool,
     scale: float,
+    softcap: float,
     accumulate: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The formulas of the backward, as they stand in FlashAttention-2 (arXiv 2307.08691, section 3.1)."""
+    """The formulas of the backward, as they stand in FlashAttention-2 (arXiv 2307.08691, section 3.1); of a soft cap
+    the slope is 1 - tanh^2."""
     kv_heads = k.shape[1]
     k, v = _repeat(k, q.shape[1], accumulate), _repeat(v, q.shape[1], accumulate)
     q, d_out, out = q.to(accumulate), d_out.to(accumulate), out.to(accumulate)
-    p = (_logits(q, k, bias, causal, scale, accumulate) - lse[..., None]).exp()
+    p = (_logits(q, k, bias, causal, scale, softcap, accumulate) - lse[..., None]).exp()
     delta = (d_out * out).sum(-1, keepdim=True)
     d_scores = p * (d_out @ v.mT - delta)
+    if softcap:
+        d_scores = d_scores * (1 - (scale / softcap * q @ k.mT).tanh() ** 2)
     d_q, d_k, d_v = scale * d_scores @ k, scale * d_scores.mT @ q, p.mT @ d_out
     return d_q, d_k.unflatten(1, (kv_heads, -1)).sum(2), d_v.unflatten(1, (kv_heads, -1)).sum(2)
 

@@ -19,12 +19,14 @@ def attention_reference(
     k_pos: Positions | None = None,
     scale: float | None = None,
     total: int | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Dense attention under a mask, in float64 whatever comes in.
 
     q: (B, H, Lq, D); k: (B, H, Lk, D); v: (B, H, Lk, Dv). mask: Full by default.
     q_pos, k_pos: global positions of the rows; 0, 1, 2, ... by default.
     total: length of the whole sequence; the number of keys by default. It matters for `Edge.ZERO` and `row_scale`.
+    softcap: c > 0 makes a logit s into c tanh(s / c), before the mask's biases.
     Returns O (B, H, Lq, Dv) and L (B, H, Lq), float64. A row that sees no key gets O = 0, L = -inf.
     """
     mask = Full() if mask is None else mask
@@ -37,6 +39,8 @@ def attention_reference(
         factors = mask.row_factors(q_pos, total)
         if factors is not None:
             logits = logits * factors.to(q.device)[:, None]
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
     logits = logits + mask.score(q_pos, k_pos).to(q.device)
     if isinstance(mask, DualScope) and mask.edge is Edge.ZERO and mask.local_open:
         # Zero keys have logit 0 and zero values, so a row's missing neighbours are one column log(how many) +

@@ -12,10 +12,17 @@ from torch import Tensor
 class PartialTiles:
     """Tiles through `partial_attention` and `partial_backward`, with one of their two implementations."""
 
-    def __init__(self, name: str, implementation: PartialBackend, capabilities: Capabilities):
+    def __init__(
+        self, name: str, implementation: PartialBackend, capabilities: Capabilities, softcap: float = 0.0
+    ):
         self.name = name
         self._implementation = implementation
         self._capabilities = capabilities
+        self._softcap = softcap
+
+    def capped(self, softcap: float) -> "PartialTiles":
+        """The same with a soft cap of the logits."""
+        return PartialTiles(self.name, self._implementation, self._capabilities, softcap)
 
     def capabilities(self) -> Capabilities:
         return self._capabilities
@@ -26,7 +33,7 @@ class PartialTiles:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float) -> tuple[Tensor, Tensor]:
         return partial_attention(
             q, k, v, bias=bias_on(tile, q), causal=tile.kind is TileKind.CAUSAL, blind=tile.blind, scale=scale,
-            backend=self._implementation,
+            softcap=self._softcap, backend=self._implementation,
         )  # fmt: skip
 
     def backward(
@@ -34,7 +41,7 @@ class PartialTiles:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return partial_backward(
             d_out, q, k, v, out, lse, bias=bias_on(tile, q), causal=tile.kind is TileKind.CAUSAL, scale=scale,
-            backend=self._implementation,
+            softcap=self._softcap, backend=self._implementation,
         )  # fmt: skip
 
 
@@ -48,7 +55,7 @@ def bias_on(tile: Tile, q: Tensor) -> Tensor | None:
 def make_backends() -> list[Backend]:
     """In order of preference."""
     fused = Capabilities(dtypes=FLOATS, devices=frozenset({"cpu"}))
-    anything = replace(Capabilities(), value_dim_differs=True, head_dims=range(1, 1 << 20))
+    anything = replace(Capabilities(), value_dim_differs=True, softcap=True, head_dims=range(1, 1 << 20))
     return [
         PartialTiles("aten_cpu", PartialBackend.ATEN_CPU, fused),
         PartialTiles("math", PartialBackend.MATH, anything),

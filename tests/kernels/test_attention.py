@@ -1,12 +1,10 @@
 """The public call: what it refuses, explains and counts, how plans are balanced, and what torch.compile sees."""
 
-import importlib.util
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import attention_cases
 import pytest
 import torch
 from longtake.kernels import (
@@ -34,17 +32,8 @@ HERE = Path(__file__).parent
 SIZES: dict[str, Any] = {"batch": 2, "heads": 6, "kv_heads": 2, "head_dim": 8}
 
 
-def load(name: str) -> ModuleType:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def tensors(n: int = 24, heads: int = 4, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    return load("attention_cases").whole_tensors(n, n, heads, heads, 8, dtype)[:3]
+    return attention_cases.whole_tensors(n, n, heads, heads, 8, dtype)[:3]
 
 
 def rank_traffic(rank: int, world: int, cases: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -52,7 +41,7 @@ def rank_traffic(rank: int, world: int, cases: list[dict[str, Any]]) -> list[tup
     answers = []
     for case in cases:
         transport = Transport()
-        load("attention_cases").case_error(rank, world, case, transport)
+        attention_cases.case_error(rank, world, case, transport)
         plan = make_plan(
             case.get("lengths", case["n"]), case["mask"], world=world, strategy=case["strategy"],
             layout=case.get("layout", "contiguous"), degree=case.get("degree"), heads=case["heads"],
@@ -221,7 +210,8 @@ def test_e8_lengths_need_no_plan_and_a_plan_is_compared_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"softcap": 30.0}, CapabilityError, "softcap"),
+        ({"softcap": -1.0}, ShapeError, "softcap"),
+        ({"softcap": 30.0, "backend": "aten_cpu"}, CapabilityError, "soft cap"),
         ({"dropout_p": 0.1}, CapabilityError, "dropout"),
         ({"backend": "flash9"}, CapabilityError, "not available here; there are .*aten_cpu, math"),
         ({"layout": "sbhd"}, ValueError, "layout must be"),

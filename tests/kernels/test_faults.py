@@ -1,16 +1,14 @@
 """Planted faults turn the exactness check red (A10), and a rank that dies takes the others down (E2)."""
 
-import importlib.util
 import math
 import os
-import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import attention_cases
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,15 +17,6 @@ from longtake.kernels.transport import Pending
 from ranks import run_ranks
 
 HERE = Path(__file__).parent
-
-
-def load(name: str) -> ModuleType:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def reverse_gradients(patch: pytest.MonkeyPatch) -> None:
@@ -91,7 +80,7 @@ def rank_fault(rank: int, world: int, number: int, mask: Any) -> dict[str, float
         if fault is not None:
             fault(patch)
         case = {"mask": mask, "n": 24 * world, "heads": 2, "strategy": "ring", "block": 8}
-        return load("attention_cases").case_error(rank, world, case)
+        return attention_cases.case_error(rank, world, case)
 
 
 @pytest.mark.distributed

@@ -1,11 +1,9 @@
 """Every strategy, layout and mask against the float64 truth, forward and backward (A1 to A9)."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import attention_cases
 import pytest
 import torch
 from longtake.kernels import (
@@ -32,16 +30,7 @@ from ranks import run_ranks
 HERE = Path(__file__).parent
 
 
-def load(name: str) -> ModuleType:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-cases_module = load("attention_cases")
+cases_module = attention_cases
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
 
 
@@ -103,7 +92,7 @@ def matrix_cases(world: int) -> list[dict[str, Any]]:
 
 def rank_errors(rank: int, world: int, cases: list[dict[str, Any]]) -> list[dict[str, float]]:
     transport = Transport()
-    return [load("attention_cases").case_error(rank, world, case, transport) for case in cases]
+    return [attention_cases.case_error(rank, world, case, transport) for case in cases]
 
 
 def check(world: int, cases: list[dict[str, Any]], tolerance: float | None = None) -> None:
@@ -156,7 +145,7 @@ def test_a1_a2_lengths_heads_and_sizes(world: int) -> None:
 
 def rank_half(rank: int, world: int, cases: list[dict[str, Any]]) -> list[tuple[dict[str, float], dict[str, float]]]:
     """Errors over ranks, and of one process with torch's own attention in the same dtype."""
-    module = load("attention_cases")
+    module = attention_cases
     answers = []
     for case in cases:
         q, k, v, d_out = module.whole_tensors(
@@ -236,7 +225,7 @@ def test_value_size_may_differ_from_head_size() -> None:
 def rank_released(rank: int, world: int) -> float:
     """Video-Infinity's release, built anew: zero frames beyond the ends, duplicates kept, one bias for each scope."""
     frames, window, indices, bias_local, bias_global = 24, 5, (1, 9, 17), 0.8, -0.4
-    module = load("attention_cases")
+    module = attention_cases
     q, k, v, _ = module.whole_tensors(frames, frames, 2, 2, 8, torch.float64)
     edge = q.new_zeros(*q.shape[:2], window, q.shape[3])
     keys = torch.cat([edge, k, edge, k[:, :, list(indices)]], dim=2)

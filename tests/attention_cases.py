@@ -28,12 +28,12 @@ def whole_tensors(
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
-def truth(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, mask: Any) -> list[Tensor]:
+def truth(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, mask: Any, softcap: float = 0.0) -> list[Tensor]:
     """O, dQ, dK, dV, L in float64, from autograd over the dense definition."""
     leaves = [x.detach().double().clone().requires_grad_() for x in (q, k, v)]
     groups = q.shape[1] // k.shape[1]
     keys, values = (x.repeat_interleave(groups, dim=1) for x in leaves[1:])
-    out, lse = attention_reference(leaves[0], keys, values, mask)
+    out, lse = attention_reference(leaves[0], keys, values, mask, softcap=softcap)
     grads = torch.autograd.grad(out, leaves, d_out.double(), allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
     return [out.detach(), *grads, lse.detach()]
@@ -51,13 +51,13 @@ def relmax(x: Tensor, ref: Tensor) -> float:
 def case_error(rank: int, world: int, case: dict[str, Any], transport: Transport | None = None) -> dict[str, float]:
     """Errors of O, dQ, dK, dV (relmax) and L (absolute) of this rank's shards in one case.
 
-    case: mask, n (or nq and nk), heads, kv_heads, dim, dtype, and the arguments of make_plan.
+    case: mask, n (or nq and nk), heads, kv_heads, dim, dtype, softcap, and the arguments of make_plan.
     """
     nq, nk = case.get("nq", case.get("n")), case.get("nk", case.get("n"))
     heads, kv_heads = case.get("heads", 4), case.get("kv_heads", case.get("heads", 4))
     dtype, mask = case.get("dtype", torch.float64), case["mask"]
     q, k, v, d_out = whole_tensors(nq, nk, heads, kv_heads, case.get("dim", 8), dtype, value_dim=case.get("value_dim"))
-    expected = truth(q, k, v, d_out, mask)
+    expected = truth(q, k, v, d_out, mask, case.get("softcap", 0.0))
     lengths = case.get("lengths", nq)
     keys = case.get("key_lengths", None if nq == nk else nk)
     if keys == "replicated":
@@ -69,7 +69,10 @@ def case_error(rank: int, world: int, case: dict[str, Any], transport: Transport
     local = [plan.queries.shard(q, rank), plan.keys.shard(k, rank), plan.keys.shard(v, rank)]
     leaves = [x.clone().requires_grad_() for x in local]
     transport = Transport() if transport is None else transport
-    out, lse = attention(*leaves, mesh=transport, plan=plan, return_lse=True, backend=case.get("backend", "auto"))
+    out, lse = attention(
+        *leaves, mesh=transport, plan=plan, return_lse=True, backend=case.get("backend", "auto"),
+        softcap=case.get("softcap", 0.0),
+    )  # fmt: skip
     out.backward(plan.queries.shard(d_out, rank))
     found = [out.detach(), *(x.grad for x in leaves)]
     owners = [plan.queries, plan.queries, plan.keys, plan.keys]
