@@ -10,6 +10,7 @@ any other machine, whatever a library puts into the page.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -163,18 +164,23 @@ def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None
 
 
 def serve(host: str, port: int, auth: tuple[str, str] | None = None, output: Path | None = None) -> None:
-    """Serve until Ctrl-C; models and torch are loaded while the visitor reads."""
+    """Serve until Ctrl-C or SIGTERM; models and torch are loaded while the visitor reads. For the main thread."""
     from longtake.demos.bench import Bench
 
     bench = Bench(keep=output)
+    ended = threading.Event()
+    before = {kind: signal.signal(kind, lambda *_: ended.set()) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
         demo, url = launch(bench, host, port, auth)
         print(f"longtake is at {url}  (Ctrl-C ends it)", flush=True)
         warm = threading.Timer(WARM_UP_AFTER, warm_up, (bench,))
         warm.daemon = True
         warm.start()
-        demo.block_thread()
+        ended.wait()
+        demo.close()
     finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
         bench.close()
 
 

@@ -1,5 +1,6 @@
 """What the README tells a user to type works, as it is written (with one denoising step, and the shipped prior)."""
 
+import os
 import re
 import shlex
 import signal
@@ -91,10 +92,13 @@ def test_demo_commands_of_the_readme_serve_a_page(tmp_path):
     """With another port, for the usual one may be taken; the python below them is what the API test of demos does."""
     demos = [shlex.split(line)[1:] for line in LINES if line.startswith("longtake demo")]
     assert len(demos) == 2
+    place = tmp_path / "temporary"
+    place.mkdir()
     servers = [
         subprocess.Popen(
-            [sys.executable, "-m", "longtake", *args, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-m", "longtake", *args, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "TMPDIR": str(place)},
+        )  # fmt: skip
         for args in demos
     ]
     try:
@@ -105,7 +109,7 @@ def test_demo_commands_of_the_readme_serve_a_page(tmp_path):
                 assert b"longtake" in page.read()
         assert (tmp_path / "results").is_dir()
     finally:
-        for server in servers:
-            server.send_signal(signal.SIGINT)
+        for server, kind in zip(servers, (signal.SIGINT, signal.SIGTERM), strict=True):
+            server.send_signal(kind)
         codes = [server.wait(timeout=30) for server in servers]
-    assert codes == [0, 0]
+    assert codes == [0, 0] and not list(place.glob("longtake-demo-*")), "temporary files are gone"

@@ -92,7 +92,9 @@ def test_a_motion_is_made_seen_and_played(visit) -> None:
         seen.panel.locator(".files a").first.click()
     assert download.value.path().stat().st_size > 500
     seen.panel.get_by_text("The same run as settings").click()
-    assert "longtake motion" in seen.panel.inner_text() and '"seed": 1' in seen.panel.inner_text()
+    seen.window.wait_for_function(
+        "document.body.innerText.includes('longtake motion') && document.body.innerText.includes('\"seed\": 1')"
+    )
 
 
 def test_an_example_is_one_click_stop_keeps_what_is_done_and_a_reload_begins_anew(visit) -> None:
