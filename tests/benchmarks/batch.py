@@ -1,4 +1,4 @@
-"""`longtake batch` against direct calls of the pipeline on short motion jobs, and two ranks against one.
+"""`longtake batch` against direct calls on short motion jobs (as many threads on both sides), and two ranks against one.
 
     python tests/benchmarks/batch.py --jobs 50 --rounds 5
 
@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from longtake.cli import main
 from longtake.distributed import Ranks
 from longtake.motion import jobs
@@ -43,8 +44,9 @@ def batch(count: int, frames: int, steps: int, folder: Path) -> float:
     ]
     manifest = folder / "jobs.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    threads = str(torch.get_num_threads())  # as the direct calls have
     started = time.perf_counter()
-    if main(["batch", str(manifest), "--out", str(folder / "out"), "--overwrite"]) != 0:
+    if main(["batch", str(manifest), "--out", str(folder / "out"), "--overwrite", "--threads", threads]) != 0:
         sys.exit("the batch failed")
     return time.perf_counter() - started
 
