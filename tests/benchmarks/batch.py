@@ -1,4 +1,4 @@
-"""`longtake batch` against direct calls on short motion jobs (as many threads on both sides), and two ranks against one.
+"""`longtake batch` against direct calls on short motion jobs, as many threads on both sides; two ranks against one.
 
     python tests/benchmarks/batch.py --jobs 50 --rounds 5
 
