@@ -1,4 +1,4 @@
-"""`longtake batch` against direct calls on short motion jobs, as many threads on both sides; two ranks against one.
+"""`longtake batch` against direct calls on short motion jobs, one thread on both sides; two ranks against one.
 
     python tests/benchmarks/batch.py --jobs 50 --rounds 5
 
@@ -44,9 +44,8 @@ def batch(count: int, frames: int, steps: int, folder: Path) -> float:
     ]
     manifest = folder / "jobs.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    threads = str(torch.get_num_threads())  # as the direct calls have
     started = time.perf_counter()
-    if main(["batch", str(manifest), "--out", str(folder / "out"), "--overwrite", "--threads", threads]) != 0:
+    if main(["batch", str(manifest), "--out", str(folder / "out"), "--overwrite"]) != 0:
         sys.exit("the batch failed")
     return time.perf_counter() - started
 
@@ -54,6 +53,7 @@ def batch(count: int, frames: int, steps: int, folder: Path) -> float:
 def overhead(jobs_count: int, frames: int, steps: int, rounds: int) -> list[float]:
     """Seconds of a batch over seconds of direct calls, a ratio a round, interleaved."""
     quiet_libraries()
+    torch.set_num_threads(1)  # as a rank of a batch has
     with tempfile.TemporaryDirectory() as place:
         direct(1, frames, steps, Path(place))  # imports
         ratios = []
