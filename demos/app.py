@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from longtake.errors import UserError
+from longtake.errors import UserError, one_line
 
 QUEUE = 256  # runs that may wait
 MOST_UPLOAD = "1mb"
@@ -159,7 +159,7 @@ def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None
             **look,
         )
     except OSError as error:
-        raise UserError(f"cannot serve on {host}:{port}: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot serve on {host}:{port}: {one_line(error)}") from error
     return demo, url
 
 

@@ -1,7 +1,7 @@
 """The one job that runs on the device: a thread of its own, its progress, its files, and who may stop it.
 
-    for note in bench.run("session", modality, pipeline, job):      # Progress(...) as it goes, at last Finished(...)
-        ...
+    for note in bench.run("session", "motion", pipe, steps, frames, work, glimpse, folder):
+        ...                                                         # Progress(...) as it goes, at last Finished(...)
     bench.stop("session")                                           # what is finished is kept
 """
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.demos.studio import Example, Modality, Setting, python_of
+from longtake.demos.studio import Example, Modality, Setting, command_of, python_of
 
 if TYPE_CHECKING:
     from longtake.timeline import Timeline
@@ -59,14 +58,10 @@ def command(job: dict[str, Any]) -> str:
     from longtake.motion.jobs import FPS
 
     given = job["parameters"]
-    words = [
-        "longtake", "motion", job["timeline"], "--seconds", f"{given['frames'] / FPS:g}", "--seed", str(job["seed"]),
-        "--steps", str(given["steps"]), "--guidance", f"{given['guidance']:g}", "--handshake", str(given["handshake"]),
-        *(["--people", "2"] if given["people"] == 2 else []), *(["--lock-feet"] if given["lock_feet"] else []),
-    ]  # fmt: skip
-    for kind in given["outputs"]:
-        words += ["--out", f"{job['id']}{kind}"]
-    return shlex.join(words)
+    more = ["--handshake", str(given["handshake"])]
+    more += ["--people", "2"] if given["people"] == 2 else []
+    more += ["--lock-feet"] if given["lock_feet"] else []
+    return command_of(job, ["--seconds", f"{given['frames'] / FPS:g}"], more, given["outputs"])
 
 
 def python(job: dict[str, Any]) -> str:

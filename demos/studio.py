@@ -14,6 +14,7 @@ import inspect
 import json
 import logging
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -175,6 +176,14 @@ def python_of(
             *[f'out.save("{job["id"]}{kind}")' for kind in given["outputs"]],
         ]
     )
+
+
+def command_of(job: dict[str, Any], length: Sequence[str], more: Sequence[str], kinds: Sequence[str]) -> str:
+    """The line to type in a terminal. length: its words; more: further options; kinds: suffixes of ``--out``."""
+    given = job["parameters"]
+    words = ["longtake", job["modality"], job["timeline"], *length, "--seed", str(job["seed"])]
+    words += ["--steps", str(given["steps"]), "--guidance", f"{given['guidance']:g}", *more]
+    return shlex.join([*words, *[word for kind in kinds for word in ("--out", f"{job['id']}{kind}")]])
 
 
 def checked(modality: Modality, job: dict[str, Any]) -> Any:

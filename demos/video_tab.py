@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.demos.plots import line_plot
-from longtake.demos.studio import Example, Modality, Setting, python_of
+from longtake.demos.studio import Example, Modality, Setting, command_of, python_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,12 +76,8 @@ def glimpse(pipe: Any, clean: Any, path: Path) -> None:
 def command(job: dict[str, Any]) -> str:
     """The line to type in a terminal."""
     given = job["parameters"]
-    words = [
-        "longtake", "video", job["timeline"], "--frames", str(given["frames"]), "--seed", str(job["seed"]),
-        "--steps", str(given["steps"]), "--guidance", f"{given['guidance']:g}",
-        *(["--negative", given["negative"]] if given["negative"] else []), "--out", f"{job['id']}.mp4",
-    ]  # fmt: skip
-    return shlex.join(words)
+    more = ["--negative", given["negative"]] if given["negative"] else []
+    return command_of(job, ["--frames", str(given["frames"])], more, [".mp4"])
 
 
 def python(job: dict[str, Any]) -> str:

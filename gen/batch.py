@@ -143,6 +143,9 @@ def _make(
     args: argparse.Namespace, jobs: list[Job], mistakes: list[Mistake], weights: Weights, ranks: Ranks
 ) -> int:
     """Make what is not complete; how many jobs and lines failed."""
+    from longtake.runs import on_interrupt
+    from tqdm import tqdm
+
     results = args.out / RESULTS
     rows = list(read_results(results)) if args.resume and ranks.is_main else []
     old = {row.get("id"): row for row in rows if "seed" in row}  # a refused line, e.g. a twin's, says nothing of a job
@@ -156,9 +159,6 @@ def _make(
             print(f"{len(complete)} of {len(jobs)} jobs are complete")
     todo = [job for job in jobs if job.id not in complete]
     long, short = spanning(todo, 1 if args.span == "never" else ranks.world)
-    from longtake.runs import on_interrupt
-    from tqdm import tqdm
-
     bar = tqdm(total=len(todo), desc="jobs", unit="job", mininterval=0.5, disable=not ranks.is_main)
     makers = Makers(weights, args.out, bar)
     with _threads(args.threads), on_interrupt("stopping after the jobs at work", makers.stop):

@@ -246,6 +246,11 @@ def encode_canon(yaw: torch.Tensor, position: torch.Tensor, features: int = 263)
     return token
 
 
+def first_token(features: int = 263) -> torch.Tensor:
+    """The canon token (features,) of the first person: at the origin, looking along +z."""
+    return encode_canon(torch.zeros(()), torch.zeros(2), features)
+
+
 def decode_canon(token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotation (*, 3, 3) and position (*, 3) from a canon token (*, >= 4): rows (c0, 0, c1), (0, 1, 0) and their cross
     product, made orthonormal; position (c2, 0, c3). All times 10."""

@@ -94,8 +94,8 @@ class Pairs:
     texts: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, clips: list[Clip], space: MotionSpace, encoder: Any, *, mirror: bool, unseen: bool = False) -> Pairs:
-        """From labelled clips and, with ``mirror``, their mirror images. unseen: the held-out captions instead."""
+    def of(cls, clips: list[Clip], space: MotionSpace, encoder: Any, *, mirror: bool) -> Pairs:
+        """From labelled clips and, with ``mirror``, their mirror images."""
         from longtake.motion.representation import HUMANML3D
 
         every = [*clips, *(clip.mirrored() for clip in clips)] if mirror else clips
@@ -105,7 +105,7 @@ class Pairs:
         members = {
             name: [row for row, clip in enumerate(every) if clip.action in kind.actions] for name, kind in KINDS.items()
         }
-        texts = [text for kind in KINDS.values() for text in (kind.held_out if unseen else kind.captions)]
+        texts = [text for kind in KINDS.values() for text in kind.captions]
         roots = [HUMANML3D.root(features.double()) for features in raw]
         return cls(
             [space.normalize(features) for features in raw],
@@ -159,8 +159,7 @@ class Pairs:
             )
             # a token's turn is undone where the second person is placed: see ``place_pair``
             tokens.append(encode_canon(torch.tensor(-turn), torch.tensor([x, z]), motions[-1].shape[-1]))
-            said = [text for text in (*kind.captions, *kind.held_out) if text in self.texts]
-            vector = self.texts[said[int(rng.integers(len(said)))]]
+            vector = self.texts[kind.captions[int(rng.integers(len(kind.captions)))]]
             texts.append(torch.zeros_like(vector) if rng.random() < drop_text else vector)
             kinds.append(name)
         return PairBatch(torch.stack(motions), torch.stack(tokens), torch.stack(texts), kinds)

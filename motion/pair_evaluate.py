@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from longtake.motion.pair import CANON, ComMDM
+from longtake.motion.pair import CANON, ComMDM, first_token, place_pair
 from longtake.motion.pair_data import KINDS, Pairs
 
 if TYPE_CHECKING:
@@ -60,9 +60,6 @@ def made(pipe: LongMotionPipeline, block: ComMDM, wordings: Sequence[tuple[str, 
 
 def real(pairs: Pairs, pipe: LongMotionPipeline, count: int, seed: int) -> dict[str, float]:
     """Mean figures of made-up pairs of real windows, of every kind alike."""
-    from longtake.motion.pair import place_pair
-    from longtake.motion.pair_train import first_token
-
     rng = np.random.default_rng(seed)
     rows: list[dict[str, float]] = []
     while len(rows) < count:

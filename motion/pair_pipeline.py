@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from longtake.errors import UserError
 from longtake.motion.outputs import MotionOutput
-from longtake.motion.pair import ComMDM, PairDenoiser, decode_canon, encode_canon, place_pair, sample_long_pair
+from longtake.motion.pair import ComMDM, PairDenoiser, decode_canon, first_token, place_pair, sample_long_pair
 from longtake.noise import noise
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def generate_pair(
             callback_on_step_end(pipe, step, schedule.timesteps[step - 1], tensors)
         return pipe._stop
 
-    first = encode_canon(torch.zeros((), device=run.device), torch.zeros(2, device=run.device), width)
+    first = first_token(width).to(run.device)
     whole, canon = sample_long_pair(plan, denoise, schedule, draw, first_canon=first, on_step=on_step)
     bar.close()
     if not torch.isfinite(whole).all():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from longtake.motion.pair import CANON, CANON_SCALE, ComMDM, encode_canon
+from longtake.motion.pair import CANON, CANON_SCALE, ComMDM, first_token
 from longtake.motion.pair_data import KINDS, PairBatch, Pairs
 from longtake.motion.pair_pipeline import CONFIG, WEIGHTS
 from longtake.motion.train import DIFFERENCE_WEIGHT, ROOT_WEIGHT, SCHEDULE
@@ -31,11 +31,6 @@ DRIFT_WEIGHT = 5.0  # of the squared metres that people who move together drift 
 CANON_WEIGHT = 3.0  # of the mean squared canon error, in metres and cosines
 COMM_LAYERS = 1
 SPLIT = 2  # after the last layer the hidden states no longer tell "side by side" from "behind"
-
-
-def first_token(features: int = 263) -> torch.Tensor:
-    """The canon token (D,) of the first person: at the origin, looking along +z."""
-    return encode_canon(torch.zeros(()), torch.zeros(2), features)
 
 
 def objective(

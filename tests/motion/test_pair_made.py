@@ -11,11 +11,10 @@ import torch
 from longtake.cli import main
 from longtake.errors import UserError
 from longtake.motion.data import Clip
-from longtake.motion.pair import CANON, decode_canon, place_pair
+from longtake.motion.pair import CANON, decode_canon, first_token, place_pair
 from longtake.motion.pair_data import KINDS, Pairs
 from longtake.motion.pair_evaluate import facing, figures, mean
 from longtake.motion.pair_pipeline import load_block
-from longtake.motion.pair_train import first_token
 from longtake.motion.pipeline import LongMotionPipeline
 from longtake.motion.space import MotionSpace
 from motion_data import swaying, write_motions
