@@ -6,18 +6,19 @@ float64) whatever the tensors are.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from longtake.kernels.backends import Backend
 from longtake.kernels.masks import Mask
-from longtake.kernels.partial import merge
+from longtake.kernels.partial import merge_shares
 from longtake.kernels.tiles import Runs, Span, Tile, positions_of, take
 from longtake.kernels.transport import Transport
 from torch import Tensor
 
 Grads = tuple[Tensor, Tensor, Tensor]
+LOGITS = 1 << 26  # of one call of a backend that holds them in memory
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Merged:
             old_out.copy_(out)
             old_lse.copy_(lse)
         else:
-            merged_out, merged_lse = merge(old_out, old_lse, out, lse)
-            old_out.copy_(merged_out)
+            merged_lse, share = merge_shares(old_lse, lse)
+            old_out.lerp_(out.to(old_out.dtype), share[..., None])
             old_lse.copy_(merged_lse)
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -111,8 +112,16 @@ def attend(run: Run, tiles: Iterable[Tile], q: Tensor, k: Tensor, v: Tensor, int
     if not q.numel() or not k.numel():
         return
     for tile in tiles:
-        part = q[:, :, tile.rows[0] : tile.rows[1]]
-        into.add(tile.rows, *run.backend.forward(part, take(k, tile.keys), take(v, tile.keys), tile, run.scale))
+        for part in _pieces(tile, q):
+            if part.blocks == 1:
+                rows = q[:, :, part.rows[0] : part.rows[1]]
+                keys, values = take(k, part.keys), take(v, part.keys)
+                into.add(part.rows, *run.backend.forward(rows, keys, values, part, run.scale))
+            else:
+                out, lse = run.backend.forward(
+                    _blocks_of_rows(q, part), _blocks_of_keys(k, part), _blocks_of_keys(v, part), part, run.scale
+                )
+                into.add(part.rows, _laid_out(out, q), _laid_out(lse, q))
 
 
 def attend_backward(
@@ -133,17 +142,71 @@ def attend_backward(
     if not q.numel() or not k.numel():
         return
     for tile in tiles:
-        rows = slice(*tile.rows)
-        grad_q, grad_k, grad_v = run.backend.backward(
-            d_out[:, :, rows], q[:, :, rows], take(k, tile.keys), take(v, tile.keys), out[:, :, rows], lse[:, :, rows],
-            tile, run.scale,
-        )  # fmt: skip
-        d_q[:, :, rows] += grad_q
-        first = 0
-        for start, stop in tile.keys:
-            d_k[:, :, start:stop] += grad_k[:, :, first : first + stop - start]
-            d_v[:, :, start:stop] += grad_v[:, :, first : first + stop - start]
-            first += stop - start
+        for part in _pieces(tile, q):
+            rows = slice(*part.rows)
+            if part.blocks == 1:
+                grad_q, grad_k, grad_v = run.backend.backward(
+                    d_out[:, :, rows], q[:, :, rows], take(k, part.keys), take(v, part.keys), out[:, :, rows],
+                    lse[:, :, rows], part, run.scale,
+                )  # fmt: skip
+                d_q[:, :, rows] += grad_q
+                _add_keys(d_k, d_v, part.keys, grad_k, grad_v)
+                continue
+            grad_q, grad_k, grad_v = run.backend.backward(
+                _blocks_of_rows(d_out, part), _blocks_of_rows(q, part), _blocks_of_keys(k, part),
+                _blocks_of_keys(v, part), _blocks_of_rows(out, part), _blocks_of_rows(lse, part), part, run.scale,
+            )  # fmt: skip
+            d_q[:, :, rows] += _laid_out(grad_q, q)
+            start, stop = part.keys[0]
+            for block in range(part.blocks):
+                span = (start + block * part.step, stop + block * part.step)
+                shape = (*k.shape[:2], stop - start, -1)
+                _add_keys(d_k, d_v, (span,), grad_k[block].reshape(shape), grad_v[block].reshape(shape))
+
+
+def _add_keys(d_k: Tensor, d_v: Tensor, spans: Iterable[Span], grad_k: Tensor, grad_v: Tensor) -> None:
+    first = 0
+    for start, stop in spans:
+        d_k[:, :, start:stop] += grad_k[:, :, first : first + stop - start]
+        d_v[:, :, start:stop] += grad_v[:, :, first : first + stop - start]
+        first += stop - start
+
+
+def _pieces(tile: Tile, q: Tensor) -> Iterable[Tile]:
+    """A tile of many blocks, as few blocks at a time as keep the logits of one call within LOGITS."""
+    if tile.blocks == 1:
+        return (tile,)
+    rows = tile.n_rows // tile.blocks
+    most = max(LOGITS // (q.shape[0] * q.shape[1] * rows * tile.n_keys), 1)
+    if most >= tile.blocks:
+        return (tile,)
+    pieces = []
+    for first in range(0, tile.blocks, most):
+        count = min(most, tile.blocks - first)
+        start = tile.rows[0] + first * rows
+        keys = tuple((a + first * tile.step, b + first * tile.step) for a, b in tile.keys)
+        pieces.append(replace(tile, rows=(start, start + count * rows), keys=keys, blocks=count))
+    return pieces
+
+
+def _blocks_of_rows(x: Tensor, tile: Tile) -> Tensor:
+    """(B, H, Lq, ...) -> (blocks, B * H, rows of a block, ...)."""
+    flat = x.flatten(0, 1)[:, tile.rows[0] : tile.rows[1]]
+    return flat.unflatten(1, (tile.blocks, tile.n_rows // tile.blocks)).transpose(0, 1)
+
+
+def _blocks_of_keys(x: Tensor, tile: Tile) -> Tensor:
+    """(B, Hk, Lk, D) -> (blocks, B * Hk, keys of a block, D), overlapping views."""
+    flat = x.flatten(0, 1)
+    head, row, column = flat.stride()
+    shape = (tile.blocks, flat.shape[0], tile.n_keys, flat.shape[2])
+    first = flat.storage_offset() + tile.keys[0][0] * row
+    return flat.as_strided(shape, (tile.step * row, head, row, column), first)
+
+
+def _laid_out(x: Tensor, q: Tensor) -> Tensor:
+    """(blocks, B * H, rows, ...) -> (B, H, blocks * rows, ...)."""
+    return x.transpose(0, 1).flatten(1, 2).unflatten(0, q.shape[:2])
 
 
 def zeros_for(x: Tensor) -> Tensor:

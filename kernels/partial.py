@@ -219,10 +219,14 @@ def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tenso
 
     The maximum is taken out before the exponentials, and replaced by 0 where both L are -inf, so no NaN arises.
     """
+    lse, share = merge_shares(l1, l2)
+    return torch.lerp(o1.to(l1.dtype), o2.to(l1.dtype), share[..., None]), lse
+
+
+def merge_shares(l1: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
+    """(L, share) of a merge: the outputs become O1 + share (O2 - O1); share is 0 where both L are -inf."""
     top = torch.maximum(l1, l2)
     top = top.masked_fill(top == -math.inf, 0)
     w1, w2 = (l1 - top).exp(), (l2 - top).exp()
     weight = w1 + w2
-    safe = weight.masked_fill(weight == 0, 1)
-    out = (w1 / safe)[..., None] * o1.to(l1.dtype) + (w2 / safe)[..., None] * o2.to(l1.dtype)
-    return out, top + weight.log()
+    return top + weight.log(), w2 / weight.masked_fill(weight == 0, 1)

@@ -12,16 +12,19 @@ layouts are one case. Rows of queries and keys inside a tile are local (0 is the
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from longtake.kernels.masks import Bounds, Mask, TileKind, merge_ranges
+from longtake.kernels.masks import Bounds, FewKeys, Mask, TileKind, merge_ranges
 from torch import Tensor
 
 Runs = tuple[range, ...]
 Span = tuple[int, int]
 
 BLOCK_ROWS = 128  # queries in a block; measured best between half the window and the window at windows of 256
+_WINDOW_ROWS = ((64, 32), (640, 64), (1 << 62, BLOCK_ROWS))  # (widest window, queries in a block), measured
+_SPLIT_WIDTH = 16  # windows wider than so many blocks have their full keys apart
+_BIAS_ENTRIES = 1 << 20  # of one tile of a few keys
 _SPLIT_KEYS = 2  # full keys leave a block with other keys when they are this many times its rows
 
 
@@ -33,6 +36,8 @@ class Tile:
     kind: FULL, CAUSAL (as many rows as keys, top left aligned) or DENSE.
     bias: of a DENSE tile, float32 or float64, (rows, keys), (H, rows, keys) or (B, H or 1, rows, keys), -inf hides.
     area: visible pairs (of the mean head), what the work is proportional to.
+    blocks: more than one: the rows are that many blocks of equal size; `keys` is one span, of the first block, and each
+        next block has it `step` key rows further on, under the same kind and bias.
     mask: only for a backend that computes this kind of mask whole: the mask instead of a bias, with the global
         positions of the tile's queries and keys (q_runs, k_runs).
     """
@@ -46,6 +51,8 @@ class Tile:
     mask: Mask | None = None
     q_runs: Runs = ()
     k_runs: Runs = ()
+    blocks: int = 1
+    step: int = 0
 
     @property
     def n_rows(self) -> int:
@@ -53,6 +60,7 @@ class Tile:
 
     @property
     def n_keys(self) -> int:
+        """Keys of one block."""
         return sum(stop - start for start, stop in self.keys)
 
 
@@ -122,7 +130,18 @@ def take(x: Tensor, spans: Sequence[Span], dim: int = 2) -> Tensor:
 
 
 def compile_tiles(mask: Mask, q_runs: Runs, k_runs: Runs, block: int = BLOCK_ROWS) -> tuple[Tile, ...]:
-    """The tiles of one rank's queries against some keys, in order of rows."""
+    """The tiles of one rank's queries against some keys: part by part of the mask, in order of rows.
+
+    block: most queries in a block of a mixed mask. Windows take fewer when they are narrow, and their blocks are laid
+    together; a few keys that all queries see take as many queries as a small bias allows.
+    """
+    tiles: list[Tile] = []
+    for part in mask.parts():
+        tiles += _part_tiles(part, q_runs, k_runs, block)
+    return tuple(tiles)
+
+
+def _part_tiles(mask: Mask, q_runs: Runs, k_runs: Runs, block: int) -> list[Tile]:
     tiles: list[Tile] = []
     biases: dict[tuple[object, ...], Tensor] = {}
     row = 0
@@ -131,11 +150,56 @@ def compile_tiles(mask: Mask, q_runs: Runs, k_runs: Runs, block: int = BLOCK_ROW
         if simple is not None:
             tiles += simple
         else:
-            for start in range(0, len(q_run), block):
-                part = q_run[start : start + block]
-                tiles += _block_tiles(mask, part, row + start, k_runs, biases)
+            rows, split = _block_rows(mask, q_run, k_runs, block)
+            blocks: list[Tile] = []
+            for start in range(0, len(q_run), rows):
+                blocks += _block_tiles(mask, q_run[start : start + rows], row + start, k_runs, biases, split)
+            tiles += _laid_together(blocks)
         row += len(q_run)
-    return tuple(tiles)
+    return tiles
+
+
+def _block_rows(mask: Mask, q_run: range, k_runs: Runs, block: int) -> tuple[int, bool]:
+    """Queries in a block, and whether keys that all of them see become a tile of their own."""
+    if isinstance(mask, FewKeys):
+        keys = sum(stop - start for start, stop in mask.spans)
+        return max(block, _BIAS_ENTRIES // max(keys, 1)), True
+    bounds = [run_bounds(run) for run in k_runs if len(run)]
+    if not bounds or not len(q_run):
+        return block, True
+    everything = (*run_bounds(q_run), min(low for low, _ in bounds), max(high for _, high in bounds))
+    if mask.classify(*everything) is not TileKind.BAND:
+        return block, True
+    lower, upper = mask.band(*everything)
+    if lower is None or upper is None or upper - lower >= _SPLIT_WIDTH * block:
+        return block, True
+    width = (upper - lower) // q_run.step + 1
+    return min(block, next(rows for widest, rows in _WINDOW_ROWS if width <= widest)), False
+
+
+def _laid_together(tiles: list[Tile]) -> list[Tile]:
+    """Neighbouring blocks with the same bias, whose keys move on evenly, as one tile."""
+    merged: list[Tile] = []
+    for tile in tiles:
+        last = merged[-1] if merged else None
+        if last is not None and (step := _goes_on(last, tile)) is not None:
+            rows = (last.rows[0], tile.rows[1])
+            merged[-1] = replace(last, rows=rows, area=last.area + tile.area, blocks=last.blocks + 1, step=step)
+        else:
+            merged.append(tile)
+    return merged
+
+
+def _goes_on(last: Tile, tile: Tile) -> int | None:
+    """The step from the last block of `last` to `tile`; None when it is another tile."""
+    if tile.kind is not last.kind or tile.kind is TileKind.CAUSAL or tile.bias is not last.bias:
+        return None
+    if len(tile.keys) != 1 or len(last.keys) != 1 or tile.n_keys != last.n_keys or tile.rows[0] != last.rows[1]:
+        return None
+    if tile.n_rows * last.blocks != last.n_rows or (tile.bias is not None and tile.bias.dim() != 2):
+        return None
+    step = tile.keys[0][0] - last.keys[0][0] - (last.blocks - 1) * last.step
+    return step if step >= 0 and (last.blocks == 1 or step == last.step) else None
 
 
 def local_band(bounds: Bounds, q_run: range, k_run: range) -> Bounds | None:
@@ -195,9 +259,9 @@ def _cut_causal(lower: int, rows: int, columns: int, row: int, column: int) -> l
 
 
 def _block_tiles(
-    mask: Mask, q_run: range, row: int, k_runs: Runs, biases: dict[tuple[object, ...], Tensor]
+    mask: Mask, q_run: range, row: int, k_runs: Runs, biases: dict[tuple[object, ...], Tensor], split: bool
 ) -> list[Tile]:
-    """Tiles of one block of queries: one FULL, one DENSE, or a DENSE one that holds both."""
+    """Tiles of one block of queries: one FULL, one DENSE, or a DENSE one that holds both (always, without `split`)."""
     rows = len(q_run)
     q0, q1 = run_bounds(q_run)
     full: list[Span] = []
@@ -210,7 +274,8 @@ def _block_tiles(
         column += len(k_run)
     full, mixed = merge_ranges(full), merge_ranges(mixed)
     tiles = []
-    if sum(stop - start for start, stop in full) < _SPLIT_KEYS * rows and mixed:
+    fulls = sum(stop - start for start, stop in full)
+    if mixed and (not split or fulls < _SPLIT_KEYS * rows):
         full, mixed = [], merge_ranges(full + mixed)
     if full:
         area = rows * sum(stop - start for start, stop in full)

@@ -22,10 +22,11 @@ from longtake.kernels import (
     SlidingWindow,
     TileKind,
     attention_reference,
-    merge,
 )
 from longtake.kernels.backends import Request, choose_backend
-from longtake.kernels.tiles import as_runs, compile_tiles, length_of, positions_of, take
+from longtake.kernels.engine import Merged, Run, attend
+from longtake.kernels.tiles import as_runs, compile_tiles, length_of, positions_of
+from longtake.kernels.transport import DryTransport
 
 N = 44
 
@@ -95,11 +96,9 @@ def test_tiles_together_compute_the_mask_on_any_rows(seed: int) -> None:
         rows, keys = length_of(q_runs), length_of(k_runs)
         q, k, v = (torch.randn(2, 2, n, 8, dtype=torch.float64) for n in (rows, keys, keys))
         expected, expected_lse = attention_reference(q, k, v, mask, positions_of(q_runs), positions_of(k_runs), total=N)
-        out, lse = torch.zeros_like(q), torch.full((2, 2, rows), -torch.inf, dtype=torch.float64)
-        for tile in compile_tiles(mask, q_runs, k_runs, block):
-            part = slice(*tile.rows)
-            found = backend.forward(q[:, :, part], take(k, tile.keys), take(v, tile.keys), tile, 8**-0.5)
-            out[:, :, part], lse[:, :, part] = merge(out[:, :, part], lse[:, :, part], *found)
+        into = Merged(q, 8)
+        attend(Run(DryTransport(0, 1), backend, 8**-0.5), compile_tiles(mask, q_runs, k_runs, block), q, k, v, into)
+        out, lse = into.result()
         assert (out - expected).abs().max() <= 1e-12, mask
         assert torch.equal(lse.isfinite(), expected_lse.isfinite()), mask
 
