@@ -372,7 +372,7 @@ def explain(
     request = _request(q, k, v, plan.mask, q.requires_grad, softcap)
     rejected = []
     for known in backends():
-        if known.name == ready.backend.name:
+        if known.name in ready.backend.name.split("+"):
             break
         rejected.append(f"{known.name}: {known.refuses(request) or 'another one was asked for'}")
     counter = plan.forecast(

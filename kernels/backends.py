@@ -14,7 +14,7 @@ CapabilityError with its reason, and nothing is ever tried and caught.
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -40,6 +40,7 @@ class Capabilities:
     grad: bool = True
     value_dim_differs: bool = False
     softcap: bool = False  # has a method `capped(softcap)`
+    on_request: bool = False  # serves only when asked for by name
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def accelerators() -> frozenset[str]:
 def lacks(capabilities: Capabilities, request: Request) -> str | None:
     """The first stated capability that a request exceeds, in words."""
     c, r = capabilities, request
+    if c.devices is not None and not c.devices:
+        return "no accelerator that it serves on this machine"
     if c.devices is not None and r.device not in c.devices:
         return f"device {r.device}; serves {', '.join(sorted(c.devices))}"
     if r.dtype not in c.dtypes:
@@ -139,6 +142,9 @@ _REGISTRY = Registry(
     lazy=(
         ("longtake.kernels.triton_dual_scope", "triton"),
         ("longtake.kernels.triton_block_sparse", "triton"),
+        ("longtake.kernels.flash_attn_backends", None),
+        ("longtake.kernels.cuda_backends", None),
+        ("longtake.kernels.flex_backend", None),
         ("longtake.kernels.torch_backends", None),
     )
 )
@@ -156,7 +162,8 @@ def backends() -> list[Backend]:
 
 
 def choose_backend(request: Request, forced: str | None = None) -> Backend:
-    """The first backend that serves the request, or the forced one.
+    """The first backend that serves the request, or the forced one. Where an earlier one serves all tiles but those
+    with a bias, the two share the call (`ByKind`).
 
     Raises CapabilityError with every reason when none can, with its reason when the forced one cannot, and with the
     known names for an unknown one.
@@ -172,12 +179,44 @@ def choose_backend(request: Request, forced: str | None = None) -> Backend:
         names = ", ".join(backend.name for backend in known)
         raise CapabilityError(f"backend {forced!r} is not available here; there are {names}")
     reasons = []
+    easier = replace(request, kinds=request.kinds - {TileKind.DENSE}, mask=None)
+    quick: Backend | None = None
     for backend in known:
-        reason = backend.refuses(request)
+        able = backend.capabilities()
+        reason = "serves only when asked for by name" if able.on_request else backend.refuses(request)
         if reason is None:
-            return _fitted(backend, request)
+            whole = type(request.mask).__name__ in able.masks
+            general = _fitted(backend, request)
+            return general if quick is None or whole else ByKind(_fitted(quick, request), general)
+        if quick is None and TileKind.DENSE in request.kinds and backend.refuses(easier) is None:
+            quick = backend
         reasons.append(f"{backend.name}: {reason}")
     raise CapabilityError("no backend serves this: " + "; ".join(reasons))
+
+
+class ByKind:
+    """Two backends in one call: `plain` for tiles without a bias, `biased` for the others."""
+
+    def __init__(self, plain: Backend, biased: Backend) -> None:
+        self.plain, self.biased = plain, biased
+        self.name = f"{plain.name}+{biased.name}"
+
+    def capabilities(self) -> Capabilities:
+        return replace(self.biased.capabilities(), masks=frozenset())
+
+    def refuses(self, request: Request) -> str | None:
+        return self.biased.refuses(request)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float) -> tuple[Tensor, Tensor]:
+        return self._of(tile).forward(q, k, v, tile, scale)
+
+    def backward(
+        self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: Tile, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self._of(tile).backward(d_out, q, k, v, out, lse, tile, scale)
+
+    def _of(self, tile: Tile) -> Backend:
+        return self.biased if tile.kind is TileKind.DENSE else self.plain
 
 
 def _fitted(backend: Backend, request: Request) -> Backend:

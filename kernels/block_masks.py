@@ -221,6 +221,11 @@ class Documents(Mask):
                 raise ValueError(f"{len(self.cu_seqlens) - 1} documents of queries, {len(self._keys) - 1} of keys")
 
     @property
+    def offsets(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """cu_seqlens of queries and of keys."""
+        return self.cu_seqlens, self._keys
+
+    @property
     def _keys(self) -> tuple[int, ...]:
         return self.cu_seqlens if self.cu_seqlens_k is None else self.cu_seqlens_k
 

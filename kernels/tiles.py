@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from longtake.kernels.masks import Bounds, FewKeys, Mask, TileKind, merge_ranges
+from longtake.kernels.few_keys import FewKeys
+from longtake.kernels.masks import Bounds, Mask, TileKind, merge_ranges
 from torch import Tensor
 
 Runs = tuple[range, ...]
