@@ -98,6 +98,7 @@ _PUBLIC = {
     "relative_attention": "relative",
     "relative_bias_tile": "relative",
     "lambda_attention": "lambda_rotary",
+    "joint_attention": "joint",
     "shard_transformer": "processor",
     "AttentionProcessor": "processor",
 }

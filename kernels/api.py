@@ -23,7 +23,7 @@ from longtake.kernels.choose import pick_strategy
 from longtake.kernels.compiled import compiled_attention
 from longtake.kernels.engine import Run, Scheme
 from longtake.kernels.errors import CapabilityError, PlanMismatch, ShapeError
-from longtake.kernels.masks import Full, Mask, TileKind
+from longtake.kernels.masks import Full, Lambda, Mask, TileKind
 from longtake.kernels.plan import Plan, Strategy, make_plan
 from longtake.kernels.transport import DryTransport, Transport
 from longtake.kernels.ulysses import Ulysses
@@ -116,11 +116,15 @@ def attention(
     if layout == "bshd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if torch.compiler.is_compiling():
-        if mesh is not None or plan is not None or strategy not in ("auto", "none") or debug:
-            raise CapabilityError("under torch.compile attention serves one process: no mesh, plan, strategy or debug")
+        if mesh is not None or plan is not None or strategy not in ("auto", "none") or debug or softcap:
+            out = _outside_the_graph(
+                q, k, v, mask=mask, mesh=mesh, strategy=strategy, plan=plan, backend=backend, scale=scale,
+                return_lse=return_lse, enable_gqa=enable_gqa, softcap=softcap, dropout_p=dropout_p, debug=debug,
+            )  # fmt: skip
+            if layout == "bhsd":
+                return out
+            return (out[0].transpose(1, 2), out[1]) if return_lse else out.transpose(1, 2)
         _check(q, k, v, enable_gqa, softcap, dropout_p, debug)
-        if softcap:
-            raise CapabilityError("under torch.compile attention serves no softcap")
         usual = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         out, lse = compiled_attention(q, k, v, _FULL if mask is None else mask, backend, usual)
         out = out.transpose(1, 2) if layout == "bshd" else out
@@ -143,6 +147,12 @@ def attention(
     if not return_lse:
         return out
     return out, scheme.gather_lse(run, lse) if isinstance(scheme, Ulysses) else lse
+
+
+@torch.compiler.disable
+def _outside_the_graph(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
+    """The call as it is without torch.compile, between two graphs; with fullgraph=True torch refuses it."""
+    return attention(q, k, v, **settings)
 
 
 @dataclass(frozen=True)
@@ -278,6 +288,10 @@ def _check(
 
 
 def _check_mask(mask: Mask, q: Tensor) -> None:
+    if isinstance(mask, Lambda) and mask.max_distance is not None:
+        raise CapabilityError(
+            "a Lambda with max_distance needs q and k before their rotary embedding: call lambda_attention"
+        )
     if mask.heads is not None and mask.heads != q.shape[1]:
         raise ShapeError(f"the mask has {mask.heads} heads, q has {q.shape[1]}")
     if mask.batch is not None and mask.batch != q.shape[0]:

@@ -150,7 +150,7 @@ def attend_backward(
                     lse[:, :, rows], part, run.scale,
                 )  # fmt: skip
                 d_q[:, :, rows] += grad_q
-                _add_keys(d_k, d_v, part.keys, grad_k, grad_v)
+                add_keys(d_k, d_v, part.keys, grad_k, grad_v)
                 continue
             grad_q, grad_k, grad_v = run.backend.backward(
                 _blocks_of_rows(d_out, part), _blocks_of_rows(q, part), _blocks_of_keys(k, part),
@@ -161,10 +161,11 @@ def attend_backward(
             for block in range(part.blocks):
                 span = (start + block * part.step, stop + block * part.step)
                 shape = (*k.shape[:2], stop - start, -1)
-                _add_keys(d_k, d_v, (span,), grad_k[block].reshape(shape), grad_v[block].reshape(shape))
+                add_keys(d_k, d_v, (span,), grad_k[block].reshape(shape), grad_v[block].reshape(shape))
 
 
-def _add_keys(d_k: Tensor, d_v: Tensor, spans: Iterable[Span], grad_k: Tensor, grad_v: Tensor) -> None:
+def add_keys(d_k: Tensor, d_v: Tensor, spans: Iterable[Span], grad_k: Tensor, grad_v: Tensor) -> None:
+    """Add gradients of keys that lie side by side to the rows they came from."""
     first = 0
     for start, stop in spans:
         d_k[:, :, start:stop] += grad_k[:, :, first : first + stop - start]

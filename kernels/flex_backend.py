@@ -188,7 +188,8 @@ class Flex:
         assert tile.mask is not None
         q_pos, k_pos = (positions_of(runs).to(like.device) for runs in (tile.q_runs, tile.k_runs))
         table = block_table(tile.mask, q_pos, k_pos, mask_rule(tile.mask, q_pos, k_pos))
-        run: Callable[..., Any] = _compiled() if cuda_devices() else flex_attention
+        plain: Any = flex_attention
+        run = _compiled() if cuda_devices() else plain
 
         def part(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             heads = q.shape[1]

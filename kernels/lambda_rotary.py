@@ -3,8 +3,8 @@
 A model with rotary positions, trained on short text, meets two strangers in long text: more keys than ever before, and
 distances it has never seen. The lambda-shaped mask takes away the first; a ceiling d_max on the distance the second.
 A key farther away than d_max is turned as if it were d_max away, so the softmax has two parts with different rotary
-phases: near keys with true positions, far ones with the query at d_max and the key at 0. The parts have disjoint keys
-and are merged by their log-sum-exp.
+phases: near keys with true positions, far ones with the query at d_max and the key at 0. Keys travel between ranks as
+they are and are turned where they are used.
 
 Shapes: B batch, H heads, Hk key heads, N tokens, D head size (even).
 
@@ -15,7 +15,11 @@ import math
 from typing import Any
 
 import torch
-from longtake.kernels.partial import merge
+from longtake.kernels.errors import ShapeError
+from longtake.kernels.masks import Lambda
+from longtake.kernels.own_tiles import OwnTiles, attend_own
+from longtake.kernels.plan import Plan
+from longtake.kernels.tiles import Runs, positions_of
 from torch import Tensor
 
 
@@ -43,37 +47,36 @@ def lambda_attention(
     max_distance: int | None = None,
     theta: float = 10000.0,
     scale: float | None = None,
+    mask: Lambda | None = None,
+    mesh: Any = None,
+    plan: Plan | None = None,
+    strategy: str = "auto",
     tile: int = 128,
 ) -> Tensor:
-    """Causal attention of N tokens at positions 0 .. N - 1. Returns (B, H, N, Dv) in q's dtype.
+    """Causal attention of N tokens at positions 0 .. N - 1. Returns (B, H, n, Dv) in q's dtype.
 
-    q: (B, H, N, D); k: (B, Hk, N, D), both before the rotary embedding; v: (B, Hk, N, Dv).
+    q: (B, H, n, D); k: (B, Hk, n, D), both before the rotary embedding; v: (B, Hk, n, Dv): this rank's rows.
     n_global: first tokens, seen by everyone. n_local: query i sees i - n_local + 1 ... i, the length of training.
-    max_distance: d_max >= n_local - 1; n_local by default, the paper's choice.
-    Time O(N (n_global + n_local + tile)); logits of one tile at a time in memory.
-    Raises ValueError for settings out of range. Gradients reach q, k and v.
+    max_distance: d_max >= n_local - 1; n_local by default, the paper's choice. mask: a Lambda, instead of these three.
+    mesh, plan, strategy: as for `attention`; a plan is made for `Lambda(n_global, n_local, max_distance)`.
+    Time O(N (n_global + n_local + tile)); logits of `tile` queries at a time in memory.
+    Raises ShapeError for settings out of range. Gradients reach q, k and v.
     """
     if q.dim() != 4 or q.shape[2] != k.shape[2] or k.shape[:3] != v.shape[:3] or q.shape[1] % k.shape[1]:
-        raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
-    limit = n_local if max_distance is None else max_distance
+        raise ShapeError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
     if q.shape[3] % 2 or q.shape[3] != k.shape[3]:
-        raise ValueError(f"rotary needs an even head size, equal for q and k; given {q.shape[3]}, {k.shape[3]}")
-    if n_global < 0 or n_local < 1 or tile < 1 or limit < n_local - 1:
-        raise ValueError(
-            f"n_global >= 0, n_local >= 1, tile >= 1 and max_distance >= n_local - 1 are needed; given {n_global}, "
-            f"{n_local}, {tile}, {limit}"
-        )
-    repeat = q.shape[1] // k.shape[1]
-    places = torch.arange(q.shape[2], device=q.device)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    accumulate = torch.promote_types(q.dtype, torch.float32)
-    wide_q, wide_k = q.to(accumulate), k.to(accumulate).repeat_interleave(repeat, dim=1)
-    near = rotary(wide_q, places, theta), rotary(wide_k, places, theta)
-    far_q = rotary(wide_q, torch.full_like(places, limit), theta)
-    values = v.to(accumulate).repeat_interleave(repeat, dim=1)
-    settings = n_global, n_local, limit, scale, tile
-    out: Tensor = _Lambda.apply(*near, far_q, wide_k[:, :, :n_global], values, settings)
-    return out.to(q.dtype)
+        raise ShapeError(f"rotary needs an even head size, equal for q and k; given {q.shape[3]}, {k.shape[3]}")
+    if tile < 1:
+        raise ShapeError(f"tile must be at least 1 query, given {tile}")
+    if mask is None:
+        mask = Lambda(n_global, n_local, n_local if max_distance is None else max_distance)
+    limit = mask.local if mask.max_distance is None else mask.max_distance
+    sink = mask.sink
+    return attend_own(
+        q, k, v, mask, lambda: _LambdaTiles(sink, limit, theta, tile),
+        scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale, mesh=mesh, plan=plan, strategy=strategy,
+        settings=(tile, hash(float(theta)) % (1 << 60)),
+    )  # fmt: skip
 
 
 def lambda_attention_reference(
@@ -94,64 +97,45 @@ def lambda_attention_reference(
     return torch.stack(rows, 2)
 
 
-class _Lambda(torch.autograd.Function):
-    """Tiles of queries; near keys are two spans, far keys the first ones. Saves O and L of both parts together, whose
-    weights the backward makes again, so no gradient flows through the merge."""
+class _LambdaTiles(OwnTiles):
+    """Near keys: both turned by their positions. First keys farther away than the limit: the query turned by the
+    limit, the key not at all."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, far_q: Tensor, far_k: Tensor, v: Tensor, settings: tuple[Any, ...]
-    ) -> Tensor:
-        ctx.settings = settings
-        out, lse = q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
-        for start in range(0, q.shape[2], settings[4]):
-            parts = []
-            rows = slice(start, min(start + settings[4], q.shape[2]))
-            for _, columns, logits, _, _ in _parts(start, q, k, far_q, far_k, settings):
-                top = logits.logsumexp(-1)
-                safe = top.masked_fill(top == -math.inf, 0)
-                parts.append(((logits - safe[..., None]).exp() @ v[:, :, columns], top))
-            out[:, :, rows], lse[:, :, rows] = merge(*parts[0], *parts[1]) if len(parts) > 1 else parts[0]
-        ctx.save_for_backward(q, k, far_q, far_k, v, out, lse)
-        return out
+    name = "lambda"
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, far_q, far_k, v, out, lse = ctx.saved_tensors
-        scale, tile = ctx.settings[3:]
-        grad = grads[0]
-        delta = (grad * out).sum(-1, keepdim=True)
-        d_near_q, d_near_k, d_far_q, d_far_k, d_v = (torch.zeros_like(x) for x in (q, k, far_q, far_k, v))
-        for start in range(0, q.shape[2], tile):
-            for rows, columns, logits, far, keys in _parts(start, q, k, far_q, far_k, ctx.settings):
-                weights = (logits - lse[:, :, rows, None]).exp()
-                d_logits = weights * (grad[:, :, rows] @ v[:, :, columns].mT - delta[:, :, rows]) * scale
-                queries = (far_q if far else q)[:, :, rows]
-                (d_far_q if far else d_near_q)[:, :, rows] += d_logits @ keys
-                (d_far_k if far else d_near_k).index_add_(2, columns, d_logits.mT @ queries)
-                d_v.index_add_(2, columns, weights.mT @ grad[:, :, rows])
-        return d_near_q, d_near_k, d_far_q, d_far_k, d_v, None
+    def __init__(self, sink: int, limit: int, theta: float, rows: int) -> None:
+        super().__init__(rows)
+        self.sink, self.limit, self.theta = sink, limit, theta
 
+    def _turn(self, x: Tensor, positions: Tensor) -> Tensor:
+        return rotary(x, positions, self.theta)
 
-def _parts(
-    start: int, q: Tensor, k: Tensor, far_q: Tensor, far_k: Tensor, settings: tuple[Any, ...]
-) -> list[tuple[slice, Tensor, Tensor, bool, Tensor]]:
-    """(rows, key columns, logits, whether far, keys) of the near part and, if there is one, of the far part."""
-    n_global, n_local, limit, scale, tile = settings
-    rows = slice(start, min(start + tile, q.shape[2]))
-    window = max(start - n_local + 1, 0)
-    shared = min(n_global, rows.stop)
-    device = q.device
-    columns = torch.cat([torch.arange(min(shared, window)), torch.arange(window, rows.stop)]).to(device)
-    queries = torch.arange(rows.start, rows.stop, device=device)[:, None]
-    distance = queries - columns
-    seen = (distance >= 0) & ((distance < n_local) | ((columns < n_global) & (distance <= limit)))
-    keys = k[:, :, columns]
-    parts = [(rows, columns, ((q[:, :, rows] @ keys.mT) * scale).masked_fill(~seen, -math.inf), False, keys)]
-    if shared and rows.stop - 1 > limit:
-        columns = torch.arange(shared, device=device)
-        keys = far_k[:, :, :shared]
-        beyond = queries - columns > limit
-        logits = ((far_q[:, :, rows] @ keys.mT) * scale).masked_fill(~beyond, -math.inf)
-        parts.append((rows, columns, logits, True, keys))
-    return parts
+    def _places(self, q_run: range, k_runs: Runs, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(positions of queries, of keys, columns of the first keys, which pairs of those are far)."""
+        queries, keys = positions_of((q_run,)).to(device), positions_of(k_runs).to(device)
+        first = (keys < self.sink).nonzero().flatten()
+        return queries, keys, first, queries[:, None] - keys[first] > self.limit
+
+    def logits(self, q: Tensor, k: Tensor, q_run: range, k_runs: Runs, heads: slice) -> Tensor:
+        queries, keys, first, far = self._places(q_run, k_runs, q.device)
+        logits = self._turn(q, queries) @ self._turn(k, keys).mT
+        if bool(far.any()):
+            far_q = self._turn(q, torch.full_like(queries, self.limit))
+            logits[..., first] = torch.where(far, far_q @ k[:, :, first].mT, logits[..., first])
+        return logits
+
+    def logit_grads(
+        self, grad: Tensor, q: Tensor, k: Tensor, q_run: range, k_runs: Runs, heads: slice
+    ) -> tuple[Tensor, Tensor]:
+        queries, keys, first, far = self._places(q_run, k_runs, q.device)
+        near = grad
+        if bool(far.any()):
+            near = grad.clone()
+            near[..., first] = near[..., first].masked_fill(far, 0)
+        d_q = self._turn(near @ self._turn(k, keys), -queries)
+        d_k = self._turn(near.mT @ self._turn(q, queries), -keys)
+        if bool(far.any()):
+            beyond, limits = grad[..., first] * far, torch.full_like(queries, self.limit)
+            d_q = d_q + self._turn(beyond @ k[:, :, first], -limits)
+            d_k.index_add_(2, first, beyond.mT @ self._turn(q, limits))
+        return d_q, d_k

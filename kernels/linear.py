@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from longtake.kernels.agreement import agree
 from longtake.kernels.scan import alone, gather_summaries
 from longtake.kernels.transport import Transport
 from torch import Tensor
@@ -47,7 +48,8 @@ def linear_attention(
     Sent by each rank: B H Dk (Dv, + 1 if normalised) numbers times (P - 1) each way, forward with decay also B H times
     the decay's width; of float32, or float64 for float64. Sums are taken in that dtype. Every rank must run the
     backward.
-    Raises ValueError for shapes that do not fit and for a decay without causal.
+    Raises ValueError for shapes that do not fit and for a decay without causal, and PlanMismatch on every rank when
+    ranks come with different ones (compared once for each transport).
     """
     if q.shape != k.shape or q.shape[:3] != v.shape[:3] or q.dim() != 4:
         raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
@@ -58,6 +60,11 @@ def linear_attention(
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, given {chunk}")
     transport = alone() if transport is None else transport
+    told = {
+        "batch": q.shape[0], "heads": q.shape[1], "key width": q.shape[3], "value width": v.shape[3],
+        "causal": int(causal), "normalize": int(normalize), "width of the decay": 0 if decay is None else decay.dim(),
+    }  # fmt: skip
+    agree(transport, {**told, "dtype": q.dtype.itemsize}, q.device)
     accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
     log_decay = None if decay is None else _spread(decay, q).to(accumulate)
     wide = log_decay is not None and log_decay.shape[-1] > 1

@@ -253,16 +253,20 @@ class Causal(Mask):
 class Lambda(Mask):
     """The mask of LM-Infinite (arXiv 2308.16137, section 4.1): causal, the first `sink` keys and the last `local` ones.
 
-    Query i sees key j <= i when j < sink or i - j < local. The paper's clipped distances belong to the rotary phases,
-    not to the mask. Raises ValueError unless sink >= 0 and local >= 1.
+    Query i sees key j <= i when j < sink or i - j < local. max_distance: the paper's ceiling on rotary distances; it
+    does not change what is seen, and only `lambda_attention`, which turns q and k itself, serves it.
+    Raises ValueError unless sink >= 0, local >= 1 and max_distance >= local - 1.
     """
 
     sink: int
     local: int
+    max_distance: int | None = None
 
     def __post_init__(self) -> None:
         if self.sink < 0 or self.local < 1:
             raise ValueError(f"sink must be >= 0 and local >= 1, given {self.sink} and {self.local}")
+        if self.max_distance is not None and self.max_distance < self.local - 1:
+            raise ValueError(f"max_distance must be >= local - 1 = {self.local - 1}, given {self.max_distance}")
 
     def dense(self, q_pos: Positions, k_pos: Positions) -> Tensor:
         keys = as_positions(k_pos)[None, :]

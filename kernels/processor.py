@@ -6,13 +6,15 @@
 diffusers says of its transformers where tokens may be cut (`_cp_plan`: after the patch embedding) and where they must
 come together again (the output projection). `shard_transformer` cuts there by a `Partition`, so lengths need not
 divide, and lets every processor run as it is, under `AttentionProcessor`: self-attention goes through `attention` over
-the ranks, cross-attention stays local because every rank holds the whole text.
+the ranks, cross-attention stays local because every rank holds the whole text. Models whose text and video attend to
+each other in one call (Flux, Qwen-Image) say where to cut the text too: each rank then holds a share of both.
 
 Gradients: parameters get the share of this rank's tokens; the sum over ranks is the gradient of one process. Only torch
 is imported: a model is known by its shape (modules with a `processor`), not by its class.
 Shapes: tokens (B, S, C); inside attention (B, H, S, D).
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -30,16 +32,22 @@ from torch.overrides import TorchFunctionMode
 _SDPA = torch.nn.functional.scaled_dot_product_attention
 
 
+_TEXT = "encoder_hidden_states"
+
+
 class AttentionProcessor:
     """A diffusers attention processor that computes self-attention over the ranks.
 
     inner: the stock processor; it projects, norms and turns queries and keys as it always does. transport: the ranks.
     plan: a function from the whole number of tokens to the Plan. Called like any processor. Raises CapabilityError for
-    a mask or dropout that the model brings along, and for joint text and video attention in one call.
+    a mask or dropout that the model brings along. joint: text and video are one sequence here, both cut.
     """
 
-    def __init__(self, inner: Any, transport: Transport, plan: Callable[[], Plan], backend: str = "auto") -> None:
+    def __init__(
+        self, inner: Any, transport: Transport, plan: Callable[[], Plan], backend: str = "auto", joint: bool = False
+    ) -> None:
         self.inner, self.transport, self.plan, self.backend = inner, transport, plan, backend
+        self.joint = joint
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
@@ -48,6 +56,17 @@ class AttentionProcessor:
         text = None if encoder_hidden_states is None else encoder_hidden_states.shape[1]
         with _Redirected(self, hidden_states.shape[1], text):
             return self.inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+
+def _called_like(stock: Any) -> type[AttentionProcessor]:
+    """AttentionProcessor with the call signature of a stock processor: diffusers reads it, and drops (with a warning
+    only) arguments that it does not find there, rotary embeddings among them."""
+
+    def call(self: AttentionProcessor, *args: Any, **kwargs: Any) -> Any:
+        return AttentionProcessor.__call__(self, *args, **kwargs)
+
+    call.__signature__ = inspect.signature(type(stock).__call__)  # type: ignore[attr-defined]
+    return type("AttentionProcessor", (AttentionProcessor,), {"__call__": call})
 
 
 class _Redirected(TorchFunctionMode):
@@ -75,11 +94,11 @@ class _Redirected(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if self.text is not None:
+        if self.text is not None and not self.owner.joint:
             if key.shape[-2] > self.text or query.shape[-2] != self.tokens:
                 raise CapabilityError(
                     f"{key.shape[-2]} keys for {self.text} tokens of text and {query.shape[-2]} queries for "
-                    f"{self.tokens} of video: joint attention is not served by this processor, cross-attention is"
+                    f"{self.tokens} of video: joint attention, but the model does not cut its text (_cp_plan)"
                 )
             return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         if attn_mask is not None:
@@ -123,8 +142,8 @@ def shard_transformer(
     """Inside the block a stock diffusers transformer computes its tokens over the ranks.
 
     model: a diffusers ModelMixin with a `_cp_plan`. mesh: as for `attention`. mask: over token positions, Full by
-    default. strategy: as for `attention`. sizes: tokens of each rank, in order (default: even). Yields the Transport,
-    whose counter holds the traffic. The model is as before when the block ends.
+    default, and only Full for joint models. strategy: as for `attention`. sizes: tokens of each rank, in order
+    (default: even). Yields the Transport, whose counter holds the traffic. The model is as before when the block ends.
     Raises CapabilityError for a model that does not say where it may be cut, or has no processors.
     """
     cuts = getattr(model, "_cp_plan", None)
@@ -134,32 +153,48 @@ def shard_transformer(
     layers = [layer for layer in model.modules() if hasattr(layer, "set_processor") and hasattr(layer, "processor")]
     if not layers:
         raise CapabilityError(f"{type(model).__name__} has no attention layers with processors")
-    known: dict[str, Any] = {}
+    joint = any(isinstance(entries, dict) and {"hidden_states", _TEXT} <= set(entries) for entries in cuts.values())
+    if joint and mask is not None and not isinstance(mask, Full):
+        raise CapabilityError(
+            f"{type(model).__name__} attends to text and video in one call: positions of {mask!r} are not defined there"
+        )
+    known: dict[str, Any] = {"plan": None}
 
-    def partition(total: int) -> Partition:
-        if known.get("total") != total:
-            cut = Partition.even(total, transport.world) if sizes is None else Partition.from_sizes(sizes)
-            if cut.total != total or len(cut.pieces) != transport.world:
-                raise ValueError(f"sizes {sizes} are no {transport.world} pieces of {total} tokens")
+    def partition(total: int, key: object) -> Partition:
+        """The cut of so many rows; the video's and the text's are remembered for the plan."""
+        fits = sizes is not None and sum(sizes) == total and len(sizes) == transport.world
+        if key == "hidden_states" and sizes is not None and not fits:
+            raise ValueError(f"sizes {sizes} are no {transport.world} pieces of {total} tokens")
+        cut = Partition.from_sizes(sizes) if sizes is not None and fits else Partition.even(total, transport.world)
+        name = "text" if key == _TEXT else "cut"
+        if key in ("hidden_states", _TEXT) and known.get(name) != cut:
+            known.update({name: cut, "plan": None})
+        return cut
+
+    def plan() -> Plan:
+        if known["plan"] is None:
+            rows = list(known["cut"].sizes)
+            if joint:
+                rows = [video + text for video, text in zip(rows, known["text"].sizes, strict=True)]
             heads = max((int(getattr(layer, "heads", 1)) for layer in layers), default=1)
-            plan = make_plan(list(cut.sizes), Full() if mask is None else mask, strategy=strategy, heads=heads)
-            known.update(total=total, cut=cut, plan=plan)
-        return known["cut"]
+            known["plan"] = make_plan(rows, Full() if mask is None else mask, strategy=strategy, heads=heads)
+        made: Plan = known["plan"]
+        return made
 
-    def mine(x: Any, entry: Any) -> Any:
+    def mine(x: Any, entry: Any, key: object) -> Any:
         if not isinstance(x, Tensor) or (entry.expected_dims is not None and x.ndim != entry.expected_dims):
             return x
-        start, stop = partition(x.shape[entry.split_dim]).pieces[transport.rank]
+        start, stop = partition(x.shape[entry.split_dim], key).pieces[transport.rank]
         return x.narrow(entry.split_dim, start, stop - start)
 
     with ExitStack() as undo:
         for name, entries in cuts.items():
             for module in _named(model, name):
-                for hook in _hooks(module, entries, mine, lambda x, dim: _gathered(x, transport, known, dim)):
+                for hook in _hooks(module, entries, joint, mine, lambda x, dim: _gathered(x, transport, known, dim)):
                     undo.callback(hook.remove)
         for layer in layers:
             stock = layer.processor
-            layer.set_processor(AttentionProcessor(stock, transport, lambda: known["plan"], backend))
+            layer.set_processor(_called_like(stock)(stock, transport, plan, backend, joint))
             undo.callback(layer.set_processor, stock)
         yield transport
 
@@ -175,12 +210,18 @@ def _named(model: Any, name: str) -> list[Any]:
     return [model.get_submodule(name)]
 
 
-def _hooks(module: Any, entries: Any, mine: Callable[[Any, Any], Any], gather: Callable[[Tensor, int], Tensor]) -> list:
+def _hooks(
+    module: Any,
+    entries: Any,
+    joint: bool,
+    mine: Callable[[Any, Any, object], Any],
+    gather: Callable[[Tensor, int], Tensor],
+) -> list:
     """Hooks on one module: inputs by name, outputs by number, or (an entry without `split_dim`) the gathering one."""
     if not isinstance(entries, dict):
         dim = entries.gather_dim
         return [module.register_forward_hook(lambda _, __, out: gather(out, dim))]
-    inputs = {key: entry for key, entry in entries.items() if not entry.split_output and key != "encoder_hidden_states"}
+    inputs = {key: entry for key, entry in entries.items() if not entry.split_output and (joint or key != _TEXT)}
     outputs = {key: entry for key, entry in entries.items() if entry.split_output}
     made = []
     if inputs:
@@ -190,9 +231,9 @@ def _hooks(module: Any, entries: Any, mine: Callable[[Any, Any], Any], gather: C
             given = list(args)
             for key, entry in inputs.items():
                 if key in kwargs:
-                    kwargs[key] = mine(kwargs[key], entry)
+                    kwargs[key] = mine(kwargs[key], entry, key)
                 elif key in names and names.index(key) < len(given):
-                    given[names.index(key)] = mine(given[names.index(key)], entry)
+                    given[names.index(key)] = mine(given[names.index(key)], entry, key)
             return tuple(given), kwargs
 
         made.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -200,8 +241,8 @@ def _hooks(module: Any, entries: Any, mine: Callable[[Any, Any], Any], gather: C
 
         def after(_: Any, __: Any, out: Any) -> Any:
             if isinstance(out, Tensor):
-                return mine(out, outputs[0])
-            parts = [mine(part, outputs[place]) if place in outputs else part for place, part in enumerate(out)]
+                return mine(out, outputs[0], 0)
+            parts = [mine(part, outputs[place], place) if place in outputs else part for place, part in enumerate(out)]
             return type(out)(parts)
 
         made.append(module.register_forward_hook(after))
@@ -209,6 +250,4 @@ def _hooks(module: Any, entries: Any, mine: Callable[[Any, Any], Any], gather: C
 
 
 def _parameters(module: Any) -> list[str]:
-    import inspect
-
     return list(inspect.signature(module.forward).parameters)

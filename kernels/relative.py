@@ -6,9 +6,12 @@ columns become keys. A tile of rows and keys needs only the distances that occur
 at a time, and the backward gives e its gradient the same way. Torch's fused kernels would need the bias as a tensor and
 pass no gradient to e without it.
 
-Shapes: B batch, H heads, N tokens, D head size, M longest distance + 1.
+Over ranks it goes by every strategy of `attention`; e is on every rank.
+
+Shapes: B batch, H heads, N tokens, n this rank's, D head size, M longest distance + 1.
 
     out = relative_attention(q, k, v, e, causal=True)  # e: (H, M, D), e[:, M - 1] is distance 0
+    out = relative_attention(q, k, v, e, causal=True, mesh=transport, plan=plan)
 """
 
 import math
@@ -16,6 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from longtake.kernels.engine import accumulator_dtype
+from longtake.kernels.errors import ShapeError
+from longtake.kernels.masks import Causal, Full
+from longtake.kernels.own_tiles import OwnTiles, attend_own
+from longtake.kernels.plan import Plan
+from longtake.kernels.tiles import Runs, positions_of
 from torch import Tensor
 
 
@@ -63,96 +72,105 @@ def relative_attention(
     *,
     causal: bool = True,
     scale: float | None = None,
-    q_start: int = 0,
+    mesh: Any = None,
+    plan: Plan | None = None,
+    strategy: str = "auto",
     tile: int = 128,
 ) -> Tensor:
     """Attention with the relative bias. Returns (B, H, n, Dv) in q's dtype.
 
-    q: (B, H, n, D), the queries q_start, q_start + 1, ... of a sequence; k (B, H, N, D), v (B, H, N, Dv): all its keys.
-    e: (H, M, D), or (1, M, D) for all heads. causal: M distances -(M - 1) ... 0; otherwise M is odd and they are
-    -(M // 2) ... M // 2. Every distance that occurs must be there. scale: of both products, 1/sqrt(D) by default.
-    Memory for logits: tile x N a head. Gradients reach q, k, v and e. When queries are cut over ranks, k and v have to
-    be gathered by the caller, and each rank's gradient of e is its share: add them up as those of any shared parameter.
-    Raises ValueError for shapes that do not fit and for distances that e lacks.
+    q, k: (B, H, n, D), v: (B, H, n, Dv), this rank's rows. e: (H, M, D), or (1, M, D) for all heads, on every rank.
+    causal: M distances -(M - 1) ... 0; otherwise M is odd and they are -(M // 2) ... M // 2. Every distance that occurs
+    must be there. scale: of both products, 1/sqrt(D) by default. mesh, plan, strategy: as for `attention`; the mask is
+    Causal or Full. tile: queries whose logits are in memory together.
+    Gradients reach q, k, v and e; e's is the sum over all ranks, on every rank.
+    Raises ShapeError for shapes that do not fit and for distances that e lacks, PlanMismatch as `attention` does.
     """
-    if q.dim() != 4 or q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
+    if q.dim() != 4 or q.shape[:3] != k.shape[:3] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise ShapeError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
     if e.dim() != 3 or e.shape[0] not in (1, q.shape[1]) or e.shape[2] != q.shape[3]:
-        raise ValueError(f"e must be (H or 1, M, D) = ({q.shape[1]} or 1, M, {q.shape[3]}), given {tuple(e.shape)}")
+        raise ShapeError(f"e must be (H or 1, M, D) = ({q.shape[1]} or 1, M, {q.shape[3]}), given {tuple(e.shape)}")
     if not causal and e.shape[1] % 2 == 0:
-        raise ValueError(
+        raise ShapeError(
             f"without causal, e holds as many distances on both sides of 0: M must be odd, given {e.shape[1]}"
         )
-    last, length = q_start + q.shape[2] - 1, k.shape[2]
-    if tile < 1 or q_start < 0 or (causal and last >= length):
-        raise ValueError(f"queries [{q_start}, {last + 1}) do not fit {length} keys, or tile {tile} is below 1")
-    reach = last if causal else max(last, length - 1 - q_start)
+    if tile < 1:
+        raise ShapeError(f"tile must be at least 1 query, given {tile}")
     held = e.shape[1] - 1 if causal else e.shape[1] // 2
-    if q.shape[2] and reach > held:
-        raise ValueError(f"distances up to {reach} occur, e holds them up to {held}")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    out: Tensor = _Relative.apply(q, k, v, e, causal, scale, q_start, tile)
-    return out
+
+    def enough(total: int) -> None:
+        if total - 1 > held:
+            raise ShapeError(f"distances up to {total - 1} occur, e holds them up to {held}")
+
+    return attend_own(
+        q, k, v, Causal() if causal else Full(), lambda table: _RelativeTiles(table, causal, tile), (e,),
+        scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale, mesh=mesh, plan=plan, strategy=strategy,
+        settings=(*e.shape, tile), check_total=enough,
+    )  # fmt: skip
 
 
-class _Relative(torch.autograd.Function):
-    """Saves the inputs, O and L; the backward makes each tile's weights again."""
+class _RelativeTiles(OwnTiles):
+    """Logits q . k + q . e, runs of keys one after the other: skewed where positions are consecutive, looked up where
+    they are not (striped rows)."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, e: Tensor, causal: bool, scale: float, q_start: int, tile: int
-    ) -> Tensor:
-        accumulate = torch.promote_types(q.dtype, torch.float32)
-        ctx.settings = causal, scale, q_start, tile
-        q_, k_, v_, e_ = (x.to(accumulate) for x in (q, k, v, e))
-        out = q_.new_empty(*q.shape[:3], v.shape[3])
-        lse = q_.new_empty(q.shape[:3])
-        for start in range(0, q.shape[2], tile):
-            rows = slice(start, min(start + tile, q.shape[2]))
-            logits, keys = _logits(q_, k_, e_, rows, *ctx.settings[:3])
-            lse[:, :, rows] = logits.logsumexp(-1)
-            out[:, :, rows] = (logits - lse[:, :, rows, None]).exp() @ v_[:, :, :keys]
-        ctx.save_for_backward(q, k, v, e, out, lse)
-        return out.to(q.dtype)
+    name = "relative"
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, e, out, lse = ctx.saved_tensors
-        causal, scale, q_start, tile = ctx.settings
-        q_, k_, v_, e_, grad = (x.to(out.dtype) for x in (q, k, v, e, grads[0]))
-        delta = (grad * out).sum(-1, keepdim=True)
-        grad_q, grad_k, grad_v, grad_e = (torch.zeros_like(x) for x in (q_, k_, v_, e_))
-        zero = e.shape[1] - 1 if causal else e.shape[1] // 2
-        for start in range(0, q.shape[2], tile):
-            rows = slice(start, min(start + tile, q.shape[2]))
-            logits, keys = _logits(q_, k_, e_, rows, causal, scale, q_start)
-            weights = (logits - lse[:, :, rows, None]).exp()
-            d_logits = weights * (grad[:, :, rows] @ v_[:, :, :keys].mT - delta[:, :, rows]) * scale
-            count, height = rows.stop - rows.start + keys - 1, rows.stop - rows.start
-            d_table = d_logits.new_zeros(*d_logits.shape[:3], count)
-            _shift(d_table, height, keys).copy_(d_logits)
-            first = -(q_start + rows.stop - 1)
-            grad_v[:, :, :keys] += weights.mT @ grad[:, :, rows]
-            grad_k[:, :, :keys] += d_logits.mT @ q_[:, :, rows]
-            grad_q[:, :, rows] = d_logits @ k_[:, :, :keys] + d_table @ _distances(e_, first, count, causal)
-            d_vectors = (d_table.mT @ q_[:, :, rows]).sum(0)
-            if e.shape[0] == 1:
-                d_vectors = d_vectors.sum(0, keepdim=True)
-            low, high = max(first + zero, 0), min(first + zero + count, e.shape[1])
-            grad_e[:, low:high] += d_vectors[:, low - first - zero : high - first - zero]
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_e.to(e.dtype), None, None, None, None
+    def __init__(self, e: Tensor, causal: bool, rows: int) -> None:
+        super().__init__(rows)
+        self.causal = causal
+        self.zero = e.shape[1] - 1 if causal else e.shape[1] // 2
+        self.e = e.detach().to(accumulator_dtype(e.dtype))
+        self.grad = torch.zeros_like(self.e)
+
+    def learned(self) -> list[Tensor]:
+        return [self.grad]
+
+    def _table(self, heads: slice) -> Tensor:
+        return self.e if self.e.shape[0] == 1 else self.e[heads]
+
+    def _numbers(self, q_run: range, k_run: range, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(row of e for each pair, whether e has it)."""
+        numbers = positions_of((k_run,)) - positions_of((q_run,))[:, None] + self.zero
+        inside = (numbers >= 0) & (numbers < self.e.shape[1])
+        return numbers.clamp(0, self.e.shape[1] - 1).to(device), inside.to(device)
+
+    def logits(self, q: Tensor, k: Tensor, q_run: range, k_runs: Runs, heads: slice) -> Tensor:
+        table = self._table(heads).to(q.dtype)
+        biases = []
+        for k_run in k_runs:
+            if _consecutive(q_run, k_run):
+                biases.append(relative_bias_tile(q, table, q_run[0], k_run[0], len(k_run), self.causal))
+            else:
+                numbers, inside = self._numbers(q_run, k_run, q.device)
+                biases.append((q @ table.mT).gather(-1, numbers.expand(*q.shape[:2], -1, -1)) * inside)
+        return q @ k.mT + torch.cat(biases, -1)
+
+    def logit_grads(
+        self, grad: Tensor, q: Tensor, k: Tensor, q_run: range, k_runs: Runs, heads: slice
+    ) -> tuple[Tensor, Tensor]:
+        table = self._table(heads).to(q.dtype)
+        d_q = grad @ k
+        for k_run, part in zip(k_runs, grad.split([len(run) for run in k_runs], -1), strict=True):
+            if _consecutive(q_run, k_run):
+                count, first = len(q_run) + len(k_run) - 1, k_run[0] - q_run[-1]
+                d_table = part.new_zeros(*part.shape[:3], count)
+                _shift(d_table, len(q_run), len(k_run)).copy_(part)
+                d_q = d_q + d_table @ _distances(table, first, count, self.causal)
+                low, high = max(first + self.zero, 0), min(first + self.zero + count, table.shape[1])
+                d_table = d_table[..., low - first - self.zero : high - first - self.zero]
+            else:
+                numbers, inside = self._numbers(q_run, k_run, q.device)
+                d_table = part.new_zeros(*part.shape[:3], table.shape[1])
+                d_table.scatter_add_(-1, numbers.expand_as(part), part * inside)
+                d_q = d_q + d_table @ table
+                low, high = 0, table.shape[1]
+            d_vectors = (d_table.mT @ q).sum(0)
+            if self.e.shape[0] == 1:
+                self.grad[:, low:high] += d_vectors.sum(0, keepdim=True)
+            else:
+                self.grad[heads, low:high] += d_vectors
+        return d_q, grad.mT @ q
 
 
-def _logits(
-    q: Tensor, k: Tensor, e: Tensor, rows: slice, causal: bool, scale: float, q_start: int
-) -> tuple[Tensor, int]:
-    """Logits of some rows over the keys that they may see, and how many keys that are."""
-    keys = min(q_start + rows.stop, k.shape[2]) if causal else k.shape[2]
-    part, first = q[:, :, rows], q_start + rows.start
-    height = rows.stop - rows.start
-    table = _distances(e, -(first + height - 1), height + keys - 1, causal)
-    logits = (part @ k[:, :, :keys].mT + _shift(part @ table.mT, height, keys)) * scale
-    if causal:
-        later = torch.arange(keys, device=q.device) > torch.arange(first, first + height, device=q.device)[:, None]
-        logits = logits.masked_fill(later, -math.inf)
-    return logits, keys
+def _consecutive(q_run: range, k_run: range) -> bool:
+    return (q_run.step == 1 or len(q_run) == 1) and (k_run.step == 1 or len(k_run) == 1)

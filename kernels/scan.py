@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from longtake.kernels.agreement import agree
 from longtake.kernels.partition import Partition
 from longtake.kernels.transport import DryTransport, Transport
 from torch import Tensor
@@ -74,6 +75,8 @@ def prefix_scan(
     transport = alone() if transport is None else transport
     if [tensor.shape for tensor in summary] != [tensor.shape for tensor in identity]:
         raise ValueError("identity must have the shapes of the summary")
+    told = {f"size {d} of tensor {n}": size for n, x in enumerate(summary) for d, size in enumerate(x.shape)}
+    agree(transport, {"tensors": len(summary), **told}, summary[0].device)
     outputs = _PrefixScan.apply(combine, identity, transport, reverse, *summary)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -161,6 +164,8 @@ def diagonal_scan(
         raise ValueError(
             f"rank {transport.rank} of {transport.world} holds {u.shape[dim]} steps, the partition says {partition}"
         )
+    told = {f"size {n}": size for n, size in enumerate(u.shape) if n != dim}
+    agree(transport, {"dims": u.dim(), "dim": dim, "steady": int(steady), **told}, u.device)
     if steady:
         partition = Partition.from_sizes([u.shape[dim]]) if partition is None else partition
     steps = a[None] if steady else a.movedim(dim, 0)

@@ -312,3 +312,31 @@ def test_checkpointing_repeats_the_call() -> None:
     again = checkpoint(lambda a, b, c: attention(a, b, c, mask=Causal()), q, k, v, use_reentrant=False)
     for a, b in zip(plain, torch.autograd.grad(again.square().sum(), (q, k, v)), strict=True):
         assert torch.equal(a, b)
+
+
+def rank_compiled(rank: int, world: int) -> float:
+    """A compiled block with a mesh inside: graphs around the call, the call as it is."""
+    transport = Transport()
+    plan = make_plan(24, Causal(), world=world, strategy="ring")
+    whole = tensors()
+    weight = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5), requires_grad=True)
+
+    def block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: Any, plan: Any) -> torch.Tensor:
+        return attention(q @ weight, k, v, mask=Causal(), mesh=mesh, plan=plan).sin()
+
+    local = [plan.queries.shard(x, rank) for x in whole]
+    out = torch.compile(block, backend="aot_eager")(*local, transport, plan)
+    out.sum().backward()
+    assert weight.grad is not None
+    found = weight.grad.clone()
+    torch.distributed.all_reduce(found)
+    weight.grad = None
+    alone = block(*whole, None, None)
+    alone.sum().backward()
+    errors = [(out - plan.queries.shard(alone, rank)).abs().max(), (found - weight.grad).abs().max()]
+    return float(max(errors))
+
+
+@pytest.mark.distributed
+def test_a_mesh_inside_torch_compile_breaks_the_graph_and_stays_exact() -> None:
+    assert max(run_ranks(rank_compiled, 3, timeout=120)) <= 1e-12

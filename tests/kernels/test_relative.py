@@ -4,8 +4,22 @@ import math
 
 import pytest
 import torch
+from longtake.kernels import (
+    CapabilityError,
+    Causal,
+    Full,
+    Lambda,
+    PlanMismatch,
+    Transport,
+    attention,
+    diagonal_scan,
+    linear_attention,
+    make_plan,
+    prefix_scan,
+)
 from longtake.kernels.lambda_rotary import lambda_attention, lambda_attention_reference, rotary
 from longtake.kernels.relative import relative_attention, relative_bias_tile, skew
+from ranks import run_ranks
 
 
 def made(shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -54,18 +68,6 @@ def test_relative_attention_is_exact_forward_and_backward(causal: bool, length: 
                 assert relmax(grad, reference) <= bound
 
 
-def test_relative_queries_of_several_ranks_add_up() -> None:
-    inputs = [x.requires_grad_() for x in (*(made((1, 2, 23, 8), seed) for seed in (1, 2, 3)), made((2, 23, 8), 4))]
-    cotangent = made((1, 2, 23, 8), 5)
-    expected = torch.autograd.grad(dense(*inputs, True), inputs, cotangent)
-    total = [torch.zeros_like(x) for x in inputs]
-    for start, stop in ((0, 9), (9, 9), (9, 23)):
-        part = relative_attention(inputs[0][:, :, start:stop], *inputs[1:], q_start=start, tile=4)
-        for sum_, grad in zip(total, torch.autograd.grad(part, inputs, cotangent[:, :, start:stop]), strict=True):
-            sum_ += grad
-    assert all(relmax(ours, reference) <= 1e-12 for ours, reference in zip(total, expected, strict=True))
-
-
 @pytest.mark.parametrize(
     ("n_global", "n_local", "limit"), [(3, 8, None), (10, 8, 12), (0, 5, None), (4, 64, 70), (4, 8, 7)]
 )
@@ -101,9 +103,93 @@ def test_mistakes_raise() -> None:
         relative_attention(x, x, x, torch.zeros(2, 18, 8), causal=False)
     with pytest.raises(ValueError, match="e must be"):
         relative_attention(x, x, x, torch.zeros(3, 9, 8))
-    with pytest.raises(ValueError, match="do not fit 9 keys"):
-        relative_attention(x, x, x, e, q_start=3)
-    with pytest.raises(ValueError, match="max_distance >= n_local - 1"):
+    with pytest.raises(ValueError, match="max_distance must be >= local - 1"):
         lambda_attention(x, x, x, n_local=8, max_distance=5)
     with pytest.raises(ValueError, match="even head size"):
         lambda_attention(x[..., :7], x[..., :7], x)
+
+
+PLANS = [("ring", "contiguous"), ("ring", "striped"), ("ring", "zigzag"), ("ulysses", "contiguous"),
+         ("allgather_kv", "zigzag"), ("halo", "contiguous")]  # fmt: skip
+
+
+def rank_operators(rank: int, world: int) -> dict[str, float]:
+    """Relative and lambda attention over ranks against one process: outputs and gradients, errors by case."""
+    length, transport, errors = 37, Transport(), {}
+    q, k, v = made((2, 4, length, 8), 1), made((2, 4, length, 8), 2), made((2, 4, length, 6), 3)
+    few_k, few_v, cotangent = made((2, 2, length, 8), 6), made((2, 2, length, 6), 7), made((2, 4, length, 6), 5)
+
+    def compare(name: str, plan, tensors, call) -> None:
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        alone = call(*leaves)
+        wanted = torch.autograd.grad(alone, leaves, cotangent)
+        local = [plan.queries.shard(x, rank) if x.dim() == 4 else x for x in tensors]
+        leaves = [x.clone().requires_grad_() for x in local]
+        out = call(*leaves, mesh=transport, plan=plan)
+        found = torch.autograd.grad(out, leaves, plan.queries.shard(cotangent, rank))
+        pairs = [(out, plan.queries.shard(alone, rank))]
+        pairs += [(g, plan.queries.shard(w, rank) if w.dim() == 4 else w) for g, w in zip(found, wanted, strict=True)]
+        errors[name] = max(float((ours - ref).detach().abs().max()) for ours, ref in pairs)
+
+    for strategy, layout in PLANS:
+        for causal in (True, False):
+            e = made((4 if causal else 1, length if causal else 2 * length - 1, 8), 4)
+            plan = make_plan(
+                length, Causal() if causal else Full(), world=world, layout=layout, strategy=strategy, heads=4
+            )  # fmt: skip
+            compare(
+                f"relative {strategy} {layout} {causal}", plan, (q, k, v, e),
+                lambda *x, causal=causal, **more: relative_attention(*x, causal=causal, tile=8, **more),
+            )  # fmt: skip
+        mask = Lambda(3, 9, 12)
+        plan = make_plan(length, mask, world=world, layout=layout, strategy=strategy, heads=4, kv_heads=2)
+        compare(
+            f"lambda {strategy} {layout}", plan, (q, few_k, few_v),
+            lambda *x, mask=mask, **more: lambda_attention(*x, mask=mask, theta=50.0, tile=8, **more),
+        )  # fmt: skip
+    contiguous = make_plan(length, Causal(), world=world).queries
+    shard = [contiguous.shard(x, rank) for x in (q, k, v)]
+    e = made((4, length, 8), 4)
+    out = relative_attention(*shard, e, mesh=transport)  # lengths are told
+    errors["no plan"] = float((out - contiguous.shard(relative_attention(q, k, v, e), rank)).abs().max())
+    return errors
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_relative_and_lambda_attention_are_the_same_on_any_number_of_ranks(world: int) -> None:
+    for errors in run_ranks(rank_operators, world):
+        assert max(errors.values()) <= 1e-12, errors
+
+
+def rank_disagree(rank: int, world: int) -> list[str]:
+    """Ranks that come with different numbers: everybody hears it."""
+    said = []
+    x = made((2, 2, 5, 8 if rank else 6), 1)
+    transport = Transport()
+    for call in (
+        lambda: relative_attention(x, x, x, made((1, 99, x.shape[3]), 2), mesh=transport),
+        lambda: linear_attention(x, x, x, transport=transport),
+        lambda: diagonal_scan(x[..., 0:1, :], x, dim=1, transport=transport),
+        lambda: prefix_scan((x,), lambda a, b: (a[0] + b[0],), identity=(torch.zeros_like(x),), transport=transport),
+    ):
+        try:
+            call()
+            said.append("nothing")
+        except PlanMismatch as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.distributed
+def test_e1_operators_compare_shapes_before_they_send() -> None:
+    for rank, said in enumerate(run_ranks(rank_disagree, 3)):
+        assert all(f"rank {rank}: " in line and "differs between ranks" in line for line in said), said
+
+
+def test_a_ceiling_on_rotary_distances_is_refused_where_it_would_be_ignored() -> None:
+    x = made((1, 2, 9, 8), 1)
+    with pytest.raises(CapabilityError, match="lambda_attention"):
+        attention(x, x, x, mask=Lambda(1, 3, 5))
+    with pytest.raises(ValueError, match="local - 1"):
+        Lambda(1, 8, 3)
