@@ -98,6 +98,8 @@ _PUBLIC = {
     "relative_attention": "relative",
     "relative_bias_tile": "relative",
     "lambda_attention": "lambda_rotary",
+    "linear_attention_triton": "triton_linear",
+    "merge_triton": "triton_merge",
     "joint_attention": "joint",
     "shard_transformer": "processor",
     "AttentionProcessor": "processor",

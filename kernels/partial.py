@@ -217,7 +217,7 @@ def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tenso
     """Two parts over disjoint key sets as one. O (B, H, Lq, D) in any dtype, L (B, H, Lq); both returned in L's dtype
     (float32 or float64).
 
-    The maximum is taken out before the exponentials, and replaced by 0 where both L are -inf, so no NaN arises.
+    Where both L are -inf no NaN arises: O1 stays, which is 0 there.
     """
     lse, share = merge_shares(l1, l2)
     return torch.lerp(o1.to(l1.dtype), o2.to(l1.dtype), share[..., None]), lse
@@ -225,8 +225,5 @@ def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tenso
 
 def merge_shares(l1: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
     """(L, share) of a merge: the outputs become O1 + share (O2 - O1); share is 0 where both L are -inf."""
-    top = torch.maximum(l1, l2)
-    top = top.masked_fill(top == -math.inf, 0)
-    w1, w2 = (l1 - top).exp(), (l2 - top).exp()
-    weight = w1 + w2
-    return top + weight.log(), w2 / weight.masked_fill(weight == 0, 1)
+    lse = torch.logaddexp(l1, l2)
+    return lse, (l2 - lse).exp_().masked_fill_(lse == -math.inf, 0)

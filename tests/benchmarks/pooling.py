@@ -27,6 +27,26 @@ def unfolded(x: Tensor, logits: Tensor, windows: Windows, temperature: float = 0
     return torch.einsum("bthwck,bthwk->bthwc", x.flatten(5), weights)
 
 
+def prefill_seconds(tokens: int) -> float | None:
+    """Time that a tiny language model (2 layers, width 128, random weights: only its speed is looked at) takes to read
+    so many tokens; None without transformers."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        return None
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=1 << 15,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    embeds = torch.randn(1, tokens, 128)
+    with torch.inference_mode():
+        model(inputs_embeds=embeds[:, :64], logits_to_keep=1)
+        begun = time.perf_counter()
+        model(inputs_embeds=embeds, logits_to_keep=1)
+        return time.perf_counter() - begun
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=32)
@@ -34,6 +54,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=32, help="of the language model")
+    parser.add_argument("--prefill", action="store_true", help="also time a tiny language model on both token counts")
     options = parser.parse_args()
     size = (options.frames, options.side, options.side)
     generator = torch.Generator().manual_seed(0)
@@ -59,6 +80,14 @@ def main() -> None:
     ours_s, theirs_s = (statistics.median(column) for column in zip(*times, strict=True))
     print(f"ours {ours_s:.3f} s, unfolded {theirs_s:.3f} s")
     print(f"unfolded / ours {statistics.median(b / a for a, b in times):.1f}, largest difference {difference:.1e}")
+    if options.prefill:
+        seconds = [prefill_seconds(count) for count in (before, windows.tokens)]
+        if seconds[0] is None or seconds[1] is None:
+            print("prefill: transformers is not installed")
+        else:
+            times_faster = seconds[0] / seconds[1]
+            told = f"{seconds[0]:.2f} s and {seconds[1]:.3f} s, {times_faster:.0f} times"
+            print(f"prefill of a tiny language model: {told}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
     python tests/benchmarks/strategies.py --world 2 --length 4096 --rounds 7
 
 Every row runs in the same loop on the same ranks, one thread each, float32, wall-clock time with a barrier before each
-call. Ratios are medians of per-round ratios, the least ratio beside them. The floor is each rank's own torch attention
-of its queries over all keys, with no communication. Peers that are not installed are reported as absent.
+call. Ratios are medians of per-round ratios, the least ratio beside them, then the lines D1 to D9 of the specification.
+The floor is each rank's own torch attention of its queries over all keys, with no communication. Peers that are not
+installed are reported as absent; they come with `pip install --no-deps ring-attention-pytorch yunchang` and their own
+imports (einops, beartype, jaxtyping, einx).
 """
 
 import argparse
@@ -22,10 +24,22 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from longtake.kernels import Causal, DualScope, Transport, attention, make_plan
+from kernels.live_bytes import peak_bytes
+from longtake.kernels import (
+    And,
+    Causal,
+    Documents,
+    DualScope,
+    Lambda,
+    SlidingWindow,
+    Transport,
+    attention,
+    make_plan,
+)
 from ranks import run_ranks
 
 Row = Callable[[], Any]
+OURS = ("ours ring", "ours ulysses", "ours allgather_kv")
 
 
 def peers(rank: int, world: int, local: list[torch.Tensor]) -> tuple[dict[str, Row], dict[str, str]]:
@@ -65,12 +79,40 @@ def peers(rank: int, world: int, local: list[torch.Tensor]) -> tuple[dict[str, R
         rows["diffusers Ulysses"] = diffusers_ulysses
     except (ImportError, AttributeError, TypeError) as error:
         absent["diffusers Ulysses"] = str(error)
-    for name in ("ring_attention_pytorch", "yunchang"):
-        try:
-            __import__(name)
-            absent[name] = "installed, but this table has no row for it"
-        except ImportError:
-            absent[name] = "not installed"
+    swapped = [x.transpose(1, 2).contiguous() for x in local]
+    try:
+        from ring_attention_pytorch.ring_flash_attention import ring_flash_attn
+
+        def lucidrains() -> Any:
+            with torch.no_grad():
+                return ring_flash_attn(*swapped, None, False, 1024, True, False, None, world).transpose(1, 2)
+
+        rows["ring-attention-pytorch"] = lucidrains
+    except ImportError as error:
+        absent["ring-attention-pytorch"] = str(error)
+    try:
+        import yunchang.kernels.attention as yunchang_ops
+        from yunchang.ring import ring_pytorch_attn_func
+
+        def cpu_op(q: Any, k: Any, v: Any, dropout_p: float = 0.0, is_causal: bool = False, **rest: Any) -> Any:
+            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, dropout_p, is_causal, scale=rest.get("scale")
+            )
+            return found[0], found[1]
+
+        def patched(q: Any, k: Any, v: Any, *args: Any, **rest: Any) -> Any:
+            return cpu_op(q, k, v, scale=rest.get("scale"))
+
+        yunchang_ops._scaled_dot_product_flash_attention = patched
+
+        def yunchang_ring() -> Any:
+            with torch.no_grad():
+                found = ring_pytorch_attn_func(*swapped, group=dist.group.WORLD)
+                return (found[0] if isinstance(found, tuple) else found).transpose(1, 2)
+
+        rows["yunchang ring (CPU op put in)"] = yunchang_ring
+    except (ImportError, AttributeError) as error:
+        absent["yunchang"] = str(error)
     return rows, absent
 
 
@@ -101,6 +143,15 @@ def rank_rounds(rank: int, world: int, length: int, rounds: int) -> dict[str, An
     rows: dict[str, Row] = {"floor": lambda: F.scaled_dot_product_attention(mine[0], whole[1], whole[2])}
     rows |= {name: call(plan) for name, plan in plans.items()}
     rows["ours ring, forward and backward"] = call(plans["ours ring"], grad=True)
+    documents = Documents(tuple(range(0, length + 1, length // 8)))
+    sparse = {
+        "ours ring, sliding window 256": ("ring", SlidingWindow(256, 256)),
+        "ours ring zigzag, causal documents": ("ring", And(Causal(), documents)),
+        "ours halo, Lambda 64 + 512": ("halo", Lambda(64, 512)),
+    }
+    for name, (strategy, mask) in sparse.items():
+        layout = "zigzag" if "zigzag" in name else "contiguous"
+        rows[name] = call(make_plan(length, mask, world=world, strategy=strategy, layout=layout))
     others, absent = peers(rank, world, mine)
     expected = rows["floor"]()
     checks = {}
@@ -121,7 +172,36 @@ def rank_rounds(rank: int, world: int, length: int, rounds: int) -> dict[str, An
             row()
             dist.barrier()
             times[name].append(time.perf_counter() - begun)
-    return {"times": times, "absent": absent, "checks": checks}
+    return {
+        "times": times, "absent": absent, "checks": checks, "overhead": overhead(plans["ours ring"], mine, transport),
+        "memory": {name: memory(plans[name], whole, rank, transport) for name in list(plans)[:3:2]},
+    }  # fmt: skip
+
+
+def overhead(plan: Any, local: list[torch.Tensor], transport: Any) -> float:
+    """Seconds that one call spends on checks, the cached plan and the cached comparison (D7)."""
+    from longtake.kernels.api import _prepare
+
+    arguments = (*local, None, transport, None, "auto", plan, "auto", None, 0.0, 0.0, False)
+    _prepare(*arguments)
+    begun = time.perf_counter()
+    for _ in range(100):
+        ready = _prepare(*arguments)
+        ready.plan.scheme(transport.rank, 8, 8, ready.whole)
+    return (time.perf_counter() - begun) / 100
+
+
+def memory(plan: Any, whole: list[torch.Tensor], rank: int, transport: Any) -> tuple[float, float]:
+    """Peak of the tensors made by one forward call, in bytes, and what D9 allows: two shards of K and V and the
+    accumulators for the ring, all of K and V beside them for all-gather-KV. Accumulators are O and L in float32, those
+    of the part that is being merged, and two rows of shares."""
+    local = [plan.queries.shard(x, rank) for x in whole]
+    peak = peak_bytes(lambda: attention(*local, mesh=transport, plan=plan))
+    shard = sum(x.nbytes for x in local[1:])
+    row = local[0].nbytes // local[0].shape[-1]
+    accumulators = 2 * local[0].nbytes + 4 * row
+    keys = 2 * shard if plan.strategy == "ring" else sum(x.nbytes for x in whole[1:])
+    return peak, keys + accumulators
 
 
 def alone(length: int, rounds: int) -> list[tuple[str, float, float]]:
@@ -158,6 +238,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--alone", type=int, default=8192, help="length of the dual-scope comparison; 0 leaves it out")
     args = parser.parse_args()
+    if args.length % args.world:
+        parser.error(f"--length {args.length} over {args.world} ranks: the peers need equal shards (ours do not)")
     torch.set_num_threads(1)
     reports = run_ranks(rank_rounds, args.world, args.length, args.rounds, timeout=600)
     print(f"P={args.world} N={args.length} H=8 D=64 float32, torch {torch.__version__}, load {os.getloadavg()[0]:.2f}")
@@ -170,9 +252,28 @@ def main() -> None:
         print(f"{name:<40} {statistics.median(seconds) * 1e3:>8.1f} {ratio:>8.2f} {least:>6.2f} {told}")
     for name, why in reports[0]["absent"].items():
         print(f"{name:<40} absent: {why}")
+
+    def ratio(a: str, b: str) -> str:
+        if a not in times or b not in times:
+            return "not measured"
+        return "{:.2f} (least {:.2f})".format(*summary([x / y for x, y in zip(times[a], times[b], strict=True)]))
+
+    best = min(OURS, key=lambda name: statistics.median(times[name]))
+    both, ring = times["ours ring, forward and backward"], times["ours ring"]
+    backward = summary([(x - y) / y for x, y in zip(both, ring, strict=True)])
+    print(f"D1 ring, ulysses, allgather_kv / floor <= 1.25: {', '.join(ratio(name, 'floor') for name in OURS)}")
+    print(f"D2 {best} / torch templated ring <= 1.10: {ratio(best, 'torch templated ring (CPU op put in)')}")
+    print(f"D3 ours ulysses / diffusers Ulysses <= 1.10: {ratio('ours ulysses', 'diffusers Ulysses')}")
+    print(f"D4 ring-attention-pytorch / ours ring >= 1.8: {ratio('ring-attention-pytorch', 'ours ring')}")
+    print(f"   yunchang ring / ours ring: {ratio('yunchang ring (CPU op put in)', 'ours ring')}")
+    print(f"D6 zigzag causal / full ring <= 0.75: {ratio('ours ring zigzag causal', 'ours ring')}")
+    print(f"D7 checks and cached plan / ring call <= 0.02: {reports[0]['overhead'] / statistics.median(ring):.4f}")
+    print(f"D8 backward / forward <= 3.5: {backward[0]:.2f} (least {backward[1]:.2f})")
+    for name, (peak, allowed) in reports[0]["memory"].items():
+        print(f"D9 {name}: peak {peak / 1e6:.1f} MB, allowed {allowed / 1e6:.1f} MB, {peak / allowed:.2f}")
     if args.alone:
         for name, ratio, least in alone(args.alone, max(args.rounds // 2, 1)):
-            print(f"one process, N={args.alone}, H=4: ours / {name:<21} {ratio:.3f} (least {least:.3f})")
+            print(f"D5 one process, N={args.alone}, H=4: ours / {name:<21} {ratio:.3f} (least {least:.3f})")
 
 
 if __name__ == "__main__":

@@ -124,23 +124,28 @@ def test_a5_the_table_names_every_strategy_and_the_refusals_are_real() -> None:
 STRATEGIES = [("ring", "contiguous"), ("ring", "zigzag"), ("ulysses", "contiguous"), ("allgather_kv", "contiguous")]
 
 
-def shape_cases(dtype: torch.dtype) -> list[dict[str, Any]]:
+def shape_cases(world: int) -> list[dict[str, Any]]:
+    """Every length, heads and head size under every strategy in both dtypes; masks take turns."""
     cases = []
-    for number, n in enumerate((192, 203, 7, 65)):
-        for index, (heads, kv_heads) in enumerate(((6, 6), (6, 2), (5, 1))):
-            strategy, layout = STRATEGIES[(number + index) % len(STRATEGIES)]
-            for mask in (Full(), Causal()):
-                cases.append({
-                    "mask": mask, "n": n, "heads": heads, "kv_heads": kv_heads, "dim": (32, 40, 80)[index],
-                    "strategy": strategy, "layout": layout, "dtype": dtype, "block": 128,
-                })  # fmt: skip
+    for dtype in (torch.float64, torch.float32):
+        for n in (192, 203, 7, 65):
+            for heads, kv_heads in ((6, 6), (6, 2), (5, 1)):
+                for dim in (32, 40, 80):
+                    for strategy, layout in TABLE:
+                        if (strategy == "none") != (world == 1 and (strategy, layout) == ("none", "contiguous")):
+                            continue
+                        cases.append({
+                            "mask": (Full(), Causal())[len(cases) % 2], "n": n, "heads": heads, "kv_heads": kv_heads,
+                            "dim": dim, "strategy": strategy, "layout": layout, "dtype": dtype, "block": 128,
+                            "degree": 2 if strategy == "usp" and world % 2 == 0 else None,
+                        })  # fmt: skip
     return cases
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_a1_a2_lengths_heads_and_sizes(world: int) -> None:
-    check(world, shape_cases(torch.float64)[::2] + shape_cases(torch.float32)[1::2])
+    check(world, shape_cases(world))
 
 
 def rank_half(rank: int, world: int, cases: list[dict[str, Any]]) -> list[tuple[dict[str, float], dict[str, float]]]:
