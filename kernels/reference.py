@@ -52,6 +52,6 @@ def attention_reference(
         v = torch.cat([v, v.new_zeros(*v.shape[:2], 1, v.shape[3])], dim=2)
     if logits.shape[-1] == 0:
         return q.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], -math.inf)
-    lse = logits.logsumexp(-1)
-    safe = lse.masked_fill(lse == -math.inf, 0)
-    return (logits - safe[..., None]).exp() @ v, lse
+    blind = (logits == -math.inf).all(-1)
+    lse = logits.masked_fill(blind[..., None], 0).logsumexp(-1)  # finite, so that autograd gives blind rows 0, not NaN
+    return (logits - lse[..., None]).exp() @ v, lse.masked_fill(blind, -math.inf)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kernels.live_bytes import peak_bytes
+from live_bytes import peak_bytes
 from longtake.kernels import (
     And,
     Causal,

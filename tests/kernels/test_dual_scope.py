@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_bytes import peak_bytes
 from longtake.kernels import DualScope, Edge, Overlap, attention_reference, dual_scope_attention
 from torch import Tensor
 
@@ -22,7 +23,6 @@ def load(path: Path) -> ModuleType:
 
 
 HERE = Path(__file__).parent
-peak_bytes = load(HERE / "live_bytes.py").peak_bytes
 benchmark = load(HERE.parent / "benchmarks" / "attention.py")
 
 

@@ -26,11 +26,10 @@ from longtake.kernels import (
     TileKind,
     attention,
     attention_reference,
-    backends,
     explain,
     make_plan,
 )
-from longtake.kernels.backends import ByKind, Capabilities, Registry, Request, choose_backend
+from longtake.kernels.backends import ByKind, Capabilities, Registry, Request, backends, choose_backend
 from longtake.kernels.cuda_backends import TorchCudnn, TorchEfficient, TorchFlash, aligned_bias, cuda_devices
 from longtake.kernels.flash_attn_backends import FlashPackage
 from longtake.kernels.flex_backend import mask_rule, part_gradients, unsuited
