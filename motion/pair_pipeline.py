@@ -46,6 +46,20 @@ def load_block(pipe: LongMotionPipeline, name: str | Path = DEFAULT_BLOCK) -> Co
     return model.to(pipe.model.device, pipe.model.dtype).eval()
 
 
+def _kept_block(pipe: LongMotionPipeline, name: str | Path) -> ComMDM:
+    """`load_block`, read from disk once for each pipeline, name and date of the file."""
+    from longtake.weights import resolve
+
+    folder = resolve(str(name), kind="two-person block", priors_package="longtake.motion")
+    weights = folder / WEIGHTS
+    key = (str(folder), weights.stat().st_mtime_ns if weights.exists() else 0)
+    blocks = pipe.__dict__.setdefault("_pair_blocks", {})
+    if key not in blocks:
+        blocks[key] = load_block(pipe, name)
+    kept: ComMDM = blocks[key].to(pipe.model.device, pipe.model.dtype)
+    return kept
+
+
 @torch.no_grad()
 def generate_pair(
     pipe: LongMotionPipeline,
@@ -66,7 +80,7 @@ def generate_pair(
     started = time.monotonic()
     if settings.get("control") is not None or settings.get("hooks"):
         raise UserError("two people know no control and no hooks")
-    model = block if isinstance(block, ComMDM) else load_block(pipe, block)
+    model = block if isinstance(block, ComMDM) else _kept_block(pipe, block)
     run, prompts = pipe.prepare(prompt, frames, seed=seed, item=item, **settings)
     plan, net = run.plan, run.denoise
     denoise = PairDenoiser(model, net.text, net.scale, plan.lengths)  # type: ignore[attr-defined]

@@ -171,7 +171,7 @@ def run_pairs(args: argparse.Namespace) -> int:
     quiet_libraries()
     pipe = LongMotionPipeline.from_prior(args.prior)
     settings = Settings(
-        args.steps or 4000, 5e-4, ema=0.998, checkpoint_every=250, minutes=args.minutes, precision=args.precision
+        args.steps or 1500, 5e-4, ema=0.998, checkpoint_every=250, minutes=args.minutes, precision=args.precision
     )
     model = train_block(pipe, args.data, args.out, settings, seed=args.seed)
     print(f"block written to {export(model, args.prior, args.out / 'pair')}")

@@ -209,7 +209,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/train-motion"), help="checkpoints, record, the prior")
     parser.add_argument("--pairs", action="store_true", help="train the two-person block on a frozen prior instead")
     parser.add_argument("--prior", default="bandai-small", help="with --pairs: the prior to freeze (bandai-small)")
-    parser.add_argument("--steps", type=int, default=None, help="default 4500, with --pairs 4000")
+    parser.add_argument("--steps", type=int, default=None, help="default 4500, with --pairs 1500")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so long (0: never); a rerun resumes")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)

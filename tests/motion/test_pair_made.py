@@ -179,6 +179,19 @@ def test_a_batch_job_may_have_two_people(tmp_path) -> None:
         assert arrays["second"].shape == (40, 22, 3)
 
 
+def test_the_block_is_read_from_disk_once_for_a_pipeline(pipe, monkeypatch) -> None:
+    from longtake.motion import pair_pipeline
+
+    read = []
+    load = pair_pipeline.load_block
+    monkeypatch.setattr(pair_pipeline, "load_block", lambda *given: read.append(given) or load(*given))
+    monkeypatch.setattr(pipe, "_pair_blocks", {}, raising=False)
+    outs = [
+        pipe.pair("two people walk side by side", 60, seed=1, num_inference_steps=2).joints for _ in range(2)
+    ]  # fmt: skip
+    assert len(read) == 1 and (outs[0] == outs[1]).all()
+
+
 def test_canon_tokens_of_made_pairs_decode_to_their_place() -> None:
     batch = pairs().batch(40, 6, np.random.default_rng(2))
     turn, place = decode_canon(batch.canon)
