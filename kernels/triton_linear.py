@@ -43,8 +43,7 @@ def linear_attention_triton(
     tokens before mine left. Full: the sum of k v^T over all other tokens.
     chunk: tokens a chunk, one of CHUNKS.
     O: (B, H, n, Dv) in q's dtype. leaving: (B, H, Dk, Dv) float32, decayed to my last token. Sums are float32.
-    Gradients reach q, k, v, decay and entering, from O and from leaving. That of a decay (H,) is a sum over all tokens
-    of differences that cancel: in float32 right to about 3e-5 of its largest value, the others to 1e-5.
+    Gradients reach q, k, v, decay and entering, from O and from leaving.
     Raises ValueError for shapes, dtypes, devices and chunks that do not fit, and for a decay without causal.
     """
     if q.dim() != 4 or q.shape != k.shape or q.shape[:3] != v.shape[:3] or v.dim() != 4:
@@ -164,7 +163,21 @@ class _LinearTriton(torch.autograd.Function):
         exits, first = chunks.exits(arriving, grad)
         grad_q, grad_k, grad_v = chunks.gradients(grad, states, exits)
         grad_decay = None
-        if log_decay is not None and ctx.needs_input_grad[3]:  # as in linear.py: db = q dq - k dk, summed from behind
-            steps = (q * grad_q - k * grad_k).sum(-1, keepdim=True)
-            grad_decay = steps.flip(2).cumsum(2).flip(2) + (leaving * arriving).sum((-2, -1))[..., None, None]
+        if log_decay is not None and ctx.needs_input_grad[3]:
+            grad_decay = _decay_gradient((q * grad_q - k * grad_k).sum(-1), states, leaving, exits, ctx.settings[0])
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_decay, first, None, None
+
+
+def _decay_gradient(steps: Tensor, states: Tensor, leaving: Tensor, exits: Tensor, size: int) -> Tensor:
+    """(B, H, n, 1): the gradient of the log decay of each token.
+
+    steps: q . dq - k . dk of each token (B, H, n). Summed from behind to the end they give the gradient, but over a
+    long sequence they nearly cancel. Beyond the end of a chunk they add up to <S, dS> of the state that leaves it,
+    which is at hand; so they are summed inside each chunk only. states, exits: (B H, m, Dk, Dv); leaving: (B, H, Dk, Dv).
+    """
+    left = torch.cat([states[:, 1:], leaving.flatten(0, 1)[:, None]], dim=1)
+    beyond = (left * exits).sum((-2, -1)).unflatten(0, steps.shape[:2])  # (B, H, m)
+    tokens = steps.shape[2]
+    inside = torch.nn.functional.pad(steps, (0, -tokens % size)).unflatten(2, (-1, size))
+    inside = inside.flip(3).cumsum(3).flip(3) + beyond[..., None]
+    return inside.flatten(2)[:, :, :tokens, None]

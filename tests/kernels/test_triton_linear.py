@@ -99,7 +99,7 @@ def check(found: dict[str, dict[str, float]]) -> None:
         label = name.split()[-1]
         bound, grad_bound = BOUNDS[label]
         for key, error in errors.items():
-            if (key, label) == ("d_decay", "fp32"):
+            if key == "d_decay" and label == "fp32" and name.startswith("head"):
                 continue  # below
             allowed = 2e-6 if key == "merge" else grad_bound if key.startswith("d_") else bound
             assert error <= allowed, (name, key, error)
@@ -118,12 +118,12 @@ def test_f_linear_attention_and_merge_in_the_interpreter_equal_the_reference(
 
 
 @needs_triton
-def test_the_gradient_of_a_decay_is_right_to_5e5(interpreted: dict[str, dict[str, float]]) -> None:
-    assert max(errors.get("d_decay", 0) for errors in interpreted.values()) <= 5e-5
+def test_the_gradient_of_a_decay_of_one_number_a_head_is_right_to_2e5(interpreted: dict[str, dict[str, float]]) -> None:
+    assert max(errors.get("d_decay", 0) for name, errors in interpreted.items() if name.endswith("fp32")) <= 2e-5
 
 
 @needs_triton
-@pytest.mark.xfail(strict=True, reason="q dq - k dk cancels: about 3e-5 for a decay of one number a head")
+@pytest.mark.xfail(strict=True, reason="a sum over all tokens of gradients of both signs: 1.8e-5 for one number a head")
 def test_f_the_gradient_of_a_decay_is_right_to_1e5(interpreted: dict[str, dict[str, float]]) -> None:
     assert max(errors.get("d_decay", 0) for name, errors in interpreted.items() if name.endswith("fp32")) <= 1e-5
 
