@@ -173,7 +173,8 @@ def _decay_gradient(steps: Tensor, states: Tensor, leaving: Tensor, exits: Tenso
 
     steps: q . dq - k . dk of each token (B, H, n). Summed from behind to the end they give the gradient, but over a
     long sequence they nearly cancel. Beyond the end of a chunk they add up to <S, dS> of the state that leaves it,
-    which is at hand; so they are summed inside each chunk only. states, exits: (B H, m, Dk, Dv); leaving: (B, H, Dk, Dv).
+    which is at hand; so they are summed inside each chunk only.
+    states, exits: (B H, m, Dk, Dv); leaving: (B, H, Dk, Dv).
     """
     left = torch.cat([states[:, 1:], leaving.flatten(0, 1)[:, None]], dim=1)
     beyond = (left * exits).sum((-2, -1)).unflatten(0, steps.shape[:2])  # (B, H, m)
