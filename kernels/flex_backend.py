@@ -174,7 +174,7 @@ class Flex:
         return unsuited(request.mask) or lacks(self.capabilities(), request)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float) -> tuple[Tensor, Tensor]:
-        return self._part(tile, scale, q)(q, k, v)
+        return self._part(tile, scale, q)(q.detach(), k.detach(), v.detach())
 
     def backward(
         self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: Tile, scale: float
