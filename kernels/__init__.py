@@ -42,6 +42,7 @@ _PUBLIC = {
     "BlockSparse": "block_masks",
     "Documents": "block_masks",
     "KeyPadding": "block_masks",
+    "KeyMask": "block_masks",
     "Ranges": "block_masks",
     "SliceKind": "block_masks",
     "Dense": "block_masks",

@@ -312,6 +312,51 @@ class KeyPadding(Mask):
         return [(0, max(self._all))] if q0 < q1 and max(self._all) else []
 
 
+class KeyMask(_TensorMask):
+    """Only some keys are real, whichever: the general form of KeyPadding.
+
+    tensor: bool (N,), or (B, N) where batch entries differ; True is a real key. Positions beyond N are seen by nobody.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        tensor = torch.as_tensor(tensor)
+        if tensor.dtype != torch.bool or tensor.dim() not in (1, 2):
+            raise ValueError(f"KeyMask takes bool (N,) or (B, N), given {tensor.dtype} {tuple(tensor.shape)}")
+        self._hold(tensor if tensor.dim() == 2 else tensor[None])
+        counts = self.tensor.any(0).long().cumsum(0), self.tensor.all(0).long().cumsum(0)
+        self._some, self._every = (torch.nn.functional.pad(count, (1, 0)).tolist() for count in counts)
+
+    @property
+    def heads(self) -> int | None:
+        return None
+
+    @property
+    def batch(self) -> int | None:
+        return int(self.tensor.shape[0]) if self.tensor.shape[0] > 1 else None
+
+    def check_lengths(self, queries: int, keys: int) -> None:
+        if keys > self.tensor.shape[1]:
+            raise ValueError(f"KeyMask covers {self.tensor.shape[1]} keys, the sequence has {keys}")
+
+    def dense(self, q_pos: Positions, k_pos: Positions) -> Tensor:
+        keys, length = as_positions(k_pos), self.tensor.shape[1]
+        inside = keys < length
+        seen = self.tensor[:, keys.clamp(max=max(length - 1, 0))] & inside if length else inside.new_zeros(1, len(keys))
+        seen = seen[:, None, :].expand(-1, len(q_pos), -1)
+        return seen[0] if self.batch is None else seen[:, None]
+
+    def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
+        length = self.tensor.shape[1]
+        if q0 >= q1 or k0 >= min(k1, length) or self._some[min(k1, length)] == self._some[k0]:
+            return TileKind.EMPTY
+        return TileKind.FULL if k1 <= length and self._every[k1] - self._every[k0] == k1 - k0 else TileKind.DENSE
+
+    def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
+        if q0 >= q1:
+            return []
+        return merge_ranges([(place, place + 1) for place in self.tensor.any(0).nonzero().flatten().tolist()])
+
+
 class SliceKind(StrEnum):
     """The shape of one slice of `Ranges` (MagiAttention's four)."""
 

@@ -17,10 +17,13 @@ Shapes: tokens (B, S, C); inside attention (B, H, S, D).
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from longtake.kernels.api import as_transport, attention
+from longtake.kernels.block_masks import KeyMask
+from longtake.kernels.combined_masks import And
 from longtake.kernels.errors import CapabilityError
 from longtake.kernels.masks import Causal, Full, Mask
 from longtake.kernels.partition import Partition
@@ -39,8 +42,9 @@ class AttentionProcessor:
     """A diffusers attention processor that computes self-attention over the ranks.
 
     inner: the stock processor; it projects, norms and turns queries and keys as it always does. transport: the ranks.
-    plan: a function from the whole number of tokens to the Plan. Called like any processor. Raises CapabilityError for
-    a mask or dropout that the model brings along. joint: text and video are one sequence here, both cut.
+    plan: a function from the whole number of tokens to the Plan. joint: text and video are one sequence here, both cut.
+    Called like any processor. A mask over keys that the model brings along (text padding) is served; CapabilityError
+    for other masks and dropout.
     """
 
     def __init__(
@@ -101,15 +105,40 @@ class _Redirected(TorchFunctionMode):
                     f"{self.tokens} of video: joint attention, but the model does not cut its text (_cp_plan)"
                 )
             return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        if attn_mask is not None:
-            raise CapabilityError("the model brings a mask tensor: give shard_transformer a Mask instead")
+        if attn_mask is not None and not _over_keys(attn_mask):
+            raise CapabilityError(
+                f"the model brings a mask tensor {attn_mask.dtype} {tuple(attn_mask.shape)}; one over keys is served, "
+                "bool (B, 1, 1, keys); give shard_transformer a Mask instead of others"
+            )
         plan = self.owner.plan()
+        if attn_mask is not None:
+            plan = self._with_key_mask(plan, attn_mask)
         if is_causal and not isinstance(plan.mask, Causal):
             raise CapabilityError(f"the model asks for causal attention, the mask is {plan.mask}")
         return attention(
             query, key, value, mesh=self.owner.transport, plan=plan, backend=self.owner.backend, scale=scale,
             dropout_p=dropout_p, enable_gqa=enable_gqa or None,
         )  # fmt: skip
+
+
+    def _with_key_mask(self, plan: Plan, mask: Tensor) -> Plan:
+        """The plan under a mask over this rank's keys, or over all. Everybody's part is fetched, B bytes a key."""
+        transport = self.owner.transport
+        sizes, total = plan.keys.sizes, plan.keys.total
+        keys = mask[:, 0, 0]
+        if keys.shape[1] not in (sizes[transport.rank], total):
+            raise CapabilityError(
+                f"the model brings a mask over {keys.shape[1]} keys; this rank has {sizes[transport.rank]}, all {total}"
+            )
+        if transport.world > 1 and keys.shape[1] != total:
+            part, partition = keys.to(torch.uint8).contiguous(), Partition.from_sizes(sizes)
+            keys = transport.start_gather([part], 1, partition, list(range(total))).wait()[0].bool()
+        key_mask = KeyMask(keys)
+        return replace(plan, mask=key_mask if isinstance(plan.mask, Full) else And(plan.mask, key_mask))
+
+
+def _over_keys(mask: Tensor) -> bool:
+    return mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1:3] == (1, 1)
 
 
 class _Gather(torch.autograd.Function):

@@ -113,9 +113,14 @@ def tiny_qwen():
     return model, given
 
 
+def padded_qwen():
+    model, given = tiny_qwen()
+    return model, {**given, "encoder_hidden_states_mask": torch.arange(TEXT) < torch.tensor([[4], [7]])}
+
+
 def rank_models(rank: int, world: int) -> dict[str, float]:
     errors = {}
-    for name, make in (("flux", tiny_flux), ("qwen", tiny_qwen)):
+    for name, make in (("flux", tiny_flux), ("qwen", tiny_qwen), ("padded", padded_qwen)):
         model, given = make()
         whole = model(**given).sample
         whole.square().mean().backward()

@@ -13,6 +13,7 @@ from longtake.kernels import (
     Documents,
     DualScope,
     Full,
+    KeyMask,
     KeyPadding,
     Lambda,
     Layout,
@@ -44,7 +45,8 @@ def simple_mask(rng: random.Random) -> Any:
         DualScope(rng.randint(0, 5), (3, 20, 33)), KeyPadding(rng.choice([5, 30, (3, 20)])),
         BlockSparse(rng.randint(4, 6), rng.randint(4, 6), torch.rand(11, 11, generator=bits) < 0.4),
         BlockSparse(4, 5, torch.rand(2, 11, 9, generator=bits) < 0.4),
-        Dense(torch.rand(N, N, generator=bits) < 0.5),
+        Dense(torch.rand(N, N, generator=bits) < 0.5), KeyMask(torch.rand(N, generator=bits) < 0.7),
+        KeyMask(torch.rand(2, N, generator=bits).sort().values < 0.8),
     ])  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def test_e5_classify_band_and_reach_agree_with_dense(seed: int) -> None:
                 [(lower is None or i - j >= lower) and (upper is None or i - j <= upper) for j in range(k0, k1)]
                 for i in range(q0, q1)
             ]
-            assert seen.tolist() == band, mask
+            assert torch.equal(seen, torch.tensor(band).expand_as(seen)), mask  # alike for all heads and entries
         if q0 < q1:
             keys = mask.dense(range(q0, q1), range(N)).reshape(-1, N).any(0)
             reached = torch.zeros(N, dtype=torch.bool)
@@ -131,6 +133,7 @@ def test_masks_are_values() -> None:
         (lambda: Dense(torch.full((2, 2), torch.nan)), "finite"),
         (lambda: Documents((1, 5)), "must be 0 followed"),
         (lambda: KeyPadding((-1,)), ">= 0"),
+        (lambda: KeyMask(torch.ones(3)), "takes bool"),
         (lambda: Ranges(((0, 3, 2, 1, "full"),)), "k0 <= k1"),
         (lambda: Or(Full(), DualScope(1, bias_local=1.0)), "without biases"),
         (lambda: And(Full(), DualScope(1, edge="zero")), "zero edges"),
