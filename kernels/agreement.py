@@ -3,7 +3,7 @@
     agree(transport, {"batch": q.shape[0], "heads": q.shape[1]}, q.device)
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from longtake.kernels.errors import PlanMismatch
@@ -33,20 +33,34 @@ def agree(
     if problem is None and not free and key in transport.verified:
         return [{}] * transport.world
     everybody = transport.compare(said, device)
-    rank, faulty = transport.rank, [number for number, other in enumerate(everybody) if other[0]]
-    if problem is not None and len(faulty) == transport.world:
-        raise problem
-    if faulty:
-        told = f": {problem}" if problem is not None else "; their own messages say what"
-        raise PlanMismatch(f"rank {rank}: ranks {faulty} of {transport.world} cannot make this call{told}") from problem
-    for index, name in enumerate(numbers, start=1):
-        values = [other[index] for other in everybody]
-        if len(set(values)) > 1:
-            other = next(number for number, value in enumerate(values) if value != values[rank])
-            raise PlanMismatch(
-                f"rank {rank}: {name} differs between ranks: {values[rank]} here, {values[other]} on rank {other}"
-            )
+    raise_together(everybody, ("validity", *numbers, *free), transport.rank, problem, set(free))
     if not free:
         transport.verified.add(key)
     first = 1 + len(numbers)
     return [dict(zip(free, other[first:], strict=True)) for other in everybody]
+
+
+def raise_together(
+    everybody: Sequence[Sequence[int]],
+    names: Sequence[str],
+    rank: int,
+    problem: Exception | None,
+    may_differ: Collection[str],
+) -> None:
+    """The same verdict on every rank about numbers that all ranks have told.
+
+    everybody: each rank's numbers, the first is 1 where that rank found fault with its own input (`problem`).
+    """
+    faulty = [number for number, said in enumerate(everybody) if said[0]]
+    if len(faulty) == len(everybody) and problem is not None:
+        raise problem
+    if faulty:
+        told = f": {problem}" if problem is not None else "; their own messages say what"
+        raise PlanMismatch(f"rank {rank}: ranks {faulty} of {len(everybody)} cannot make this call{told}") from problem
+    for index, name in enumerate(names):
+        values = [said[index] for said in everybody]
+        if name not in may_differ and len(set(values)) > 1:
+            other = next(number for number, value in enumerate(values) if value != values[rank])
+            raise PlanMismatch(
+                f"rank {rank}: {name} differs between ranks: {values[rank]} here, {values[other]} on rank {other}"
+            )

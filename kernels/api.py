@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from longtake.kernels.backends import Backend, Request, backends, choose_backend
+from longtake.kernels.agreement import raise_together
+from longtake.kernels.backends import Backend, Request, backends, choose_backend, declines, takes_whole
 from longtake.kernels.choose import pick_strategy
 from longtake.kernels.compiled import compiled_attention
 from longtake.kernels.engine import Run, Scheme
-from longtake.kernels.errors import CapabilityError, PlanMismatch, ShapeError
+from longtake.kernels.errors import CapabilityError, ShapeError
 from longtake.kernels.masks import Full, Lambda, Mask, TileKind
 from longtake.kernels.plan import Plan, Strategy, make_plan
 from longtake.kernels.transport import DryTransport, Transport
@@ -106,24 +107,22 @@ def attention(
     rows are taken as contiguous, in order of ranks.
     strategy, plan: a name of `Strategy`, "auto", or a plan of `make_plan`. backend: a name, or "auto".
     scale: 1/sqrt(D). softcap: c > 0 makes a scaled logit s into c tanh(s / c), before the mask's biases (Gemma 2,
-    arXiv 2408.00118, section 2); served by the backend math. enable_gqa: False refuses fewer key heads than query
+    arXiv 2408.00118, section 2); served by math and flash-attn. enable_gqa: False refuses fewer key heads than query
     heads. debug: refuse NaN and infinity.
     Raises ShapeError, CapabilityError or PlanMismatch, on every rank and before anything else is sent.
     Dropout is not served and raises.
     """
     if layout not in ("bhsd", "bshd"):
         raise ValueError(f"layout must be 'bhsd' or 'bshd', given {layout!r}")
+    compiling = torch.compiler.is_compiling()
+    if compiling and (mesh is not None or plan is not None or strategy not in ("auto", "none") or debug or softcap):
+        return _outside_the_graph(
+            q, k, v, mask=mask, mesh=mesh, strategy=strategy, plan=plan, backend=backend, scale=scale, layout=layout,
+            return_lse=return_lse, enable_gqa=enable_gqa, softcap=softcap, dropout_p=dropout_p, debug=debug,
+        )  # fmt: skip
     if layout == "bshd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if torch.compiler.is_compiling():
-        if mesh is not None or plan is not None or strategy not in ("auto", "none") or debug or softcap:
-            out = _outside_the_graph(
-                q, k, v, mask=mask, mesh=mesh, strategy=strategy, plan=plan, backend=backend, scale=scale,
-                return_lse=return_lse, enable_gqa=enable_gqa, softcap=softcap, dropout_p=dropout_p, debug=debug,
-            )  # fmt: skip
-            if layout == "bhsd":
-                return out
-            return (out[0].transpose(1, 2), out[1]) if return_lse else out.transpose(1, 2)
+    if compiling:
         _check(q, k, v, enable_gqa, softcap, dropout_p, debug)
         usual = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         out, lse = compiled_attention(q, k, v, _FULL if mask is None else mask, backend, usual)
@@ -193,7 +192,7 @@ def _prepare(
         _check(q, k, v, enable_gqa, softcap, dropout_p, debug)
         _check_mask(wanted, q)
         if plan is not None:
-            _check_plan(plan, wanted, strategy, transport, q, k)
+            check_plan(plan, wanted, strategy, transport, q, k)
         chosen = choose_backend(_request(q, k, v, wanted, grad, softcap), None if backend == "auto" else backend)
     except (ValueError, CapabilityError) as error:
         problem = error
@@ -213,14 +212,14 @@ def _prepare(
         key = tuple(said)
         if plan is not None and key in transport.verified and problem is None:
             assert chosen is not None
-            return _Ready(plan, chosen, _takes_whole(chosen, wanted))
+            return _Ready(plan, chosen, takes_whole(chosen.capabilities(), wanted))
         everybody = transport.compare(said, q.device)
-        _raise_together(everybody, transport.rank, problem, plan)
+        raise_together(everybody, _FIELDS, transport.rank, problem, _MAY_DIFFER)
         transport.verified.add(key)
     assert chosen is not None
     if plan is None:
         plan = _plan_from(everybody, wanted, strategy, degree, q.shape[1], k.shape[1])
-    return _Ready(plan, chosen, _takes_whole(chosen, wanted))
+    return _Ready(plan, chosen, takes_whole(chosen.capabilities(), wanted))
 
 
 def _dims(x: Tensor, count: int) -> list[int]:
@@ -232,23 +231,6 @@ _FIELDS = (
     "value size", "dtype", "needs a gradient", "mask", "strategy", "backend", "degree", "plan", "device", "softcap",
 )  # fmt: skip
 _MAY_DIFFER = {"query rows", "key rows"}
-
-
-def _raise_together(everybody: list[list[int]], rank: int, problem: Exception | None, plan: Plan | None) -> None:
-    """The same verdict on every rank."""
-    faulty = [number for number, said in enumerate(everybody) if said[0]]
-    if len(faulty) == len(everybody) and problem is not None:
-        raise problem
-    if faulty:
-        told = f": {problem}" if problem is not None else "; their own messages say what"
-        raise PlanMismatch(f"rank {rank}: ranks {faulty} of {len(everybody)} cannot make this call{told}") from problem
-    for index, name in enumerate(_FIELDS):
-        values = [said[index] for said in everybody]
-        if name not in _MAY_DIFFER and len(set(values)) > 1:
-            other = next(number for number, value in enumerate(values) if value != values[rank])
-            raise PlanMismatch(
-                f"rank {rank}: {name} differs between ranks: {values[rank]} here, {values[other]} on rank {other}"
-            )
 
 
 def _plan_from(
@@ -298,7 +280,8 @@ def _check_mask(mask: Mask, q: Tensor) -> None:
         raise ShapeError(f"the mask has {mask.batch} batch entries, q has {q.shape[0]}")
 
 
-def _check_plan(plan: Plan, mask: Mask, strategy: str, transport: Transport, q: Tensor, k: Tensor) -> None:
+def check_plan(plan: Plan, mask: Mask, strategy: str, transport: Transport, q: Tensor, k: Tensor) -> None:
+    """ShapeError unless a plan fits the ranks, this rank's rows, and what is given beside it."""
     if plan.world != transport.world:
         raise ShapeError(f"the plan is for {plan.world} ranks, the mesh has {transport.world}")
     if mask != plan.mask:
@@ -328,10 +311,6 @@ def checked_request(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Request:
     _check(q, k, v, None, 0.0, 0.0, False)
     _check_mask(mask, q)
     return _request(q, k, v, mask, grad=True)
-
-
-def _takes_whole(backend: Backend, mask: Mask) -> bool:
-    return type(mask).__name__ in backend.capabilities().masks
 
 
 @dataclass(frozen=True)
@@ -388,7 +367,7 @@ def explain(
     for known in backends():
         if known.name in ready.backend.name.split("+"):
             break
-        rejected.append(f"{known.name}: {known.refuses(request) or 'another one was asked for'}")
+        rejected.append(f"{known.name}: {declines(known, request) or 'another one was asked for'}")
     counter = plan.forecast(
         transport.rank, batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1], head_dim=q.shape[3],
         value_dim=v.shape[3], dtype=q.dtype,

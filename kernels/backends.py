@@ -106,9 +106,20 @@ def lacks(capabilities: Capabilities, request: Request) -> str | None:
         return "no backward"
     if r.softcap and not c.softcap:
         return "a soft cap of the logits"
-    whole = r.mask is not None and type(r.mask).__name__ in c.masks
     missing = sorted(r.kinds - c.kinds)
-    return f"tiles of kind {', '.join(missing)}" if missing and not whole else None
+    return f"tiles of kind {', '.join(missing)}" if missing and not takes_whole(c, r.mask) else None
+
+
+def takes_whole(capabilities: Capabilities, mask: Mask | None) -> bool:
+    """Whether such a backend computes this mask by itself, without tiles of ours."""
+    return type(mask).__name__ in capabilities.masks
+
+
+def declines(backend: Backend, request: Request) -> str | None:
+    """Why `auto` passes a backend over; None when it would take it."""
+    if backend.capabilities().on_request:
+        return backend.refuses(request) or "serves only when asked for by name"
+    return backend.refuses(request)
 
 
 @dataclass
@@ -182,13 +193,13 @@ def choose_backend(request: Request, forced: str | None = None) -> Backend:
     easier = replace(request, kinds=request.kinds - {TileKind.DENSE}, mask=None)
     quick: Backend | None = None
     for backend in known:
-        able = backend.capabilities()
-        reason = "serves only when asked for by name" if able.on_request else backend.refuses(request)
+        reason = declines(backend, request)
         if reason is None:
-            whole = type(request.mask).__name__ in able.masks
             general = _fitted(backend, request)
-            return general if quick is None or whole else ByKind(_fitted(quick, request), general)
-        if quick is None and TileKind.DENSE in request.kinds and backend.refuses(easier) is None:
+            if quick is None or takes_whole(backend.capabilities(), request.mask):
+                return general
+            return ByKind(_fitted(quick, request), general)
+        if quick is None and TileKind.DENSE in request.kinds and declines(backend, easier) is None:
             quick = backend
         reasons.append(f"{backend.name}: {reason}")
     raise CapabilityError("no backend serves this: " + "; ".join(reasons))

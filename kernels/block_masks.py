@@ -278,6 +278,12 @@ class Documents(Mask):
         return 4 * head_dim * pairs
 
 
+def _for_every_query(seen: Tensor, queries: int) -> Tensor:
+    """Keys seen by each batch entry (B, keys) as `dense` has it: (queries, keys), (B, 1, queries, keys) for several."""
+    rows = seen[:, None, :].expand(-1, queries, -1)
+    return rows[0] if len(rows) == 1 else rows[:, None]
+
+
 @dataclass(frozen=True)
 class KeyPadding(Mask):
     """Only the first keys are real: `lengths` of them, one number, or one for each batch entry."""
@@ -300,8 +306,7 @@ class KeyPadding(Mask):
 
     def dense(self, q_pos: Positions, k_pos: Positions) -> Tensor:
         seen = as_positions(k_pos)[None, :] < torch.tensor(self._all)[:, None]
-        seen = seen[:, None, :].expand(-1, len(q_pos), -1)
-        return seen[0] if self.batch is None else seen[:, None]
+        return _for_every_query(seen, len(q_pos))
 
     def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
         if q0 >= q1 or k0 >= k1 or k0 >= max(self._all):
@@ -325,6 +330,8 @@ class KeyMask(_TensorMask):
         self._hold(tensor if tensor.dim() == 2 else tensor[None])
         counts = self.tensor.any(0).long().cumsum(0), self.tensor.all(0).long().cumsum(0)
         self._some, self._every = (torch.nn.functional.pad(count, (1, 0)).tolist() for count in counts)
+        ends = torch.nn.functional.pad(self.tensor.any(0).int(), (1, 1)).diff().nonzero().flatten().tolist()
+        self._spans = list(zip(ends[::2], ends[1::2], strict=True))
 
     @property
     def heads(self) -> int | None:
@@ -342,8 +349,7 @@ class KeyMask(_TensorMask):
         keys, length = as_positions(k_pos), self.tensor.shape[1]
         inside = keys < length
         seen = self.tensor[:, keys.clamp(max=max(length - 1, 0))] & inside if length else inside.new_zeros(1, len(keys))
-        seen = seen[:, None, :].expand(-1, len(q_pos), -1)
-        return seen[0] if self.batch is None else seen[:, None]
+        return _for_every_query(seen, len(q_pos))
 
     def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
         length = self.tensor.shape[1]
@@ -352,9 +358,7 @@ class KeyMask(_TensorMask):
         return TileKind.FULL if k1 <= length and self._every[k1] - self._every[k0] == k1 - k0 else TileKind.DENSE
 
     def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
-        if q0 >= q1:
-            return []
-        return merge_ranges([(place, place + 1) for place in self.tensor.any(0).nonzero().flatten().tolist()])
+        return list(self._spans) if q0 < q1 else []
 
 
 class SliceKind(StrEnum):

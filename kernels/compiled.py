@@ -1,11 +1,12 @@
 """Attention as one node of torch.compile's graph, for one process.
 
 `attention` calls `compiled_attention` while a graph is being traced. The mask enters the graph as its digest, a
-constant; the node finds it again when it runs. Meshes are not served under torch.compile and raise.
+constant; the node finds it again when it runs. A call with a mesh does not come here:
+it breaks the graph (api.py).
 """
 
 import torch
-from longtake.kernels.backends import choose_backend
+from longtake.kernels.backends import choose_backend, takes_whole
 from longtake.kernels.engine import Run, Scheme, accumulator_dtype
 from longtake.kernels.masks import Mask
 from longtake.kernels.plan import make_plan
@@ -28,7 +29,7 @@ def _ready(q: Tensor, k: Tensor, v: Tensor, name: str, backend: str, scale: floa
     mask = _MASKS[name]
     chosen = choose_backend(checked_request(q, k, v, mask), None if backend == "auto" else backend)
     plan = make_plan(q.shape[2], mask, world=1, key_lengths=k.shape[2], strategy="none")
-    whole = type(mask).__name__ in chosen.capabilities().masks
+    whole = takes_whole(chosen.capabilities(), mask)
     factors = mask.row_factors(plan.queries.positions(0), plan.keys.total)
     if factors is not None:
         factors = factors.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None]

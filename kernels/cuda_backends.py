@@ -18,6 +18,7 @@ import math
 import torch
 import torch.nn.functional as F
 from longtake.kernels.backends import Backend, Capabilities, Request, accelerators, lacks
+from longtake.kernels.partial import gather_heads, spread_heads
 from longtake.kernels.tiles import Tile, TileKind
 from torch import Tensor
 
@@ -36,16 +37,6 @@ def padded(x: Tensor, multiple: int = 8, least: int = 0) -> Tensor:
     """x (..., D) with zeros behind, so that D is a multiple and at least `least`."""
     wanted = max(-(-x.shape[-1] // multiple) * multiple, least)
     return F.pad(x, (0, wanted - x.shape[-1])) if wanted > x.shape[-1] else x
-
-
-def spread_heads(x: Tensor, heads: int) -> Tensor:
-    """Each key head once for every query head that shares it: (B, Hk, L, D) -> (B, heads, L, D)."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
-def gather_heads(grad: Tensor, kv_heads: int) -> Tensor:
-    """The gradient of `spread_heads`."""
-    return grad if grad.shape[1] == kv_heads else grad.unflatten(1, (kv_heads, -1)).sum(2)
 
 
 def finite_lse(lse: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ import torch
 from longtake.kernels.backends import Backend, Capabilities, Request, lacks
 from longtake.kernels.block_masks import BlockSparse, Documents, KeyPadding
 from longtake.kernels.combined_masks import And, Or
-from longtake.kernels.cuda_backends import cuda_devices, spread_heads
+from longtake.kernels.cuda_backends import cuda_devices
 from longtake.kernels.masks import Causal, DualScope, Full, Lambda, Mask, SlidingWindow, TileKind
-from longtake.kernels.tiles import Tile, positions_of
+from longtake.kernels.partial import spread_heads
+from longtake.kernels.tiles import Runs, Tile, positions_of
 from torch import Tensor
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # rows of queries and keys, int64, broadcast -> visible, bool
@@ -151,6 +152,13 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
 
 
+@lru_cache(maxsize=64)
+def _table(mask: Mask, q_runs: Runs, k_runs: Runs, device: torch.device) -> Any:
+    """The table of a tile, made once for its forward calls and backwards."""
+    q_pos, k_pos = positions_of(q_runs).to(device), positions_of(k_runs).to(device)
+    return block_table(mask, q_pos, k_pos, mask_rule(mask, q_pos, k_pos))
+
+
 class Flex:
     """`torch.nn.attention.flex_attention`."""
 
@@ -186,8 +194,7 @@ class Flex:
         from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
         assert tile.mask is not None
-        q_pos, k_pos = (positions_of(runs).to(like.device) for runs in (tile.q_runs, tile.k_runs))
-        table = block_table(tile.mask, q_pos, k_pos, mask_rule(tile.mask, q_pos, k_pos))
+        table = _table(tile.mask, tile.q_runs, tile.k_runs, like.device)
         plain: Any = flex_attention
         run = _compiled() if cuda_devices() else plain
 

@@ -22,26 +22,8 @@ from longtake.kernels.layout import Layout
 from longtake.kernels.masks import Full
 from longtake.kernels.partition import Partition
 from longtake.kernels.plan import make_plan
-from longtake.kernels.transport import Transport
+from longtake.kernels.rows import gather_rows
 from torch import Tensor
-
-
-class _GatherRows(torch.autograd.Function):
-    """Everybody's rows of the text to all rows; the gradients of all ranks' copies are added up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, transport: Transport, partition: Partition) -> Tensor:
-        ctx.transport, ctx.partition = transport, partition
-        if transport.world == 1:
-            return x.clone()
-        everything = list(range(partition.total))
-        return transport.start_gather([x.contiguous()], 2, partition, everything).wait()[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        total = ctx.transport.start_sum("text_grad", grads[0].contiguous().clone()).wait()
-        start, stop = ctx.partition.pieces[ctx.transport.rank]
-        return total[:, :, start:stop], None, None
 
 
 def joint_attention(
@@ -95,5 +77,5 @@ def joint_attention(
     start, stop = share.pieces[transport.rank]
     rows = [torch.cat([x, text[:, :, start:stop]], 2) for x, text in ((q, text_q), (k, text_k), (v, text_v))]
     out = attention(*rows, mesh=transport, plan=plan, backend=backend, scale=scale)
-    text_out: Tensor = _GatherRows.apply(out[:, :, q.shape[2] :], transport, share)
+    text_out = gather_rows(out[:, :, q.shape[2] :], transport, share, 2, add_up=True)
     return out[:, :, : q.shape[2]], text_out

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from longtake.kernels.agreement import agree
-from longtake.kernels.api import as_transport
+from longtake.kernels.api import as_transport, check_plan
 from longtake.kernels.backends import Capabilities, Request, lacks
-from longtake.kernels.cuda_backends import gather_heads, spread_heads
 from longtake.kernels.engine import Run, Scheme, accumulator_dtype, add_keys, zeros_for
 from longtake.kernels.errors import CapabilityError, ShapeError
 from longtake.kernels.masks import Bounds, Mask, Positions, TileKind
+from longtake.kernels.partial import gather_heads, spread_heads
 from longtake.kernels.plan import Plan, Strategy, make_plan
 from longtake.kernels.ring import sub_runs
 from longtake.kernels.tiles import Runs, Span, Tile, positions_of, rows_within, run_bounds, take
@@ -193,16 +193,10 @@ def attend_own(
     transport, degree = as_transport(mesh)
     problem: Exception | None = None
     if plan is not None:
-        rows, keys = plan.queries.sizes, plan.keys.sizes
-        if plan.world != transport.world:
-            problem = ShapeError(f"the plan is for {plan.world} ranks, the mesh has {transport.world}")
-        elif (q.shape[2], k.shape[2]) != (rows[transport.rank], keys[transport.rank]):
-            problem = ShapeError(
-                f"rank {transport.rank}: the plan gives it {rows[transport.rank]} query rows and "
-                f"{keys[transport.rank]} key rows, given {q.shape[2]} and {k.shape[2]}"
-            )
-        elif plan.mask != mask:
-            problem = ShapeError(f"the plan is for {plan.mask!r}, this call needs {mask!r}")
+        try:
+            check_plan(plan, mask, strategy, transport, q, k)
+        except ShapeError as error:
+            problem = error
     told = {
         "batch": q.shape[0], "query heads": q.shape[1], "head size": q.shape[3], "key heads": k.shape[1],
         "value size": v.shape[3], "plan": 0 if plan is None else int(plan.digest()[:15], 16),

@@ -163,9 +163,14 @@ def _logits(
     return logits
 
 
-def _repeat(x: Tensor, heads: int, accumulate: torch.dtype) -> Tensor:
-    """Each key head once for every query head that shares it."""
-    return x.repeat_interleave(heads // x.shape[1], dim=1).to(accumulate)
+def spread_heads(x: Tensor, heads: int) -> Tensor:
+    """Each key head once for every query head that shares it: (B, Hk, L, D) -> (B, heads, L, D)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def gather_heads(grad: Tensor, kv_heads: int) -> Tensor:
+    """The gradient of `spread_heads`."""
+    return grad if grad.shape[1] == kv_heads else grad.unflatten(1, (kv_heads, -1)).sum(2)
 
 
 def _math(
@@ -179,7 +184,7 @@ def _math(
     accumulate: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The definition, in float32 (float64 for float64)."""
-    k, v = _repeat(k, q.shape[1], accumulate), _repeat(v, q.shape[1], accumulate)
+    k, v = (spread_heads(x, q.shape[1]).to(accumulate) for x in (k, v))
     logits = _logits(q, k, bias, causal, scale, softcap, accumulate)
     lse = logits.logsumexp(-1)
     safe = lse.masked_fill(lse == -math.inf, 0)
@@ -202,7 +207,7 @@ def _math_backward(
     """The formulas of the backward, as they stand in FlashAttention-2 (arXiv 2307.08691, section 3.1); of a soft cap
     the slope is 1 - tanh^2."""
     kv_heads = k.shape[1]
-    k, v = _repeat(k, q.shape[1], accumulate), _repeat(v, q.shape[1], accumulate)
+    k, v = (spread_heads(x, q.shape[1]).to(accumulate) for x in (k, v))
     q, d_out, out = q.to(accumulate), d_out.to(accumulate), out.to(accumulate)
     p = (_logits(q, k, bias, causal, scale, softcap, accumulate) - lse[..., None]).exp()
     delta = (d_out * out).sum(-1, keepdim=True)
@@ -210,7 +215,7 @@ def _math_backward(
     if softcap:
         d_scores = d_scores * (1 - (scale / softcap * q @ k.mT).tanh() ** 2)
     d_q, d_k, d_v = scale * d_scores @ k, scale * d_scores.mT @ q, p.mT @ d_out
-    return d_q, d_k.unflatten(1, (kv_heads, -1)).sum(2), d_v.unflatten(1, (kv_heads, -1)).sum(2)
+    return d_q, gather_heads(d_k, kv_heads), gather_heads(d_v, kv_heads)
 
 
 def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from longtake.kernels.errors import CapabilityError
 from longtake.kernels.masks import Causal, Full, Mask
 from longtake.kernels.partition import Partition
 from longtake.kernels.plan import Plan, make_plan
+from longtake.kernels.rows import gather_rows
 from longtake.kernels.transport import Transport
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -131,31 +132,13 @@ class _Redirected(TorchFunctionMode):
                 f"the model brings a mask over {keys.shape[1]} keys; this rank has {sizes[transport.rank]}, all {total}"
             )
         if transport.world > 1 and keys.shape[1] != total:
-            part, partition = keys.to(torch.uint8).contiguous(), Partition.from_sizes(sizes)
-            keys = transport.start_gather([part], 1, partition, list(range(total))).wait()[0].bool()
+            keys = gather_rows(keys.to(torch.uint8), transport, Partition.from_sizes(sizes), 1).bool()
         key_mask = KeyMask(keys)
         return replace(plan, mask=key_mask if isinstance(plan.mask, Full) else And(plan.mask, key_mask))
 
 
 def _over_keys(mask: Tensor) -> bool:
     return mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1:3] == (1, 1)
-
-
-class _Gather(torch.autograd.Function):
-    """This rank's tokens to all tokens; the gradient is this rank's share of them."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, transport: Transport, partition: Partition, dim: int) -> Tensor:
-        ctx.place, ctx.dim = partition.pieces[transport.rank], dim
-        if transport.world == 1:
-            return x.clone()
-        indices = list(range(partition.total))
-        return transport.start_gather([x.detach().contiguous()], dim, partition, indices).wait()[0]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        start, stop = ctx.place
-        return grad.narrow(ctx.dim, start, stop - start), None, None, None
 
 
 @contextmanager
@@ -216,20 +199,19 @@ def shard_transformer(
         start, stop = partition(x.shape[entry.split_dim], key).pieces[transport.rank]
         return x.narrow(entry.split_dim, start, stop - start)
 
+    def gather(x: Tensor, dim: int) -> Tensor:
+        return gather_rows(x, transport, known["cut"], dim)
+
     with ExitStack() as undo:
         for name, entries in cuts.items():
             for module in _named(model, name):
-                for hook in _hooks(module, entries, joint, mine, lambda x, dim: _gathered(x, transport, known, dim)):
+                for hook in _hooks(module, entries, joint, mine, gather):
                     undo.callback(hook.remove)
         for layer in layers:
             stock = layer.processor
             layer.set_processor(_called_like(stock)(stock, transport, plan, backend, joint))
             undo.callback(layer.set_processor, stock)
         yield transport
-
-
-def _gathered(x: Tensor, transport: Transport, known: dict[str, Any], dim: int) -> Tensor:
-    return _Gather.apply(x, transport, known["cut"], dim)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _named(model: Any, name: str) -> list[Any]:

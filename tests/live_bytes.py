@@ -40,6 +40,14 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
+def allowed_bytes(strategy: str, local: list[torch.Tensor], whole: list[torch.Tensor]) -> int:
+    """What D9 allows a forward call of q, k, v: two shards of K and V for the ring, all of K and V for all-gather-KV,
+    and the accumulators: O and L in float32, those of the part that is being merged, and two rows of shares."""
+    row = local[0].nbytes // local[0].shape[-1]
+    keys = 2 * sum(x.nbytes for x in local[1:]) if strategy == "ring" else sum(x.nbytes for x in whole[1:])
+    return keys + 2 * local[0].nbytes + 4 * row
+
+
 def peak_bytes(function: Callable[[], Any]) -> int:
     """The most bytes that tensors made by `function` occupied together."""
     with torch.no_grad(), LiveBytes() as counter:

@@ -13,7 +13,7 @@ import attention_cases
 import pytest
 import torch
 import torch.distributed as dist
-from live_bytes import peak_bytes
+from live_bytes import allowed_bytes, peak_bytes
 from longtake.kernels import (
     And,
     Causal,
@@ -86,10 +86,7 @@ def rank_memory(rank: int, world: int, strategy: str) -> tuple[int, int, list[in
         compared.append(transport.counter.calls["check"])
     peak = peak_bytes(lambda: attention(*local, mesh=transport, plan=plan))
     compared.append(transport.counter.calls["check"])
-    row = local[0].nbytes // 32
-    accumulators = 2 * local[0].nbytes + 4 * row
-    keys = 2 * sum(x.nbytes for x in local[1:]) if strategy == "ring" else sum(x.nbytes for x in whole[1:])
-    return peak, keys + accumulators, compared
+    return peak, allowed_bytes(strategy, local, whole), compared
 
 
 @pytest.mark.distributed
