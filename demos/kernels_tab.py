@@ -133,7 +133,7 @@ def draw(plan: Plan, mask: Mask, length: int) -> np.ndarray:
 
 
 def _why(plan: Plan, question: Question) -> str:
-    from longtake.kernels.choose import pick_strategy
+    from longtake.kernels.plan.choose import pick_strategy
 
     if question.strategy != "auto":
         return "Chosen by you."

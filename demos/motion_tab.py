@@ -46,7 +46,7 @@ def show(output: Any, files: list[Path], timeline: Timeline) -> list[Any]:
 
 def glimpse(pipe: Any, clean: Any, path: Path) -> None:
     """Eight poses of the clean estimate (N, J)."""
-    from longtake.motion.render import render_sheet
+    from longtake.motion.export.film import render_sheet
 
     frames = [round(place * (len(clean) - 1) / 7) for place in range(8)]
     joints = pipe.space.joints(clean.float()).cpu().numpy()

@@ -6,7 +6,7 @@ O, L = attention_reference(q, k, v, DualScope(8, (0, 63)), range(64), range(64))
 import math
 
 import torch
-from longtake.kernels.masks import DualScope, Edge, Full, Mask, Positions, as_positions
+from longtake.kernels.masks.basic import DualScope, Edge, Full, Mask, Positions, as_positions
 from torch import Tensor
 
 

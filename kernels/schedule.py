@@ -26,7 +26,7 @@ from functools import lru_cache
 import torch
 from longtake.kernels.errors import PlanMismatch
 from longtake.kernels.partition import Partition
-from longtake.kernels.transport import Transport
+from longtake.kernels.ranks.transport import Transport
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from longtake.errors import UserError
-from longtake.motion.export_rig import check_joints
+from longtake.motion.export.rig import check_joints
 from longtake.motion.kinematics import HUMANML, quat_between, quat_rotate
 from longtake.motion.metrics import CONTACT_HEIGHT, foot_skate
 from torch.nn import functional as F

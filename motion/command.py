@@ -136,7 +136,7 @@ def _run(
     folder = outs[0].with_suffix(".run")
     journal = None
     if args.people == 2:
-        from longtake.motion.pair_pipeline import DEFAULT_BLOCK, load_block
+        from longtake.motion.pair.pipeline import DEFAULT_BLOCK, load_block
 
         if ranks.world > 1:
             raise UserError("--people 2 runs in one process")

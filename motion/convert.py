@@ -175,7 +175,7 @@ def build(state: Mapping[str, torch.Tensor], **changes: Any) -> torch.nn.Module:
     config.update(changes)
     model: torch.nn.Module = MDM(**config)
     if split:
-        from longtake.motion.pair import ComMDM
+        from longtake.motion.pair.model import ComMDM
 
         model = ComMDM(**config, split=split, comm_layers=comm_layers)
     match = match_keys(model.state_dict(), state, {layout_of(state): lambda key: from_public(key, split)})

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sequences < 1:
         raise UserError(f"--sequences must be at least 1, got {args.sequences}")
     if args.pairs:
-        from longtake.motion.pair_evaluate import run_pairs
+        from longtake.motion.pair.evaluate import run_pairs
 
         return run_pairs(args)
     from longtake.journal import atomic_path

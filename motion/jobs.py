@@ -130,7 +130,7 @@ def opens(path: Path) -> None:
             for name in arrays.files:
                 arrays[name]
     elif path.suffix == ".bvh":
-        from longtake.motion.export_bvh import read_bvh
+        from longtake.motion.export.bvh import read_bvh
 
         read_bvh(path)
     elif path.suffix == ".glb":
@@ -138,7 +138,7 @@ def opens(path: Path) -> None:
         if len(head) != 3 or head[0] != _GLTF or head[2] != path.stat().st_size:
             raise UserError(f"{path} is no whole glTF file")
     elif path.suffix == ".html":
-        from longtake.motion.viewer import unpack
+        from longtake.motion.export.viewer import unpack
 
         page = path.read_text(encoding="utf-8")
         unpack(page)

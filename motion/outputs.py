@@ -90,39 +90,39 @@ class MotionOutput(Output):
         path = check_output(path, SUFFIXES, overwrite)
         kind = path.suffix.lower()
         if path.name.lower().endswith(AMASS):
-            from longtake.motion.export import write_amass
+            from longtake.motion.export.tables import write_amass
 
             write_amass(path, self._standard(), self.fps, overwrite=overwrite)
         elif kind == ".npz":
             self._save_arrays(path)
         elif kind == ".bvh":
-            from longtake.motion.export_bvh import write_bvh
+            from longtake.motion.export.bvh import write_bvh
 
             write_bvh(path, self._standard(), self.fps, unit=self.unit, overwrite=overwrite)
         elif kind == ".glb":
-            from longtake.motion.export_glb import write_glb
+            from longtake.motion.export.glb import write_glb
 
             write_glb(path, self._standard(), self.fps, captions=self.captions, overwrite=overwrite)
         elif kind == ".csv":
-            from longtake.motion.export import write_csv
+            from longtake.motion.export.tables import write_csv
 
             names = self.skeleton().names
             write_csv(path, self._metres(), self.fps, names, captions=self.captions, overwrite=overwrite)
         elif kind == ".html":
-            from longtake.motion.viewer import write_viewer
+            from longtake.motion.export.viewer import write_viewer
 
             write_viewer(
                 path, self._metres(), self.skeleton(), self.fps, captions=self.captions, overwrite=overwrite
             )
         else:
-            from longtake.motion.render import render_film
+            from longtake.motion.export.film import render_film
 
             render_film(path, self._metres(), self.skeleton(), self.fps, captions=self.captions, overwrite=overwrite)
         return path
 
     def preview(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write .png: 16 moments at most, evenly spread, each with its frame number and caption."""
-        from longtake.motion.render import render_sheet
+        from longtake.motion.export.film import render_sheet
 
         path = check_output(path, (".png",), overwrite)
         render_sheet(path, self._metres(), self.skeleton(), captions=self.captions, overwrite=overwrite)

@@ -278,7 +278,7 @@ class LongMotionPipeline(LongTakePipeline):
 
     def pair(self, prompt: str | Timeline, frames: int | None = None, **settings: Any) -> MotionOutput:
         """Two people in one world; both hear the same prompts: see ``pair_pipeline.generate_pair``."""
-        from longtake.motion.pair_pipeline import generate_pair
+        from longtake.motion.pair.pipeline import generate_pair
 
         return generate_pair(self, prompt, frames, **settings)
 

@@ -221,7 +221,7 @@ def run(args: argparse.Namespace) -> int:
     from longtake.train import Settings
 
     if args.pairs:
-        from longtake.motion.pair_train import run_pairs
+        from longtake.motion.pair.train import run_pairs
 
         return run_pairs(args)
     clips, held_out = load_motions(args.data, "train"), load_motions(args.data, "val")

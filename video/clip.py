@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as nnf
 from longtake.errors import UserError
 from longtake.kernels import dual_scope_attention
-from longtake.kernels.masks import DualScope
+from longtake.kernels.masks.basic import DualScope
 from longtake.kernels.partition import Partition
-from longtake.kernels.transport import Transport
+from longtake.kernels.ranks.transport import Transport
 from torch import Tensor, nn
 
 TextProvider = Callable[[range], Tensor]

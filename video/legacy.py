@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from longtake.errors import UserError
-from longtake.kernels.masks import DualScope, Edge, Overlap
+from longtake.kernels.masks.basic import DualScope, Edge, Overlap
 from longtake.kernels.partition import Partition
 from longtake.video import temporal, unet3d
 from longtake.video.clip import Clip, Patches

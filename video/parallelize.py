@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
-from longtake.kernels.transport import Counter, Transport
+from longtake.kernels.ranks.transport import Counter, Transport
 from longtake.video.clip import Clip, Mode, Patches, Schedule, Strategy, TextProvider, UnsupportedModule
 from longtake.video.scope import Scope
 from torch import nn

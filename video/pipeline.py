@@ -24,7 +24,7 @@ from longtake.distributed import Ranks, current
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.kernels.partition import Partition
-from longtake.kernels.transport import DryTransport, Transport
+from longtake.kernels.ranks.transport import DryTransport, Transport
 from longtake.noise import noise
 from longtake.outputs import VideoOutput
 from longtake.pipeline import Denoising, Known, LongTakePipeline, denoise

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from longtake.errors import UserError
-from longtake.kernels.masks import DualScope
+from longtake.kernels.masks.basic import DualScope
 
 TIMESTEPS = 1000  # the range of t in the schedulers of diffusers
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as nnf
-from longtake.kernels.transport import Pending
+from longtake.kernels.ranks.transport import Pending
 from longtake.video.clip import Clip, Mode, Strategy, UnsupportedModule
 from torch import Tensor, nn
 

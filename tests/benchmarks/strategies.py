@@ -179,7 +179,7 @@ def rank_rounds(rank: int, world: int, length: int, rounds: int) -> dict[str, An
 
 def overhead(plan: Any, local: list[torch.Tensor], transport: Any) -> float:
     """Seconds that one call spends on checks, the cached plan and the cached comparison (D7)."""
-    from longtake.kernels.api import _prepare
+    from longtake.kernels.calls.api import _prepare
 
     arguments = (*local, None, transport, None, "auto", plan, "auto", None, 0.0, 0.0, False)
     _prepare(*arguments)

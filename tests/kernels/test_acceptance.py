@@ -124,7 +124,7 @@ import torch
 import longtake.kernels as kernels
 for name in kernels.__all__:
     getattr(kernels, name)
-from longtake.kernels.backends import backends
+from longtake.kernels.backends.registry import backends
 names = [backend.name for backend in backends()]
 assert not any("triton" in name or "flash_attn" in name for name in names), names
 q = torch.randn(1, 2, 30, 8, requires_grad=True)

@@ -25,7 +25,7 @@ from longtake.kernels import (
     explain,
     make_plan,
 )
-from longtake.kernels.backends import Capabilities, Registry, Request, choose_backend, lacks
+from longtake.kernels.backends.registry import Capabilities, Registry, Request, choose_backend, lacks
 from ranks import run_ranks
 
 HERE = Path(__file__).parent
@@ -299,7 +299,7 @@ def test_e9_torch_compile_sees_one_node_and_agrees() -> None:
 
 
 def _named(mask: Any) -> str:
-    from longtake.kernels import compiled
+    from longtake.kernels.calls import compiled
 
     return compiled._name_mask(mask)
 

@@ -183,7 +183,7 @@ def test_many_small_chunks_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch)
     q, k, v = random_qkv(150, batch=7)
     scope = DualScope(5, (0, 70, 149))
     whole = on_rank(q, k, v, scope, 0, 150, 150, tile=16)
-    monkeypatch.setattr("longtake.kernels.dual_scope.WORKSPACE_FLOOR", 20_000)
+    monkeypatch.setattr("longtake.kernels.calls.dual_scope.WORKSPACE_FLOOR", 20_000)
     assert (on_rank(q, k, v, scope, 0, 150, 150, tile=16) - whole).abs().max() <= 1e-13
 
 

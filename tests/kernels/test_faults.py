@@ -12,8 +12,9 @@ import attention_cases
 import pytest
 import torch
 import torch.distributed as dist
-from longtake.kernels import Causal, DistTimeout, Full, Transport, attention, engine, make_plan, merge, ring
-from longtake.kernels.transport import Pending
+from longtake.kernels import Causal, DistTimeout, Full, Transport, attention, make_plan, merge
+from longtake.kernels.ranks.transport import Pending
+from longtake.kernels.strategies import engine, ring
 from ranks import run_ranks
 
 HERE = Path(__file__).parent

@@ -29,12 +29,12 @@ from longtake.kernels import (
     explain,
     make_plan,
 )
-from longtake.kernels.backends import ByKind, Capabilities, Registry, Request, backends, choose_backend
-from longtake.kernels.cuda_backends import TorchCudnn, TorchEfficient, TorchFlash, aligned_bias, cuda_devices
-from longtake.kernels.flash_attn_backends import FlashPackage
-from longtake.kernels.flex_backend import mask_rule, part_gradients, unsuited
-from longtake.kernels.partial import partial_attention
-from longtake.kernels.tiles import Tile
+from longtake.kernels.backends.flash_attn import FlashPackage
+from longtake.kernels.backends.flex import mask_rule, part_gradients, unsuited
+from longtake.kernels.backends.partial import partial_attention
+from longtake.kernels.backends.registry import ByKind, Capabilities, Registry, Request, backends, choose_backend
+from longtake.kernels.backends.torch_cuda import TorchCudnn, TorchEfficient, TorchFlash, aligned_bias, cuda_devices
+from longtake.kernels.plan.tiles import Tile
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -343,7 +343,7 @@ def test_a_release_that_wants_something_unknown_is_refused_by_name(monkeypatch: 
     module._flash_attn_forward = forward  # type: ignore[attr-defined]
     module._flash_attn_backward = backward_2  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "stand_in_flash", module)
-    monkeypatch.setattr("longtake.kernels.flash_attn_backends.cuda_devices", lambda: frozenset({"gpu"}))
+    monkeypatch.setattr("longtake.kernels.backends.flash_attn.cuda_devices", lambda: frozenset({"gpu"}))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     request = Request(torch.bfloat16, 64, 64, "gpu", grad=True)
     assert "tea_strength" in str(FlashPackage("flash_attn_2", "stand_in_flash", -1, 8).refuses(request))
@@ -442,7 +442,7 @@ def test_tiles_with_and_without_a_bias_may_go_to_two_backends(monkeypatch: pytes
     registry = Registry()
     registry.register(Claims("fast", TileKind.FULL, TileKind.CAUSAL))  # type: ignore[arg-type]
     registry.register(Claims("general", TileKind.FULL, TileKind.CAUSAL, TileKind.DENSE))  # type: ignore[arg-type]
-    monkeypatch.setattr("longtake.kernels.backends._REGISTRY", registry)
+    monkeypatch.setattr("longtake.kernels.backends.registry._REGISTRY", registry)
     everything = frozenset({TileKind.FULL, TileKind.CAUSAL, TileKind.DENSE})
     both = choose_backend(Request(torch.float32, 8, 8, "cpu", everything))
     assert isinstance(both, ByKind) and both.name == "fast+general"

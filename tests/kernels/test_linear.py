@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from longtake.kernels.linear import linear_attention, linear_attention_reference
-from longtake.kernels.partition import Partition
-from longtake.kernels.scan import (
+from longtake.kernels.linear.lasp2 import linear_attention, linear_attention_reference
+from longtake.kernels.linear.scan import (
     conv_s5,
     diagonal_scan,
     diagonal_scan_reference,
     diagonal_ssm,
     prefix_scan,
 )
-from longtake.kernels.transport import DryTransport, Transport
+from longtake.kernels.partition import Partition
+from longtake.kernels.ranks.transport import DryTransport, Transport
 from ranks import run_ranks
 
 SIZES = {

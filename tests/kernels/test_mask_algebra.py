@@ -24,10 +24,10 @@ from longtake.kernels import (
     TileKind,
     attention_reference,
 )
-from longtake.kernels.backends import Request, choose_backend
-from longtake.kernels.engine import Merged, Run, attend
-from longtake.kernels.tiles import as_runs, compile_tiles, length_of, positions_of
-from longtake.kernels.transport import DryTransport
+from longtake.kernels.backends.registry import Request, choose_backend
+from longtake.kernels.plan.tiles import as_runs, compile_tiles, length_of, positions_of
+from longtake.kernels.ranks.transport import DryTransport
+from longtake.kernels.strategies.engine import Merged, Run, attend
 
 N = 44
 

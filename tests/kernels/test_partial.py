@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from longtake.kernels import Full, attention_reference, merge, partial_attention
-from longtake.kernels.partial import PartialBackend, partial_backend
+from longtake.kernels.backends.partial import PartialBackend, partial_backend
 
 BACKENDS = list(PartialBackend)
 

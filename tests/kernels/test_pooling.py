@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden.fill import noise
-from longtake.kernels.pooling import (
+from longtake.kernels.pooling.windows import (
     global_weights,
     pool_reference,
     prompt_guided_pool3d,
@@ -217,7 +217,7 @@ def test_gradients_reach_tokens_and_guide() -> None:
 def test_p10_a_full_video_pools_quickly_in_little_memory() -> None:
     script = (
         "import resource, time, torch\n"
-        "from longtake.kernels.pooling import prompt_guided_pool3d as pool\n"
+        "from longtake.kernels.pooling.windows import prompt_guided_pool3d as pool\n"
         "torch.set_num_threads(1)\n"
         "x, s = torch.randn(1, 32, 24, 24, 4096), torch.randn(1, 32, 24, 24)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

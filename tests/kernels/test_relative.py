@@ -17,8 +17,8 @@ from longtake.kernels import (
     make_plan,
     prefix_scan,
 )
-from longtake.kernels.lambda_rotary import lambda_attention, lambda_attention_reference, rotary
-from longtake.kernels.relative import relative_attention, relative_bias_tile, skew
+from longtake.kernels.calls.lambda_rotary import lambda_attention, lambda_attention_reference, rotary
+from longtake.kernels.calls.relative import relative_attention, relative_bias_tile, skew
 from ranks import run_ranks
 
 

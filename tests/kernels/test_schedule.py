@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 from longtake.kernels.errors import PlanMismatch
+from longtake.kernels.ranks.transport import Transport
 from longtake.kernels.schedule import BatchPlan, Cost, agree, all_groups, plan_batch, static_plan
-from longtake.kernels.transport import Transport
 from ranks import run_ranks
 
 COST = Cost.of_transformer(32, 4096, flops_per_s=4e14, bytes_per_s=2e11, latency_s=1e-5)

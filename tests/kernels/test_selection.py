@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from longtake.kernels.block_masks import BlockSparse
-from longtake.kernels.clusters import routing_select, routing_update, squeeze, squeezed_select
-from longtake.kernels.masks import Causal, Full
-from longtake.kernels.selection import HiPStage, attention_recall, hip_select, infllm_select
-from longtake.kernels.transport import Transport
+from longtake.kernels.masks.basic import Causal, Full
+from longtake.kernels.masks.tables import BlockSparse
+from longtake.kernels.ranks.transport import Transport
+from longtake.kernels.sparse.clusters import routing_select, routing_update, squeeze, squeezed_select
+from longtake.kernels.sparse.selection import HiPStage, attention_recall, hip_select, infllm_select
 from ranks import run_ranks
 
 

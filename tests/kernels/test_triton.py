@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from longtake.kernels.masks import DualScope
-from longtake.kernels.pooling import resolve_windows
-from longtake.kernels.triton_block_sparse import block_sparse_triton
-from longtake.kernels.triton_dual_scope import dual_scope_triton
-from longtake.kernels.triton_pooling import pool_triton
+from longtake.kernels.backends.triton_block_sparse import block_sparse_triton
+from longtake.kernels.backends.triton_dual_scope import dual_scope_triton
+from longtake.kernels.masks.basic import DualScope
+from longtake.kernels.pooling.fused import pool_triton
+from longtake.kernels.pooling.windows import resolve_windows
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 # (O and L, gradients); bf16 operands are exact inputs widened to float32, so the output's rounding is the error
@@ -54,7 +54,7 @@ def test_h_every_kernel_on_the_gpu_equals_the_reference() -> None:
 
 
 def test_mistakes_raise_before_triton_is_needed() -> None:
-    from longtake.kernels.block_masks import BlockSparse
+    from longtake.kernels.masks.tables import BlockSparse
 
     x, places = torch.zeros(1, 2, 6, 8), range(6)
     with pytest.raises(ValueError, match="edge zero"):

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from longtake.kernels.linear import linear_attention_reference
-from longtake.kernels.partial import merge
-from longtake.kernels.triton_linear import linear_attention_triton
-from longtake.kernels.triton_merge import merge_triton
+from longtake.kernels.backends.partial import merge
+from longtake.kernels.backends.triton_merge import merge_triton
+from longtake.kernels.linear.fused import linear_attention_triton
+from longtake.kernels.linear.lasp2 import linear_attention_reference
 from torch import Tensor
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")

@@ -9,14 +9,14 @@ import torch
 
 if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()
-    from longtake.kernels.backends import Request
-    from longtake.kernels.block_masks import BlockSparse
-    from longtake.kernels.masks import DualScope, Mask
-    from longtake.kernels.pooling import prompt_guided_pool3d, resolve_windows
-    from longtake.kernels.tiles import Tile, TileKind, positions_of
-    from longtake.kernels.triton_block_sparse import TritonBlockSparse, block_sparse_triton
-    from longtake.kernels.triton_dual_scope import TritonDualScope, dual_scope_triton
-    from longtake.kernels.triton_pooling import pool_triton
+    from longtake.kernels.backends.registry import Request
+    from longtake.kernels.backends.triton_block_sparse import TritonBlockSparse, block_sparse_triton
+    from longtake.kernels.backends.triton_dual_scope import TritonDualScope, dual_scope_triton
+    from longtake.kernels.masks.basic import DualScope, Mask
+    from longtake.kernels.masks.tables import BlockSparse
+    from longtake.kernels.plan.tiles import Tile, TileKind, positions_of
+    from longtake.kernels.pooling.fused import pool_triton
+    from longtake.kernels.pooling.windows import prompt_guided_pool3d, resolve_windows
     from torch import Tensor
 
     torch.set_num_threads(1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from longtake.errors import UserError
 from longtake.motion.cleanup import lock_feet
-from longtake.motion.export_rig import measure, solve
+from longtake.motion.export.rig import measure, solve
 from longtake.motion.kinematics import HUMANML, axis_angle_to_matrix, forward_tree
 from motion_models import Golden
 

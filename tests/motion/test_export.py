@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from longtake.errors import UserError
-from longtake.motion.export import write_amass, write_csv
-from longtake.motion.export_bvh import USUAL_ORDER, euler, read_bvh, write_bvh
-from longtake.motion.export_glb import write_glb
-from longtake.motion.export_rig import measure, solve
+from longtake.motion.export.bvh import USUAL_ORDER, euler, read_bvh, write_bvh
+from longtake.motion.export.glb import write_glb
+from longtake.motion.export.rig import measure, solve
+from longtake.motion.export.tables import write_amass, write_csv
 from longtake.motion.kinematics import (
     HUMANML,
     axis_angle_to_matrix,

@@ -6,7 +6,7 @@ from longtake.motion.control import Control
 from longtake.motion.convert import build
 from longtake.motion.doubletake import Plan
 from longtake.motion.kinematics import axis_angle_to_matrix
-from longtake.motion.pair import (
+from longtake.motion.pair.model import (
     ComMDM,
     PairDenoiser,
     decode_canon,

@@ -11,10 +11,10 @@ import torch
 from longtake.cli import main
 from longtake.errors import UserError
 from longtake.motion.data import Clip
-from longtake.motion.pair import CANON, decode_canon, first_token, place_pair
-from longtake.motion.pair_data import KINDS, Pairs
-from longtake.motion.pair_evaluate import facing, figures, mean
-from longtake.motion.pair_pipeline import load_block
+from longtake.motion.pair.data import KINDS, Pairs
+from longtake.motion.pair.evaluate import facing, figures, mean
+from longtake.motion.pair.model import CANON, decode_canon, first_token, place_pair
+from longtake.motion.pair.pipeline import load_block
 from longtake.motion.pipeline import LongMotionPipeline
 from longtake.motion.space import MotionSpace
 from motion_data import swaying, write_motions
@@ -180,7 +180,7 @@ def test_a_batch_job_may_have_two_people(tmp_path) -> None:
 
 
 def test_the_block_is_read_from_disk_once_for_a_pipeline(pipe, monkeypatch) -> None:
-    from longtake.motion import pair_pipeline
+    from longtake.motion.pair import pipeline as pair_pipeline
 
     read = []
     load = pair_pipeline.load_block

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from longtake.errors import UserError
 from longtake.media import read_video
+from longtake.motion.export.film import Scene, draw, render_film, render_sheet
 from longtake.motion.kinematics import HUMANML
 from longtake.motion.outputs import MotionOutput
-from longtake.motion.render import Scene, draw, render_film, render_sheet
 from motion_models import Golden
 from PIL import Image
 
@@ -76,8 +76,8 @@ def output(**more) -> MotionOutput:
 
 
 def test_an_output_writes_every_kind_of_file_for_one_and_two_people(tmp_path) -> None:
-    from longtake.motion.export_bvh import read_bvh
-    from longtake.motion.viewer import unpack
+    from longtake.motion.export.bvh import read_bvh
+    from longtake.motion.export.viewer import unpack
 
     for people, made in ((1, output()), (2, output(second=walk() + np.float32(1.0), unit="cm"))):
         folder = tmp_path / str(people)

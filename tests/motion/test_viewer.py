@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 from longtake.errors import UserError
+from longtake.motion.export.viewer import unpack, write_viewer
 from longtake.motion.kinematics import HUMANML
-from longtake.motion.viewer import unpack, write_viewer
 from longtake.timeline import Timeline
 from motion_models import Golden
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from longtake.kernels.partition import Partition
-from longtake.kernels.transport import DryTransport
+from longtake.kernels.ranks.transport import DryTransport
 from longtake.video import clip as clip_module
 from longtake.video.parallelize import Strategy, parallelize
 from longtake.video.scope import Scope

@@ -51,7 +51,7 @@ def test_a6_golden_v4_wan_for_every_world_size(case, world):
 
 def test_rotary_table_of_a_rank_has_absolute_frame_numbers():
     about, outputs, inputs, model = golden("v4_wan_f11")
-    from longtake.kernels.transport import DryTransport
+    from longtake.kernels.ranks.transport import DryTransport
 
     with parallelize(model, Partition.from_sizes([4, 4, 3]), Scope(gate="off"), transport=DryTransport(1, 3)):
         cos, sin = model.rope(inputs["latents"][:, :, 4:8])

@@ -1,0 +1,1 @@
+"""Who computes one tile: operators with their capabilities, and why one cannot serve."""

@@ -1,0 +1,238 @@
+"""Who computes a tile, and who cannot and why.
+
+A backend states its capabilities, refuses requests with a reason, and computes one tile forward and backward. The
+backward takes the *global* output and log-sum-exp of its rows, so the gradients of the tiles of one call add up
+exactly, whatever rank computed them:
+    P = exp(scale q.k + bias - L);  delta = sum_d dO O;  dS = P (dO.v - delta)
+    dV = P^T dO;  dQ = scale dS k;  dK = scale dS^T q            (FlashAttention-2, arXiv 2307.08691, section 3.1)
+
+`choose_backend` takes the first backend, in order of preference, that serves a request; a forced one that cannot raises
+CapabilityError with its reason, and nothing is ever tried and caught.
+
+    backend = choose_backend(Request(dtype=q.dtype, head_dim=64, value_dim=64, device="cpu"), forced=None)
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from longtake.kernels.errors import CapabilityError
+from longtake.kernels.masks.basic import Mask, TileKind
+from longtake.kernels.plan.tiles import Tile
+from torch import Tensor
+
+FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do. `masks` names mask classes that it computes whole, without a plan's tiles."""
+
+    dtypes: frozenset[torch.dtype] = FLOATS
+    devices: frozenset[str] | None = None  # device types; None is every one
+    head_dims: range = range(1, 1025)
+    kinds: frozenset[TileKind] = frozenset({TileKind.FULL, TileKind.CAUSAL, TileKind.DENSE})
+    masks: frozenset[str] = frozenset()
+    gqa: bool = True  # fewer key heads than query heads
+    grad: bool = True
+    value_dim_differs: bool = False
+    softcap: bool = False  # has a method `capped(softcap)`
+    on_request: bool = False  # serves only when asked for by name
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a backend. device: a device type; kinds: of the tiles; mask: the whole mask."""
+
+    dtype: torch.dtype
+    head_dim: int
+    value_dim: int
+    device: str
+    kinds: frozenset[TileKind] = frozenset({TileKind.FULL})
+    gqa: bool = False
+    grad: bool = False
+    mask: Mask | None = None
+    softcap: float = 0.0
+
+
+class Backend(Protocol):
+    """Shapes: q (B, H, Lq, D), k (B, Hk, Lk, D), v (B, Hk, Lk, Dv), none of them empty; O like q with Dv, in q's dtype;
+    L (B, H, Lq) float32, float64 for float64, natural logarithm, -inf where nothing is visible."""
+
+    name: str
+
+    def capabilities(self) -> Capabilities: ...
+
+    def refuses(self, request: Request) -> str | None:
+        """Why this backend cannot serve the request; None when it can."""
+        ...
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float) -> tuple[Tensor, Tensor]:
+        """(O, L) of one tile; q, k, v are the tile's rows already."""
+        ...
+
+    def backward(
+        self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: Tile, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(dQ, dK, dV) of one tile, from the global O and L of its rows; any floating dtype not below q's."""
+        ...
+
+
+def accelerators() -> frozenset[str]:
+    """Device types besides the CPU that this machine has: none, or one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return frozenset() if found is None else frozenset({found.type})
+
+
+def lacks(capabilities: Capabilities, request: Request) -> str | None:
+    """The first stated capability that a request exceeds, in words."""
+    c, r = capabilities, request
+    if c.devices is not None and not c.devices:
+        return "no accelerator that it serves on this machine"
+    if c.devices is not None and r.device not in c.devices:
+        return f"device {r.device}; serves {', '.join(sorted(c.devices))}"
+    if r.dtype not in c.dtypes:
+        return f"dtype {r.dtype}; serves {', '.join(sorted(str(dtype) for dtype in c.dtypes))}"
+    if r.head_dim not in c.head_dims:
+        return f"head size {r.head_dim}; serves {c.head_dims.start} to {c.head_dims.stop - 1} by {c.head_dims.step}"
+    if r.value_dim != r.head_dim and not c.value_dim_differs:
+        return f"value size {r.value_dim} beside head size {r.head_dim}; needs them equal"
+    if r.gqa and not c.gqa:
+        return "fewer key heads than query heads"
+    if r.grad and not c.grad:
+        return "no backward"
+    if r.softcap and not c.softcap:
+        return "a soft cap of the logits"
+    missing = sorted(r.kinds - c.kinds)
+    return f"tiles of kind {', '.join(missing)}" if missing and not takes_whole(c, r.mask) else None
+
+
+def takes_whole(capabilities: Capabilities, mask: Mask | None) -> bool:
+    """Whether such a backend computes this mask by itself, without tiles of ours."""
+    return type(mask).__name__ in capabilities.masks
+
+
+def declines(backend: Backend, request: Request) -> str | None:
+    """Why `auto` passes a backend over; None when it would take it."""
+    if backend.capabilities().on_request:
+        return backend.refuses(request) or "serves only when asked for by name"
+    return backend.refuses(request)
+
+
+@dataclass
+class Registry:
+    """Backends in order of preference. `lazy` names modules that register more, imported when first asked; each entry
+    is (module, package it needs)."""
+
+    lazy: tuple[tuple[str, str | None], ...] = ()
+    _known: list[Backend] = field(default_factory=list)
+    _loaded: bool = False
+
+    def register(self, backend: Backend, first: bool = False) -> None:
+        """Add a backend; ValueError for a name that is taken."""
+        if any(known.name == backend.name for known in self._known):
+            raise ValueError(f"a backend called {backend.name!r} is registered already")
+        self._known.insert(0 if first else len(self._known), backend)
+
+    def all(self) -> list[Backend]:
+        if not self._loaded:
+            self._loaded = True
+            for module, needs in self.lazy:
+                if find_spec(module) is not None and (needs is None or find_spec(needs) is not None):
+                    made: Callable[[], list[Backend]] = importlib.import_module(module).make_backends
+                    for backend in made():
+                        self.register(backend)
+        return list(self._known)
+
+
+# Each module has make_backends() -> list of backends. The order is the order of preference.
+_REGISTRY = Registry(
+    lazy=(
+        ("longtake.kernels.backends.triton_dual_scope", "triton"),
+        ("longtake.kernels.backends.triton_block_sparse", "triton"),
+        ("longtake.kernels.backends.flash_attn", None),
+        ("longtake.kernels.backends.torch_cuda", None),
+        ("longtake.kernels.backends.flex", None),
+        ("longtake.kernels.backends.torch_cpu", None),
+    )
+)
+
+
+def register(backend: Backend, first: bool = False) -> None:
+    """Make a backend known, before or after the others; ValueError for a name that is taken."""
+    _REGISTRY.all()
+    _REGISTRY.register(backend, first)
+
+
+def backends() -> list[Backend]:
+    """All backends of this installation, in order of preference."""
+    return _REGISTRY.all()
+
+
+def choose_backend(request: Request, forced: str | None = None) -> Backend:
+    """The first backend that serves the request, or the forced one. Where an earlier one serves all tiles but those
+    with a bias, the two share the call (`ByKind`).
+
+    Raises CapabilityError with every reason when none can, with its reason when the forced one cannot, and with the
+    known names for an unknown one.
+    """
+    known = backends()
+    if forced is not None:
+        for backend in known:
+            if backend.name == forced:
+                reason = backend.refuses(request)
+                if reason is not None:
+                    raise CapabilityError(f"backend {forced!r} cannot serve: {reason}")
+                return _fitted(backend, request)
+        names = ", ".join(backend.name for backend in known)
+        raise CapabilityError(f"backend {forced!r} is not available here; there are {names}")
+    reasons = []
+    easier = replace(request, kinds=request.kinds - {TileKind.DENSE}, mask=None)
+    quick: Backend | None = None
+    for backend in known:
+        reason = declines(backend, request)
+        if reason is None:
+            general = _fitted(backend, request)
+            if quick is None or takes_whole(backend.capabilities(), request.mask):
+                return general
+            return ByKind(_fitted(quick, request), general)
+        if quick is None and TileKind.DENSE in request.kinds and declines(backend, easier) is None:
+            quick = backend
+        reasons.append(f"{backend.name}: {reason}")
+    raise CapabilityError("no backend serves this: " + "; ".join(reasons))
+
+
+class ByKind:
+    """Two backends in one call: `plain` for tiles without a bias, `biased` for the others."""
+
+    def __init__(self, plain: Backend, biased: Backend) -> None:
+        self.plain, self.biased = plain, biased
+        self.name = f"{plain.name}+{biased.name}"
+
+    def capabilities(self) -> Capabilities:
+        return replace(self.biased.capabilities(), masks=frozenset())
+
+    def refuses(self, request: Request) -> str | None:
+        return self.biased.refuses(request)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float) -> tuple[Tensor, Tensor]:
+        return self._of(tile).forward(q, k, v, tile, scale)
+
+    def backward(
+        self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: Tile, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self._of(tile).backward(d_out, q, k, v, out, lse, tile, scale)
+
+    def _of(self, tile: Tile) -> Backend:
+        return self.biased if tile.kind is TileKind.DENSE else self.plain
+
+
+def _fitted(backend: Backend, request: Request) -> Backend:
+    """The backend, with the request's soft cap in it."""
+    if not request.softcap:
+        return backend
+    fitted: Backend = backend.capped(request.softcap)  # type: ignore[attr-defined]
+    return fitted

@@ -1,0 +1,1 @@
+"""The mask algebra: which query sees which key."""

@@ -1,0 +1,1 @@
+"""From a mask and a layout to tiles, transfers and a forecast."""

@@ -1,0 +1,1 @@
+"""Prompt-guided pooling of a video's tokens (PPLLaVA)."""

@@ -1,0 +1,1 @@
+"""Talk between ranks: counted collectives, agreement, moments."""

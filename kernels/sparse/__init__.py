@@ -1,0 +1,1 @@
+"""Which keys are worth reading: selection and clusters."""

@@ -1,0 +1,1 @@
+"""How tiles travel over ranks: ring, Ulysses, gather."""

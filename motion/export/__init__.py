@@ -1,0 +1,1 @@
+"""Motion into files: skeleton and body, tables, viewer, films."""

@@ -1,0 +1,1 @@
+"""Two people who see each other (ComMDM): block, pipeline, data, recipe, judgement."""

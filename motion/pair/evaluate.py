@@ -1,0 +1,148 @@
+"""``longtake evaluate motion --pairs``: do two people stand and move as their prompt says?
+
+For each kind of pair (``pair_data.KINDS``) and each of its wordings the pipeline makes two people, and three figures
+are taken of them beside those of real windows and of an untrained block, which leaves two independent people:
+    place m      distance of the second person's first place from where the kind's prompt puts him
+    facing deg   his heading against what the prompt says
+    drift m      how much the distance between the two has changed at the end (kinds that move together)
+The losses are on held-out clips at equal noise levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from longtake.motion.pair.data import KINDS, Pairs
+from longtake.motion.pair.model import CANON, ComMDM, first_token, place_pair
+
+if TYPE_CHECKING:
+    from longtake.motion.pipeline import LongMotionPipeline
+
+FRAMES = 80
+
+
+def facing(joints: np.ndarray) -> float:
+    """Heading of a pose (22, 3) about +y in radians, 0 along +z: across the hips and the shoulders."""
+    across = (joints[1] - joints[2]) + (joints[16] - joints[17])  # to the left
+    return math.atan2(-across[2], across[0])
+
+
+def figures(kind: str, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """place, facing (degrees) and drift of two people (F, 22, 3) in one world."""
+    asked = KINDS[kind]
+    turn = facing(first[0])
+    gap = second[0, 0, [0, 2]] - first[0, 0, [0, 2]]
+    cos, sin = math.cos(turn), math.sin(turn)
+    seen = np.array([cos * gap[0] - sin * gap[1], sin * gap[0] + cos * gap[1]])
+    off = (facing(second[0]) - turn - asked.yaw + math.pi) % (2 * math.pi) - math.pi
+    found = {"place": float(np.linalg.norm(seen - asked.place)), "facing": abs(math.degrees(off))}
+    if asked.together:
+        apart = np.linalg.norm((second - first)[:, 0, [0, 2]], axis=-1)
+        found["drift"] = float(abs(apart[-1] - apart[0]))
+    return found
+
+
+def made(pipe: LongMotionPipeline, block: ComMDM, wordings: Sequence[tuple[str, str]], seeds: int) -> dict[str, float]:
+    """Mean figures of (kind, prompt) pairs made by the pipeline."""
+    rows = []
+    for kind, prompt in wordings:
+        for seed in range(seeds):
+            output = pipe.pair(prompt, FRAMES, block=block, seed=seed, num_inference_steps=20)
+            assert output.second is not None
+            rows.append(figures(kind, output.joints, output.second))
+    return mean(rows)
+
+
+def real(pairs: Pairs, pipe: LongMotionPipeline, count: int, seed: int) -> dict[str, float]:
+    """Mean figures of made-up pairs of real windows, of every kind alike."""
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, float]] = []
+    while len(rows) < count:
+        batch = pairs.batch(FRAMES, 5, rng)
+        for motion, canon, kind in zip(batch.motion, batch.canon, batch.kinds, strict=True):
+            a, b = (pipe.space.joints(motion[person]) for person in (0, 1))
+            a, b = place_pair(a, b, first_token()[:CANON], canon[:CANON])
+            rows.append(figures(kind, a.numpy(), b.numpy()))
+    return mean(rows)
+
+
+class PlaceOnly(torch.nn.Module):
+    """A two-person block that tells where the second one stands and leaves the motion alone."""
+
+    def __init__(self, comm: torch.nn.Module) -> None:
+        super().__init__()
+        self.comm = comm
+
+    def forward(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``CommunicationBlock.forward``, without its correction."""
+        correction, numbers = self.comm(*args)
+        return torch.zeros_like(correction), numbers
+
+
+def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each figure over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+
+
+def table(pipe: LongMotionPipeline, data: Path, block: str, seeds: int, seed: int) -> str:
+    """The table as markdown."""
+    from diffusers import DDIMScheduler
+    from longtake.motion.data import load_motions
+    from longtake.motion.pair.pipeline import load_block
+    from longtake.motion.pair.train import held_out, silence
+    from longtake.motion.train import SCHEDULE
+
+    pipe.set_progress_bar_config(disable=True)
+    scheduler = DDIMScheduler(**SCHEDULE)
+    unseen = Pairs.of(load_motions(data, "val"), pipe.space, pipe.text_encoder, mirror=True)
+    trained = load_block(pipe, block)
+    torch.manual_seed(seed)
+    blank = ComMDM.around(pipe.model, comm_layers=int(trained.config["comm_layers"])).eval()
+    silence(blank)
+    said = [(name, text) for name, kind in KINDS.items() for text in kind.captions]
+    never = [(name, text) for name, kind in KINDS.items() for text in kind.held_out]
+    placed = load_block(pipe, block)
+    placed.comm = PlaceOnly(trained.comm)  # type: ignore[assignment]
+    lines = [
+        "| pairs | place m | facing deg | drift m | held-out motion loss | held-out canon loss |",
+        "|---|---|---|---|---|---|",
+        _line("real windows, unseen clips", real(unseen, pipe, 100, seed), {}),
+    ]
+    methods = (
+        ("two-person block", trained),
+        ("its places, two people alone", placed),
+        ("untrained block: two people alone", blank),
+    )
+    for name, model in methods:
+        losses = held_out(model, unseen, scheduler, seed, pipe.space)
+        lines.append(_line(f"{name}, training captions", made(pipe, model, said, seeds), losses))
+        lines.append(_line(f"{name}, wordings never seen", made(pipe, model, never, seeds), {}))
+    return "\n".join(lines)
+
+
+def _line(name: str, found: dict[str, float], losses: dict[str, float]) -> str:
+    numbers = [found.get("place"), found.get("facing"), found.get("drift"), losses.get("motion"), losses.get("canon")]
+    return f"| {name} | " + " | ".join("" if value is None else f"{value:.3g}" for value in numbers) + " |"
+
+
+def run_pairs(args: Any) -> int:
+    """Print the table, and keep it as ``--out``/pairs.md."""
+    from longtake.journal import atomic_path
+    from longtake.motion.command import DEFAULT_PRIOR
+    from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.runs import quiet_libraries
+
+    quiet_libraries()
+    pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)
+    text = table(pipe, args.data, args.pair_block, args.sequences, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(args.out / "pairs.md") as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0

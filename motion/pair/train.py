@@ -1,0 +1,178 @@
+"""``longtake train motion --pairs``: the two-person block (ComMDM) on the frozen prior, and its table.
+
+As the paper does, only the block learns. The loss is taken of both persons: L2 of normalised features, the root's four
+numbers weighted, first differences of positions beside it, of the canon numbers, and of how far people who move
+together drift apart. Other than the released recipe, the first person's canon token is given without noise (he stands
+at the origin), so that the net can tell the two apart; the pairs are made from single clips (``pair_data``).
+Legend: B rows, F frames, D features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from longtake.motion.pair.data import KINDS, PairBatch, Pairs
+from longtake.motion.pair.model import CANON, CANON_SCALE, ComMDM, first_token
+from longtake.motion.pair.pipeline import CONFIG, WEIGHTS
+from longtake.motion.train import DIFFERENCE_WEIGHT, ROOT_WEIGHT, SCHEDULE
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+    from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.motion.space import MotionSpace
+
+LENGTHS = (40, 60, 80)  # frames of a batch's rows
+FRAMES_A_STEP = 960
+DRIFT_WEIGHT = 5.0  # of the squared metres that people who move together drift apart
+CANON_WEIGHT = 3.0  # of the mean squared canon error, in metres and cosines
+COMM_LAYERS = 1
+SPLIT = 2  # after the last layer the hidden states no longer tell "side by side" from "behind"
+
+
+def objective(
+    model: Any, batch: PairBatch, scheduler: Any, rng: np.random.Generator, space: MotionSpace
+) -> dict[str, torch.Tensor]:
+    """Losses of one batch: "motion", "canon" (metres and cosines, squared), "drift" and their weighted sum "all"."""
+    from longtake.motion.representation import HUMANML3D
+
+    clean = batch.motion
+    rows, _, _, width = clean.shape
+    time = torch.from_numpy(((rng.permutation(rows) + rng.random(rows)) / rows * 1000).astype("int64"))
+    noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype="float32"))
+    noisy = scheduler.add_noise(clean, noise, time)
+    canon_noise = torch.zeros(rows, width)
+    canon_noise[:, :CANON] = torch.from_numpy(rng.standard_normal((rows, CANON), dtype="float32"))
+    seen = scheduler.add_noise(batch.canon, canon_noise, time)
+    first = first_token(width).expand(rows, width)
+    a = torch.cat([first.unsqueeze(1), noisy[:, 0]], 1)
+    b = torch.cat([seen.unsqueeze(1), noisy[:, 1]], 1)
+    out = torch.stack([part.float() for part in model.both(a, b, time, batch.text)], 1)
+    motion = out[:, :, 1:]
+    weight = torch.ones(width)
+    weight[:4] = ROOT_WEIGHT
+    error = ((motion - clean) ** 2 * weight).mean() * width / weight.sum()
+    places = HUMANML3D.slices["positions"]
+    steps = ((motion[..., places] - clean[..., places]).diff(dim=2) ** 2).mean()
+    apart = drift(motion, clean, batch.kinds, space)
+    gap = (out[:, 1, 0, :CANON] - batch.canon[:, :CANON]) * CANON_SCALE
+    canon = gap.square().mean()
+    told = error + DIFFERENCE_WEIGHT * steps
+    whole = told + CANON_WEIGHT * canon + DRIFT_WEIGHT * apart
+    return {"all": whole, "motion": told, "canon": canon, "drift": apart}
+
+
+def drift(out: torch.Tensor, clean: torch.Tensor, kinds: list[str], space: MotionSpace) -> torch.Tensor:
+    """Of people who move together: by how much their ways over the ground part otherwise than in ``clean``, squared
+    metres, mean over frames. out, clean: (B, 2, F, D) normalised. A step's error is tiny beside what it adds up to."""
+    from longtake.motion.representation import HUMANML3D
+
+    rows = [row for row, kind in enumerate(kinds) if KINDS[kind].together]
+    if not rows:
+        return out.new_zeros(())
+    with torch.autocast(out.device.type, enabled=False):
+        ways = [HUMANML3D.root(space.denormalize(motion[rows].float()))[1][..., [0, 2]] for motion in (out, clean)]
+    error = (ways[0][:, 0] - ways[0][:, 1]) - (ways[1][:, 0] - ways[1][:, 1])
+    return error.square().sum(-1).mean()
+
+
+def train_block(pipe: LongMotionPipeline, data: Path, folder: Path, settings: Any, *, seed: int) -> ComMDM:
+    """Train (or resume) the block around a pipeline's prior. The held-out losses are in the record."""
+    from diffusers import DDIMScheduler
+    from longtake.motion.data import load_motions
+    from longtake.train import batch_generator, fit
+
+    torch.manual_seed(seed)
+    encoder, scheduler = pipe.text_encoder, DDIMScheduler(**SCHEDULE)
+    pairs = Pairs.of(load_motions(data, "train"), pipe.space, encoder, mirror=True)
+    unseen = Pairs.of(load_motions(data, "val"), pipe.space, encoder, mirror=True)
+    lengths = pairs.lengths(LENGTHS)
+    model = ComMDM.around(pipe.model.float(), comm_layers=COMM_LAYERS, split=SPLIT)
+    silence(model)
+
+    def loss(network: Any, step: int) -> torch.Tensor:
+        rng = batch_generator(seed + 1, step)
+        frames = lengths[int(rng.integers(len(lengths)))]
+        return objective(network, pairs.batch(frames, FRAMES_A_STEP // frames, rng), scheduler, rng, pipe.space)["all"]
+
+    def judge(network: Any, step: int) -> dict[str, float]:
+        losses = held_out(network, unseen, scheduler, seed, pipe.space)
+        return {f"held_out_{key}": round(value, 4) for key, value in losses.items()}
+
+    learner = Learner(model)
+    fit(learner, loss, settings, folder, name="comm", on_checkpoint=judge)
+    return model.eval()
+
+
+class Learner(torch.nn.Module):
+    """What ``fit`` sees of a model: the block alone learns, is averaged and kept."""
+
+    def __init__(self, model: ComMDM) -> None:
+        super().__init__()
+        self.comm = model.comm
+        self.__dict__["model"] = model  # not a child: its frozen prior is no part of the checkpoint
+
+    def both(self, *args: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``ComMDM.both``."""
+        return self.__dict__["model"].both(*args, **settings)
+
+
+def silence(model: ComMDM) -> None:
+    """Begin with no correction, so that the untrained block leaves both persons as the prior makes them."""
+    last = model.comm.blocks[-1]
+    assert isinstance(last, torch.nn.TransformerEncoderLayer)
+    torch.nn.init.zeros_(last.norm2.weight)
+    torch.nn.init.zeros_(last.norm2.bias)
+
+
+def held_out(
+    model: Any, pairs: Pairs, scheduler: Any, seed: int, space: MotionSpace, batches: int = 8
+) -> dict[str, float]:
+    """Mean losses on unseen clips, at equal noise levels for every model."""
+    from longtake.train import batch_generator
+
+    total: dict[str, float] = {}
+    lengths = pairs.lengths(LENGTHS)
+    for number in range(batches):
+        rng = batch_generator(seed + 2, number)
+        frames = lengths[number % len(lengths)]
+        with torch.no_grad():
+            batch = pairs.batch(frames, FRAMES_A_STEP // frames, rng, drop_text=0.0)
+            losses = objective(model, batch, scheduler, rng, space)
+        for key, value in losses.items():
+            total[key] = total.get(key, 0.0) + float(value) / batches
+    return total
+
+
+def export(model: ComMDM, prior: str, folder: Path) -> Path:
+    """Write the block alone, float16, with the name of the prior it belongs to."""
+    import json
+
+    from longtake.journal import atomic_path, write_tensors
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().to(torch.float16).contiguous() for key, value in model.comm.state_dict().items()}
+    write_tensors(folder / WEIGHTS, state)
+    config = {"prior": prior, "comm_layers": COMM_LAYERS, "split": model.config["split"], "first_canon": "given"}
+    with atomic_path(folder / CONFIG) as partial:
+        partial.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def run_pairs(args: argparse.Namespace) -> int:
+    """Train, resuming what is there, and write the block to ``--out``/pair."""
+    from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.runs import quiet_libraries
+    from longtake.train import Settings
+
+    quiet_libraries()
+    pipe = LongMotionPipeline.from_prior(args.prior)
+    settings = Settings(
+        args.steps or 1500, 5e-4, ema=0.998, checkpoint_every=250, minutes=args.minutes, precision=args.precision
+    )
+    model = train_block(pipe, args.data, args.out, settings, seed=args.seed)
+    print(f"block written to {export(model, args.prior, args.out / 'pair')}")
+    return 0
