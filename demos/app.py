@@ -20,7 +20,8 @@ from typing import Any
 from longtake.errors import UserError, one_line
 
 QUEUE = 256  # runs that may wait
-MOST_UPLOAD = "1mb"
+MOST_UPLOAD = "1kb"  # nothing is taken in at all
+WRONG_LOGIN_SECONDS = 1.0
 WARM_UP_AFTER = 2.0  # seconds: the first page comes first
 KEEP_SECONDS = 3600  # files of the page's cache
 _POLICY = (
@@ -71,8 +72,9 @@ def build(bench: Any) -> tuple[Any, dict[str, Any]]:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(bench.folder / "page"))
     with _no_stub_files():
         import gradio as gr
+    from longtake.demos.form import Form
     from longtake.demos.kernels_tab import kernels_tab
-    from longtake.demos.studio import studio
+    from longtake.domain import domain_of, installed
 
     with gr.Blocks(
         title="longtake", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 4, KEEP_SECONDS)
@@ -83,9 +85,9 @@ def build(bench: Any) -> tuple[Any, dict[str, Any]]:
             js_on_load=None,
         )
         with gr.Tabs():
-            for modality in modalities():
-                with gr.Tab(modality.title, id=modality.name):
-                    studio(bench, modality)
+            for name in installed():
+                with gr.Tab(name.capitalize(), id=name):
+                    Form(bench, domain_of(name)).build()
             with gr.Tab("Kernels", id="kernels"):
                 kernels_tab()
     demo.queue(max_size=QUEUE, default_concurrency_limit=4)
@@ -116,33 +118,18 @@ def _no_stub_files() -> Iterator[None]:
         inspect.getfile = stock
 
 
-def modalities() -> list[Any]:
-    """The tabs of the modalities that are installed."""
-    from importlib import import_module
-
-    from longtake.cli import installed_domains
-
-    tabs = []
-    for name in installed_domains():
-        try:
-            tabs.append(import_module(f"longtake.demos.{name}_tab").modality())
-        except ModuleNotFoundError as error:
-            if error.name != f"longtake.demos.{name}_tab":
-                raise
-    return tabs
-
-
 def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None) -> tuple[Any, str]:
     """Start the server in a thread; (the page, its address). Raises UserError when the port is taken."""
     from starlette.middleware import Middleware
 
     demo, look = build(bench)
     os.environ["GRADIO_SERVER_NAME"] = host
+    names = frozenset() if auth is not None else frozenset({host.lower(), "localhost", "127.0.0.1", "[::1]"})
     try:
         _, url, _ = demo.launch(
             server_name=host,
             server_port=port or _free_port(host),
-            auth=auth,
+            auth=None if auth is None else Login(*auth),
             prevent_thread_lock=True,
             quiet=True,
             show_error=True,
@@ -155,7 +142,10 @@ def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None
             mcp_server=False,
             pwa=False,
             footer_links=["api"],
-            app_kwargs={"middleware": [Middleware(NothingOut)]},
+            app_kwargs={
+                "middleware": [Middleware(Guard, names=names)],
+                **dict.fromkeys(("openapi_url", "docs_url", "redoc_url")),
+            },
             **look,
         )
     except OSError as error:
@@ -186,21 +176,33 @@ def serve(host: str, port: int, auth: tuple[str, str] | None = None, output: Pat
 
 def warm_up(bench: Any) -> None:
     """Load the models that ship, so that the first run need not wait for them; a fault shows when they are used."""
-    from longtake.demos.studio import load
-    from longtake.distributed import Ranks
+    from longtake.demos.form import Form
+    from longtake.domain import domain_of, installed
 
-    for modality in modalities():
+    for name in installed():
         with suppress(UserError):
-            load(bench, modality, str(modality.domain.DEFAULTS["prior"]), Ranks.single())
+            form = Form(bench, domain_of(name))
+            bench.maker.pipe(form.request_of(form.first_line()))
 
 
-class NothingOut:
-    """ASGI middleware that adds the Content-Security-Policy to every answer."""
+class Guard:
+    """ASGI middleware: only the names that this server has are answered, so that no page elsewhere can be made to look
+    as if it came from here; no file is taken in; every answer carries the Content-Security-Policy. names: hosts that
+    may be asked for; empty: any (a login then guards the page)."""
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    def __init__(self, app: Any, names: frozenset[str]) -> None:
+        self.app, self.names = app, names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+            if self.names and _host_of(headers.get("host", "")) not in self.names:
+                await _refuse(send, 421, "this page has another name")
+                return
+            if scope["path"].rstrip("/").endswith("/upload"):
+                await _refuse(send, 403, "this page takes no files")
+                return
+
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
@@ -212,6 +214,36 @@ class NothingOut:
             await send(message)
 
         await self.app(scope, receive, with_policy)
+
+
+def _host_of(text: str) -> str:
+    """The name in a Host header, without its port."""
+    name = text[: text.index("]") + 1] if text.startswith("[") and "]" in text else text.partition(":")[0]
+    return name.lower()
+
+
+async def _refuse(send: Any, code: int, words: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": code, "headers": headers})
+    await send({"type": "http.response.body", "body": words.encode()})
+
+
+class Login:
+    """Whether a name and a password are right; a wrong one takes a second, one after the other."""
+
+    def __init__(self, user: str, password: str) -> None:
+        self.expected = f"{user}:{password}".encode()
+        self._turn = threading.Lock()
+
+    def __call__(self, user: str, password: str) -> bool:
+        import hmac
+        import time
+
+        if hmac.compare_digest(f"{user}:{password}".encode(errors="replace"), self.expected):
+            return True
+        with self._turn:
+            time.sleep(WRONG_LOGIN_SECONDS)
+        return False
 
 
 def _free_port(host: str) -> int:

@@ -1,27 +1,35 @@
 """The one job that runs on the device: a thread of its own, its progress, its files, and who may stop it.
 
-    for note in bench.run("session", "motion", pipe, steps, frames, work, glimpse, folder):
+    for note in bench.run("session", "motion", 20.0, work, glimpse, folder):
         ...                                                         # Progress(...) as it goes, at last Finished(...)
     bench.stop("session")                                           # what is finished is kept
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import queue
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longtake.errors import UserError, explain_disk_errors
 
+if TYPE_CHECKING:
+    from longtake.domain import OnStep
+    from longtake.make import Maker
+
 GLIMPSE_SECONDS = 1.0  # at most one preview in so long a time,
-_MOST_WAITING = 1000  # sessions; one that left without a run is forgotten in the end
 GLIMPSE_SHARE = 0.2  # and at most this share of the run's time goes into previews
+_MOST_WAITING = 1000  # sessions; one that left without a run is forgotten in the end
+_PREFIX, _LOCK = "longtake-demo-", "lock"
 
 
 @dataclass(frozen=True)
@@ -50,21 +58,28 @@ class Bench:
     """
 
     def __init__(self, keep: Path | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="longtake-demo-"))
+        _remove_abandoned()
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._held = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self._held, fcntl.LOCK_EX)
         self.keep = keep
         self._device = threading.Lock()
         self._guard = threading.Lock()
-        self._pipes: dict[tuple[str, str], Any] = {}
-        self._running: tuple[str, Any] | None = None
+        self._maker: Maker | None = None
+        self._running: tuple[str, threading.Event] | None = None
         self._waiting: dict[str, bool] = {}  # session: whether its queued job is still wanted
         self._pace: dict[str, float] = {}
 
-    def pipeline(self, modality: str, prior: str, load: Callable[[], Any]) -> Any:
-        """The pipeline of a prior, loaded once."""
+    @property
+    def maker(self) -> Maker:
+        """Makes the requests of the page; every model is loaded once."""
         with self._guard:
-            if (modality, prior) not in self._pipes:
-                self._pipes[modality, prior] = load()
-            return self._pipes[modality, prior]
+            if self._maker is None:
+                from longtake.distributed import Ranks
+                from longtake.make import Maker
+
+                self._maker = Maker(Ranks.single())
+            return self._maker
 
     def expect(self, session: str) -> None:
         """A job of this session has joined the queue."""
@@ -73,25 +88,25 @@ class Bench:
             self._waiting.pop(next(iter(self._waiting)), None)
 
     def begin(self, session: str) -> None:
-        """A job of this session has come to its turn. Raises UserError when it was stopped while it waited."""
-        if self._waiting.pop(session, True) is False:
+        """Its turn has come. Raises UserError when the session gave it up meanwhile."""
+        if not self._waiting.pop(session, True):
             raise UserError("stopped before it began")
 
     def stop(self, session: str) -> str:
-        """Ask this session's job to end after the step at work, or to give up its place in the queue; what happens, in
+        """End the job of this session, at work (what is done is kept) or waiting in the queue; says what happens, in
         words."""
         running = self._running
         if running is not None and running[0] == session:
-            running[1].stop()
+            running[1].set()
             return "Stopping after this step; what is done is kept."
         if session in self._waiting:
             self._waiting[session] = False
             return "Your run gives up its place in the queue."
         return "Nothing of yours is running."
 
-    def pace(self, modality: str, default: float) -> tuple[float, bool]:
-        """Seconds a frame and step: measured by the last run here (True), else the default (False)."""
-        return self._pace.get(modality, default), modality in self._pace
+    def pace(self, modality: str) -> tuple[float, bool]:
+        """Seconds that a forecast second takes here: measured by the last run (True), or 1."""
+        return self._pace.get(modality, 1.0), modality in self._pace
 
     def new_folder(self) -> Path:
         """An empty folder of its own for a job's files."""
@@ -112,46 +127,47 @@ class Bench:
     def close(self) -> None:
         """Remove every file that is left."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._held)
 
     def run(
         self,
         session: str,
         modality: str,
-        pipe: Any,
-        steps: int,
-        frames: int,
-        work: Callable[[Callable[..., dict[str, Any]]], Any],
-        glimpse: Callable[[Any, Path], None],
+        forecast: float,
+        work: Callable[[OnStep], Any],
+        glimpse: Callable[[Any, Path], None] | None,
         folder: Path,
     ) -> Iterator[Progress | Finished]:
-        """Do ``work(callback)`` in a thread, where callback is a pipeline's ``callback_on_step_end``.
+        """Do ``work(on_step)`` in a thread.
 
-        glimpse(clean, path): writes a preview picture of the clean estimate. Whatever work raises is raised here. When
-        this iterator is dropped the job is stopped.
+        forecast: seconds it was expected to take. glimpse(clean, path): writes a preview picture of the clean estimate.
+        Whatever work raises is raised here. When this iterator is dropped the job is stopped.
         """
         notes: queue.Queue[Progress | Finished | BaseException] = queue.Queue()
+        ended = threading.Event()
         started = time.monotonic()
         last_glimpse, glimpse_cost = started, 0.0
 
-        def callback(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def on_step(step: int, steps: int, clean: Any) -> bool:
             nonlocal last_glimpse, glimpse_cost
             now, picture = time.monotonic(), None
             wait = max(GLIMPSE_SECONDS, glimpse_cost / GLIMPSE_SHARE)
-            if step == 1 or (step < steps and now - last_glimpse >= wait):
+            wanted = step == 1 or (step < steps and now - last_glimpse >= wait)
+            if glimpse is not None and clean is not None and wanted:
                 picture = folder / f"glimpse-{step}.png"
-                glimpse(tensors["clean"], picture)
+                glimpse(clean, picture)
                 last_glimpse = time.monotonic()
                 glimpse_cost = last_glimpse - now
             spent = time.monotonic() - started
             notes.put(Progress(step, steps, spent / step * (steps - step), picture))
-            return tensors
+            return ended.is_set()
 
         def target() -> None:
             try:
                 with self._device:
-                    self._running = session, pipe
+                    self._running = session, ended
                     try:
-                        result = work(callback)
+                        result = work(on_step)
                     finally:
                         self._running = None
                 notes.put(Finished(result, time.monotonic() - started))
@@ -166,11 +182,25 @@ class Bench:
                 if isinstance(note, BaseException):
                     raise note
                 if isinstance(note, Finished):
-                    self._pace[modality] = note.seconds / (frames * steps)
+                    self._pace[modality] = note.seconds / max(forecast, 1e-6)
                 yield note
                 if isinstance(note, Finished):
                     return
         finally:
             if thread.is_alive():
-                pipe.stop()
+                ended.set()
                 thread.join()
+
+
+def _remove_abandoned() -> None:
+    """Remove the temporary folders of pages that were killed: nobody holds their lock."""
+    for folder in Path(tempfile.gettempdir()).glob(_PREFIX + "*"):
+        with suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            held = os.open(folder / _LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(held)

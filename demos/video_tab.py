@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.demos.plots import line_plot
-from longtake.demos.studio import Example, Modality, Setting, command_of, python_of
+from longtake.demos.tab import Tab
 
 if TYPE_CHECKING:
     import numpy as np
-    from longtake.timeline import Timeline
+    from longtake.request import Request
 
 WINDOW = 16  # frames at a segment's start that the later ones are compared with
 
@@ -22,12 +22,6 @@ def _views() -> list[Any]:
         gr.Video(label="Film", loop=True, interactive=False, elem_classes="film"),
         gr.HTML(label="Plots", elem_classes="plots", js_on_load=None),
     ]
-
-
-def _settings() -> list[Setting]:
-    import gradio as gr
-
-    return [Setting("negative", lambda: gr.Textbox("", label="What it should not show", max_length=300))]
 
 
 def likeness(latents: np.ndarray, starts: list[int]) -> np.ndarray:
@@ -44,14 +38,14 @@ def likeness(latents: np.ndarray, starts: list[int]) -> np.ndarray:
     return out
 
 
-def show(output: Any, files: list[Path], timeline: Timeline) -> list[Any]:
+def show(output: Any, files: list[Path], request: Request) -> list[Any]:
     """The film, and two plots over time with the changes of the prompt."""
     from longtake.media import read_video
     from longtake.video.metrics import frame_steps
 
     film = next(path for path in files if path.suffix in (".mp4", ".gif"))
     frames, fps = read_video(film)
-    starts = [start for start, _ in timeline.starts]
+    starts = [start for start, _ in request.timeline.starts] if request.timeline is not None else [0]
     marks = [start / fps for start in starts[1:]]
     plots = ""
     if len(frames) > 2:
@@ -73,46 +67,4 @@ def glimpse(pipe: Any, clean: Any, path: Path) -> None:
     contact_sheet(list(decode_chunk(pipe.vae, clean[places.to(clean.device)])), path, columns=8)
 
 
-def command(job: dict[str, Any]) -> str:
-    """The line to type in a terminal."""
-    given = job["parameters"]
-    more = ["--negative", given["negative"]] if given["negative"] else []
-    return command_of(job, ["--frames", str(given["frames"])], more, [".mp4"])
-
-
-def python(job: dict[str, Any]) -> str:
-    """The same in Python."""
-    from longtake.video.jobs import FPS
-
-    prompt = f"Timeline.parse({job['timeline']!r}, fps={FPS:g})"
-    negative = job["parameters"]["negative"]
-    return python_of(job, "LongVideoPipeline", prompt=prompt, also="Timeline", negative_prompt=negative)
-
-
-def modality() -> Modality:
-    """What the page knows of video."""
-    return Modality(
-        name="video",
-        title="Video",
-        about="Minutes of video from a model that has seen 16 frames at a time (Video-Infinity). The model that ships "
-        "is small: 64 × 64 pixels, thirty-one subjects on white, in soft focus. Ask for running, swimming, juggling, "
-        "a dog, a penguin, a rocket…",
-        jobs="longtake.video.jobs",
-        examples=(
-            Example("Person running", "0s: person running", 8),
-            Example("Walk, then bow", "0s: a person walks | 4s: someone bows", 8, 2),
-            Example("Penguin", "0s: a penguin waddles", 4, 3),
-        ),
-        seconds=8.0,
-        most_seconds=120.0,
-        gap=4.0,
-        kinds=(".mp4", ".gif"),
-        usual=(".mp4",),
-        views=_views,
-        view_count=2,
-        show=show,
-        glimpse=glimpse,
-        python=python,
-        command=command,
-        settings=tuple(_settings()),
-    )
+TAB = Tab(views=_views, view_count=2, show=show, glimpse=glimpse)

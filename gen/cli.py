@@ -1,8 +1,8 @@
 """The command line: `longtake`, `python -m longtake`, `torchrun -m longtake`.
 
-A domain brings its own options: <domain>/command.py, train.py and evaluate.py each define
+A domain (see `domain`) is a command of its own; its package may have train.py and evaluate.py, which each define
     add_arguments(parser: argparse.ArgumentParser) -> None      and      run(args: argparse.Namespace) -> int
-and are imported only when their sub-command is asked for, so `longtake --help` imports neither them nor torch.
+and are imported only when asked for, so `longtake --help` imports neither them nor torch.
 
 Exit codes: 0 done; 1 an unexpected error (its traceback is shown); 2 a mistake of the user (one line); 75 another rank
 failed; 130 interrupted. Of several ranks only rank 0 prints to standard output and tells of a user's mistake.
@@ -14,22 +14,16 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from longtake.domain import domain_of, installed
 from longtake.errors import UserError, one_line
 
-# Domains by name; one is offered when its package is installed.
-DOMAINS = {
-    "video": "make a long video from prompts",
-    "motion": "make long human motion from prompts",
-    "speech": "read a text aloud",
-    "medical": "make longitudinal scans (synthetic)",
-}
 _TASKS = {"train": "train a prior on your data", "evaluate": "measure a prior on held-out data"}
+_SHELLS = ("bash", "zsh", "tcsh")
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,16 +32,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else args
+        for word in words:
+            if word.startswith("--") and word.endswith("=--"):  # argparse makes a list of it
+                self.error(f"argument {word[:-3]}: expected one argument")
+            if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+                self.error(f"an argument is no valid text: {ascii(word)[:60]}")
+        return super().parse_known_args(args, namespace)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    rank = int(os.environ.get("RANK") or 0)
+    from longtake.launch import rank as rank_of
+
     standard_output = sys.stdout
     silence = None
-    if rank != 0:
-        silence = open(os.devnull, "w")
-        sys.stdout = silence
+    rank = 0
     try:
+        rank = rank_of()
+        if rank != 0:
+            silence = open(os.devnull, "w")
+            sys.stdout = silence
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         _end_ranks(code)
         return code
@@ -71,31 +77,46 @@ def main(argv: Sequence[str] | None = None) -> int:
             silence.close()
 
 
-def installed_domains() -> list[str]:
-    """Names of the domains whose packages are installed."""
-    return [name for name in DOMAINS if find_spec(f"longtake.{name}") is not None]
+def commands() -> dict[str, tuple[str, Callable[[Any], None], Callable[[argparse.Namespace], int]]]:
+    """Command -> (its line in the help, what adds its options, what runs it); nothing of it is imported yet."""
+
+    def of(module: str) -> tuple[Callable[[Any], None], Callable[[argparse.Namespace], int]]:
+        return (
+            lambda parser: import_module(module).add_arguments(parser),
+            lambda args: int(import_module(module).run(args) or 0),
+        )
+
+    def make(name: str) -> tuple[Callable[[Any], None], Callable[[argparse.Namespace], int]]:
+        from longtake import command
+
+        return (
+            lambda parser: command.add_arguments(parser, domain_of(name)),
+            lambda args: command.run(args, domain_of(name)),
+        )
+
+    found = {name: (domain_of(name).ABOUT, *make(name)) for name in installed()}
+    found["batch"] = ("make many jobs of a manifest, on one rank or many", *of("longtake.batch"))
+    if find_spec("longtake.demos") is not None:
+        found["demo"] = ("a page in the browser: a tab for each modality", *of("longtake.demos.command"))
+    found["info"] = ("versions, devices and why, attention backends, priors found", lambda parser: None, _info)
+    found["completion"] = ("completions for a shell: eval \"$(longtake completion bash)\"", _add_shell, _complete)
+    return found
 
 
 def _dispatch(argv: list[str]) -> int:
-    if argv and argv[0] in DOMAINS:
-        return _run_module(f"longtake {argv[0]}", argv[0], "command", argv[1:])
     if argv and argv[0] in _TASKS:
         return _run_task(argv[0], argv[1:])
-    if argv and argv[0] == "batch":
-        return _run("longtake batch", import_module("longtake.batch"), argv[1:])
-    if argv and argv[0] == "demo" and find_spec("longtake.demos") is not None:
-        return _run("longtake demo", import_module("longtake.demos.command"), argv[1:])
+    known = commands()
+    if argv and argv[0] in known:
+        about, add, run = known[argv[0]]
+        return _run(f"longtake {argv[0]}", about, add, run, argv[1:])
     parser = Parser(prog="longtake", description="Long takes from short-clip generators.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for name in installed_domains():
-        commands.add_parser(name, help=DOMAINS[name], add_help=False)
+    listed = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, (about, _, _) in known.items():
+        listed.add_parser(name, help=about, add_help=False)
     for name, text in _TASKS.items():
-        commands.add_parser(name, help=f"{text}: longtake {name} {{{','.join(installed_domains())}}}", add_help=False)
-    commands.add_parser("batch", help="make many jobs of a manifest, on one rank or many", add_help=False)
-    if find_spec("longtake.demos") is not None:
-        commands.add_parser("demo", help="a page in the browser: video, motion and kernels", add_help=False)
-    commands.add_parser("info", help="versions, devices and why, attention backends, priors found")
+        listed.add_parser(name, help=f"{text}: longtake {name} {{{','.join(installed())}}}", add_help=False)
     try:
         args = parser.parse_args(argv)
     except SystemExit as end:  # --help
@@ -105,55 +126,76 @@ def _dispatch(argv: list[str]) -> int:
 
         print(f"longtake {version('longtake')}")
         return 0
-    if args.command is None:
-        parser.print_help()
-        return 0
-    return _info()
+    parser.print_help()
+    return 0
 
 
 def _run_task(task: str, argv: list[str]) -> int:
-    domains = installed_domains()
+    domains = installed()
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: longtake {task} {{{','.join(domains)}}} ...   (longtake {task} {domains[0]} --help)")
         if not argv:
             raise UserError(f"longtake {task} needs a domain: {', '.join(domains)}")
         return 0
-    return _run_module(f"longtake {task} {argv[0]}", argv[0], task, argv[1:])
+    name = argv[0]
+    if name not in domains:
+        raise UserError(f"no domain {name!r} is installed; installed: {', '.join(domains)}")
+    module = f"{domain_of(name).package}.{task}"
+    prog = f"longtake {task} {name}"
+    if find_spec(module) is None:
+        raise UserError(f"{prog!r} is not available: the installed {name!r} has no {task}.py")
+    found = import_module(module)
+    return _run(prog, found.__doc__ or "", found.add_arguments, found.run, argv[1:])
 
 
-def _run_module(prog: str, domain: str, name: str, argv: list[str]) -> int:
-    """Parse `argv` with the options of longtake.<domain>.<name> and run it."""
-    if domain not in installed_domains():
-        raise UserError(f"no domain {domain!r} is installed; installed: {', '.join(installed_domains())}")
-    full_name = f"longtake.{domain}.{name}"
-    if find_spec(full_name) is None:
-        raise UserError(f"{prog!r} is not available: the installed {domain!r} has no {name}.py")
-    return _run(prog, import_module(full_name), argv)
-
-
-def _run(prog: str, module: ModuleType, argv: list[str]) -> int:
-    parser = Parser(prog=prog, description=(module.__doc__ or "").strip().split("\n\n")[0])
-    module.add_arguments(parser)
+def _run(prog: str, about: str, add: Callable[[Any], None], run: Callable[..., Any], argv: list[str]) -> int:
+    parser = Parser(prog=prog, description=about.strip().split("\n\n")[0])
+    add(parser)
     try:
         args = parser.parse_args(argv)
     except SystemExit as end:  # --help
         return int(end.code or 0)
-    return int(module.run(args) or 0)
+    return int(run(args) or 0)
+
+
+# ---------------------------------------------------------------------------------------------------- completions
+
+
+def _add_shell(parser: Any) -> None:
+    parser.add_argument("shell", choices=_SHELLS, help="your shell")
+
+
+def _complete(args: argparse.Namespace) -> int:
+    """Print a script that completes every command and its options."""
+    import shtab
+
+    parser = argparse.ArgumentParser(prog="longtake")
+    listed = parser.add_subparsers()
+    for name, (about, add, _) in commands().items():
+        add(listed.add_parser(name, help=about))
+    for task, about in _TASKS.items():
+        listed.add_parser(task, help=about).add_argument("domain", choices=installed())
+    print(shtab.complete(parser, args.shell))
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------- several ranks
 
 
+def _ranks() -> Any:
+    """The run that this process is in, if there is one; a signal may come while its module is being imported."""
+    current = getattr(sys.modules.get("longtake.distributed"), "current", None)
+    return None if current is None else current()
+
+
 def _tell_ranks(error: BaseException) -> None:
     """Before this rank reports its error: let the others know. Does not return when another's came first."""
-    distributed = sys.modules.get("longtake.distributed")
-    if distributed is not None and (ranks := distributed.current()) is not None:
+    if (ranks := _ranks()) is not None:
         ranks.fail(error)
 
 
 def _end_ranks(code: int) -> None:
-    distributed = sys.modules.get("longtake.distributed")
-    if distributed is not None and (ranks := distributed.current()) is not None:
+    if (ranks := _ranks()) is not None:
         if code == 0:
             ranks.finish()
         else:
@@ -163,7 +205,7 @@ def _end_ranks(code: int) -> None:
 # ---------------------------------------------------------------------------------------------------------- info
 
 
-def _info() -> int:
+def _info(_: argparse.Namespace) -> int:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -185,8 +227,8 @@ def _info() -> int:
     for line in describe_attention():
         print(f"  {line}")
     print("priors that ship")
-    for domain in installed_domains():
-        priors = shipped_priors(f"longtake.{domain}")
+    for domain in installed():
+        priors = shipped_priors(domain_of(domain).package)
         print(f"  {domain}: {', '.join(priors) if priors else 'none'}")
     print("text encoder")
     try:

@@ -121,3 +121,13 @@ def describe_attention() -> list[str]:
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Peak of memory allocated by torch on a GPU since the start; None off CUDA."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def parse_device(text: str | None) -> str | None:
+    """A device by name; None: the best there is."""
+    return text
+
+
+def parse_dtype(text: str | None) -> torch.dtype | None:
+    """A number format by name; None: by device."""
+    return None if text is None else getattr(torch, text)

@@ -91,10 +91,14 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 class Journal:
-    """The record of one run in `folder`. See the module's docstring."""
+    """The record of one run in `folder`. See the module's docstring.
+
+    every_steps: how many steps lie between two checkpoints; for whoever writes them.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self.every_steps = 1
         self._lock: IO[str] | None = None
 
     # --------------------------------------------------------------------------------------------- life cycle
@@ -194,7 +198,24 @@ class Journal:
             if step < oldest_kept:
                 path.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Remove the pieces of all steps."""
+        for path in self._all_pieces():
+            path.unlink(missing_ok=True)
+
     # ------------------------------------------------------------------------------------------------ reading
+
+    def holds(self, plan: dict[str, Any]) -> bool:
+        """Whether the folder holds the run of this plan, as far as that can be read."""
+        try:
+            head = self._head()
+        except UserError:
+            return False
+        return head is not None and head["fingerprint"] == fingerprint(plan)
+
+    def has_pieces(self) -> bool:
+        """Whether a step of any rank is there."""
+        return bool(self._all_pieces())
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the journal. Raises UserError when it is missing or damaged."""
@@ -271,6 +292,11 @@ class Journal:
             match = _PIECE.fullmatch(path.name)
             if match and match["prefix"] == prefix:
                 yield path, int(match["step"]), int(match["rank"] or 0), int(match["world"] or 1)
+
+    def _all_pieces(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return [path for path in sorted(self.folder.iterdir()) if _PIECE.fullmatch(path.name)]
 
     def _remove_leftovers(self, everything: bool) -> None:
         """Remove partial files; with `everything` also the files of an earlier run (and nothing that is not ours)."""

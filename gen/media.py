@@ -347,3 +347,15 @@ def contact_sheet(
             draw.text((left + 2, top + height + 2), captions[index], fill="black")
     with atomic_path(path) as partial:
         sheet.save(partial, format="PNG")
+
+
+def check_outputs(paths: Sequence[Path], suffixes: Sequence[str], overwrite: bool = False) -> None:
+    """`check_output` of several files, none twice."""
+    if len(set(paths)) < len(paths):
+        raise UserError("a file is named twice")
+    for path in paths:
+        check_output(path, suffixes, overwrite)
+
+
+def check_fps(fps: float, suffix: str) -> None:
+    """Raise UserError for a rate that such a file cannot have."""

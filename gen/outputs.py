@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from longtake.errors import UserError
-from longtake.media import VideoWriter, check_output, contact_sheet, write_gif, write_png_folder
+from longtake.media import VideoWriter, check_film, check_output, contact_sheet, write_gif, write_png_folder
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,24 @@ class Output(ABC):
     @abstractmethod
     def preview(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write one picture that shows the result at a glance. Returns the path. Raises UserError."""
+
+
+    def save_all(self, paths: Sequence[Path], *, overwrite: bool = False) -> None:
+        """Write several files of one result. Raises UserError."""
+        for path in paths:
+            self.save(path, overwrite=overwrite)
+
+    def drain(self) -> None:  # noqa: B027 - a result that is whole has nothing to drain
+        """Read to its end what other ranks are still sending."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file that a result can be written to. write(output, path); whole(path) raises when the file is missing
+    or damaged."""
+
+    write: Callable[[Any, Path], Any]
+    whole: Callable[[Path], None]
 
 
 @dataclass
@@ -83,6 +101,17 @@ class VideoOutput(Output):
         if self.total_frames is not None and start != self.total_frames:
             raise ValueError(f"the stream had {start} frames, not {self.total_frames}")
 
+    def save_all(self, paths: Sequence[Path], *, overwrite: bool = False) -> None:
+        if len(paths) > 1 and not isinstance(self.frames, np.ndarray):
+            self.frames = np.concatenate(list(self.chunks()))
+        super().save_all(paths, overwrite=overwrite)
+
+    def drain(self) -> None:
+        """Read the rest of a stream."""
+        if not isinstance(self.frames, np.ndarray):
+            for _ in self.frames:
+                pass
+
     def save(
         self,
         path: str | os.PathLike[str],
@@ -126,3 +155,25 @@ class VideoOutput(Output):
         total = self.total_frames or 0
         count = min(PREVIEW_FRAMES, total)
         return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def _write(output: Any, path: Path) -> None:
+    output.save(path, overwrite=True)
+
+
+def _whole_folder(path: Path) -> None:
+    from longtake.media import check_picture
+
+    pictures = sorted(path.glob("*.png"))
+    if not pictures:
+        raise UserError(f"{path} holds no pictures")
+    for picture in (pictures[0], pictures[-1]):
+        check_picture(picture)
+
+
+# suffix -> kind; "" is a folder of png files
+FILMS = {
+    ".mp4": FileKind(_write, check_film),
+    ".gif": FileKind(_write, check_film),
+    "": FileKind(_write, _whole_folder),
+}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +27,11 @@ from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.transport import DryTransport, Transport
 from longtake.noise import noise
 from longtake.outputs import VideoOutput
-from longtake.pipeline import Denoising, Known, LongTakePipeline, denoise
-from longtake.timeline import Timeline
+from longtake.pipeline import Denoising, Known, LongTakePipeline, check_scheduler, denoise
+from longtake.timeline import Timeline, has_times
 from longtake.video.decode import gather_latents, stream_frames
 from longtake.video.parallelize import Handle, parallelize
 from longtake.video.scope import Scope
-
-if TYPE_CHECKING:
-    from longtake.distributed import Ranks as RanksType
 
 DEFAULT_PRIOR = "emoji-small"
 CHUNK_ABOVE = 320  # frames on one rank from which the spatial layers run in chunks
@@ -61,14 +58,19 @@ class InitialNoise(StrEnum):
 
 @dataclass
 class Context:
-    """Clean latents (F, c, h, w) of an earlier run that new frames must join.
+    """The frames to make, and clean latents (F, c, h, w) of an earlier run that they must join, if there is one.
 
     start, stop: the frames to make anew, in the numbers of the finished video; all others are kept bit for bit.
     """
 
-    latents: torch.Tensor
+    latents: torch.Tensor | None
     start: int
     stop: int
+
+    @classmethod
+    def new(cls, frames: int) -> Context:
+        """``frames`` frames that join nothing."""
+        return cls(None, 0, frames)
 
     @classmethod
     def extend(cls, latents: torch.Tensor, frames: int) -> Context:
@@ -84,11 +86,29 @@ class Context:
             raise UserError("redoing every frame keeps nothing of the run: make a new one instead")
         return cls(latents, start, stop)
 
-    def window(self, context_frames: int) -> range:
+    @property
+    def kept(self) -> int:
+        """Frames of the earlier run."""
+        return 0 if self.latents is None else len(self.latents)
+
+    def window(self, context_frames: int = CONTEXT_FRAMES) -> range:
         """Frames that the network sees: those to make and up to ``context_frames`` kept ones on each side."""
-        return range(
-            max(0, self.start - context_frames), min(max(len(self.latents), self.stop), self.stop + context_frames)
-        )
+        return range(max(0, self.start - context_frames), min(max(self.kept, self.stop), self.stop + context_frames))
+
+    def known(self, numbers: range) -> Known | None:
+        """The kept ones among some frames, held fixed; None when nothing is kept."""
+        if self.latents is None:
+            return None
+        mask = torch.tensor([not self.start <= number < self.stop for number in numbers])
+        rows = [min(number, len(self.latents) - 1) for number in numbers]
+        return Known(mask, self.latents[torch.tensor(rows)])
+
+    def merge(self, made: torch.Tensor, span: range) -> torch.Tensor:
+        """The whole video (F, c, h, w) of the frames made in ``span``: kept frames bit for bit, new ones in place."""
+        if self.latents is None:
+            return made
+        new = made[self.start - span.start : self.stop - span.start]
+        return torch.cat([self.latents[: self.start].float(), new, self.latents[self.stop :].float()])
 
 
 def freenoise_index(seed: int, total: int, window: int = 16, stride: int = 4) -> np.ndarray:
@@ -170,6 +190,32 @@ class LongVideoPipeline(LongTakePipeline):
             raise UserError(f"height and width must be multiples of {step}, got {height} and {width}")
         return int(self.unet.config.in_channels), height // 8, width // 8
 
+    def check_inputs(
+        self,
+        timeline: Timeline,
+        context: Context,
+        *,
+        height: int | None,
+        width: int | None,
+        scope: Scope | None,
+        span: range | None = None,
+        sizes: Sequence[int] | None = None,
+        world: int = 1,
+    ) -> tuple[tuple[int, int, int], Partition]:
+        """Shape (c, h, w) of a frame's latents, and how the frames in ``span`` are cut over ranks. Raises UserError for
+        what cannot be made."""
+        check_scheduler(self.scheduler)
+        shape = self.latent_shape(height, width)
+        span = context.window() if span is None else span
+        new = context.stop - context.start
+        partition = check_frames(len(span), world, scope, sizes, new=new)
+        timeline.validate(new)
+        if context.latents is not None and tuple(context.latents.shape[1:]) != shape:
+            raise UserError(
+                f"the earlier run has latents {tuple(context.latents.shape[1:])} a frame, this prior {shape}"
+            )
+        return shape, partition
+
     @torch.no_grad()
     def __call__(
         self,
@@ -191,7 +237,7 @@ class LongVideoPipeline(LongTakePipeline):
         context_frames: int = CONTEXT_FRAMES,
         chunk_frames: int | None = None,
         sizes: Sequence[int] | None = None,
-        ranks: RanksType | None = None,
+        ranks: Ranks | None = None,
         journal: Journal | None = None,
         checkpoint_every: int = 1,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
@@ -211,34 +257,32 @@ class LongVideoPipeline(LongTakePipeline):
         """
         started = time.monotonic()
         ranks = ranks or current() or Ranks.single(self.unet.device, self.unet.dtype)
-        timeline = prompt if isinstance(prompt, Timeline) else Timeline(((0, prompt),))
+        timeline = as_timeline(prompt, fps)
+        context = context or Context.new(frames)
         if initial_noise not in list(InitialNoise):
             raise UserError(f"initial_noise must be one of {', '.join(InitialNoise)}; given {initial_noise!r}")
         if output_type not in ("np", "stream", "latent"):
             raise UserError(f"output_type must be np, stream or latent; given {output_type!r}")
         if num_inference_steps < 1:
             raise UserError(f"steps must be at least 1, got {num_inference_steps}")
-        shape = self.latent_shape(height, width)
-        span = range(frames) if context is None else context.window(context_frames)
+        span = context.window(context_frames)
         if isinstance(scope, str):
             if scope != "auto":
                 raise UserError(f"scope must be a Scope, 'auto' or None; given {scope!r}")
             scope = default_scope(len(span))
-        partition = check_frames(len(span), ranks.world, scope, sizes, new=frames if context is None else None)
-        timeline.validate(frames if context is None else context.stop - context.start)
-        if context is not None and tuple(context.latents.shape[1:]) != shape:
-            raise UserError(
-                f"the earlier run has latents {tuple(context.latents.shape[1:])} a frame, this prior {shape}"
-            )
+        shape, partition = self.check_inputs(
+            timeline, context, height=height, width=width, scope=scope, span=span, sizes=sizes, world=ranks.world
+        )
 
         mine = partition.range(ranks.rank)
         numbers = range(span.start + mine.start, span.start + mine.stop)
+        self.scheduler.set_timesteps(num_inference_steps, device=ranks.device)  # some know their first noise only now
         state = Denoising(
             self._initial(numbers, len(span), seed, shape, InitialNoise(initial_noise)).to(ranks.device),
             numbers,
             seed,
             offset=span.start,
-            known=None if context is None else _known(context, numbers),
+            known=context.known(numbers),
         )
         if chunk_frames is None and len(mine) > CHUNK_ABOVE and mode == "exact":
             chunk_frames = CHUNK_FRAMES
@@ -258,7 +302,7 @@ class LongVideoPipeline(LongTakePipeline):
 
             def on_step(step: int, t: Any, now: Denoising) -> None:
                 assert callback_on_step_end is not None
-                callback_on_step_end(self, step, t, {"latents": now.latents, "clean": now.clean})
+                callback_on_step_end(self, step - 1, t, {"latents": now.latents, "clean": now.clean})
 
             final = denoise(
                 self.scheduler,
@@ -280,8 +324,7 @@ class LongVideoPipeline(LongTakePipeline):
             raise FloatingPointError(
                 "the run ended with NaN or infinity in its latents; the journal keeps the last step"
             )
-        if context is not None:
-            whole = _merge(context, whole, span)
+        whole = context.merge(whole, span)
         info.update(
             frames=len(whole),
             seed=seed,
@@ -289,7 +332,7 @@ class LongVideoPipeline(LongTakePipeline):
             completed=not state.stopped,
             seconds=round(time.monotonic() - started, 2),
         )
-        return self._output(whole, fps, ranks, info, output_type)
+        return self.output(whole, fps, ranks, info, output_type)
 
     # ------------------------------------------------------------------------------------------------------ its parts
 
@@ -303,16 +346,16 @@ class LongVideoPipeline(LongTakePipeline):
         return noise(seed, 0, source, 0, shape) * self.scheduler.init_noise_sigma
 
     def _predictor(
-        self, handle: Handle, timeline: Timeline, negative: str, guidance: float, span: range, context: Context | None
+        self, handle: Handle, timeline: Timeline, negative: str, guidance: float, span: range, context: Context
     ) -> Callable[[torch.Tensor, Any, int], torch.Tensor]:
         """The guided prediction of this rank's frames: (n, c, h, w), t -> (n, c, h, w)."""
         states = self.encode_prompts(timeline.prompts)
         empty = self.encode_prompts([negative])
         guided = guidance != 1.0
-        first = span.start if context is None else context.start
 
         def text_of(frames: range) -> torch.Tensor:
-            weights = torch.from_numpy(timeline.weight_matrix([max(0, frame + span.start - first) for frame in frames]))
+            ours = [max(0, frame + span.start - context.start) for frame in frames]
+            weights = torch.from_numpy(timeline.weight_matrix(ours))
             blended = torch.einsum("fp,ptd->ftd", weights.to(states), states)
             return torch.stack([empty.expand_as(blended), blended] if guided else [blended])
 
@@ -328,9 +371,11 @@ class LongVideoPipeline(LongTakePipeline):
 
         return predict
 
-    def _output(
-        self, latents: torch.Tensor, fps: float, ranks: RanksType, info: dict[str, Any], kind: str
+    def output(
+        self, latents: torch.Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str
     ) -> VideoOutput:
+        """The result from clean latents (F, c, h, w); kind: as ``output_type`` of the call."""
+        ranks = ranks or Ranks.single(self.unet.device, self.unet.dtype)
         height, width = (8 * side for side in latents.shape[2:])
         nothing = np.empty((0, height, width, 3), np.uint8)
         if kind == "latent":
@@ -340,6 +385,15 @@ class LongVideoPipeline(LongTakePipeline):
             return VideoOutput(stream, fps, latents, len(latents) if ranks.is_main else None, info=info)
         chunks = list(stream)
         return VideoOutput(np.concatenate(chunks) if chunks else nothing, fps, latents, info=info)
+
+
+def as_timeline(prompt: str | Timeline, fps: float) -> Timeline:
+    """A prompt as every door reads it: a Timeline as it is, text with times parsed, other text as one prompt."""
+    if isinstance(prompt, Timeline):
+        return prompt
+    if not isinstance(prompt, str):
+        raise UserError(f"prompt is text or a Timeline; given {type(prompt).__name__}")
+    return Timeline.parse(prompt, fps=fps) if has_times(prompt) else Timeline(((0, prompt),))
 
 
 def check_frames(
@@ -359,18 +413,6 @@ def check_frames(
     if len(sizes) != world or sum(sizes) != total or min(sizes) < 1:
         raise UserError(f"sizes {list(sizes)} must be {world} positive numbers that add up to {total} frames")
     return Partition.from_sizes(list(sizes))
-
-
-def _known(context: Context, numbers: range) -> Known:
-    mask = torch.tensor([not context.start <= number < context.stop for number in numbers])
-    rows = [min(number, len(context.latents) - 1) for number in numbers]
-    return Known(mask, context.latents[torch.tensor(rows)])
-
-
-def _merge(context: Context, made: torch.Tensor, span: range) -> torch.Tensor:
-    """The whole video: kept frames bit for bit, the new ones in their place."""
-    new = made[context.start - span.start : context.stop - span.start]
-    return torch.cat([context.latents[: context.start].float(), new, context.latents[context.stop :].float()])
 
 
 def _load(cls: type[LongVideoPipeline], folder: Path, dtype: torch.dtype) -> LongVideoPipeline:

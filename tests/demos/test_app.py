@@ -16,7 +16,7 @@ from longtake.errors import UserError
 
 MOTION = {
     "timeline": "0s: walks | 1.5s: someone waves", "seconds": 3, "seed": 7, "steps": 2, "guidance": 2.5,
-    "handshake": 20, "people": 1, "lock_feet": False, "files": [".npz", ".bvh", ".glb", ".html", ".csv"],
+    "handshake": 20, "people": 1, "path": "", "lock_feet": False, "files": [".npz", ".bvh", ".glb", ".html", ".csv"],
 }  # fmt: skip
 VIDEO = {
     "timeline": "0s: person running", "seconds": 1.5, "seed": 3, "steps": 2, "guidance": 2.0, "negative": "",
@@ -59,7 +59,7 @@ def test_every_event_has_a_name_and_the_small_ones_answer(page) -> None:
     client = page.client()
     named = client.view_api(return_format="dict")["named_endpoints"]
     for modality in ("motion", "video"):
-        for event in ("", "_join", "_stop", "_dice", "_load", "_load_file", "_estimate", "_example_1", "_example_3"):
+        for event in ("", "_join", "_stop", "_dice", "_load", "_estimate", "_example_1", "_example_3"):
             assert f"/{modality}{event}" in named, (modality, event)
     assert "/kernels" in named and not any(name.startswith(("/lambda", "/fn")) for name in named)
     assert [parameter["parameter_name"] for parameter in named["/motion"]["parameters"]] == list(MOTION)
@@ -89,21 +89,30 @@ def test_a_mistake_is_told_to_who_made_it(page, event: str, change: dict, word: 
     assert word in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-def test_settings_files_are_checked(page, tmp_path: Path) -> None:
-    from gradio_client import handle_file
-
+def test_the_page_takes_no_file_and_fetches_none(page) -> None:
+    """Settings files are read in the browser; a name of another machine in place of a file is never looked up."""
     client = page.client()
-    good = tmp_path / "good.json"
-    good.write_text(json.dumps({"timeline": "0s: runs", "seed": 5, "parameters": {"frames": 40}}))
-    assert client.predict(api_name="/motion_load_file", file=handle_file(str(good)))[2] == 5
-    bad = tmp_path / "bad.txt"
-    bad.write_text("{}")
-    with pytest.raises(Exception, match="(?i)type|json"):
-        client.predict(api_name="/motion_load_file", file=handle_file(str(bad)))
-    large = tmp_path / "large.json"
-    large.write_text(" " * 3_000_000)
-    with pytest.raises(Exception, match="(?i)size|large|413"):
-        client.predict(api_name="/motion_load_file", file=handle_file(str(large)))
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    kinds = [item["component"] for event in named.values() for item in event["parameters"]]
+    assert kinds and not {"File", "UploadButton", "Image", "Video", "Audio"} & set(kinds)
+    for path in ("/gradio_api/upload", "/upload"):
+        asked = urllib.request.Request(page.url.rstrip("/") + path, data=b"x" * 100, method="POST")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(asked)
+        assert caught.value.code == 403
+    assert client.predict(json.dumps({"timeline": "0s: runs", "seed": 5}), api_name="/motion_load")[2] == 5
+    with pytest.raises(Exception, match="characters"):
+        client.predict(" " * 200_000, api_name="/motion_load")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example"])
+def test_a_page_that_rebinds_its_name_to_this_machine_is_refused(page, host: str) -> None:
+    for path, data in (("", None), ("config", None), ("gradio_api/run/motion_dice", b'{"data": []}')):
+        headers = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
+        asked = urllib.request.Request(page.url.rstrip("/") + "/" + path, data=data, headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(asked)
+        assert caught.value.code == 421 and caught.value.read() == b"this page has another name"
 
 
 def test_two_users_at_once_both_get_theirs(page) -> None:

@@ -1,5 +1,6 @@
 """One job at a time; who may stop it; what becomes of its errors."""
 
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -9,24 +10,18 @@ from longtake.demos.bench import Bench, Finished, Progress
 from longtake.errors import UserError
 
 
-class Pipe:
-    def __init__(self) -> None:
-        self.stopped = threading.Event()
-
-    def stop(self) -> None:
-        self.stopped.set()
+def start(bench: Bench, session: str, work, tmp_path: Path, forecast: float = 5.0):
+    return bench.run(session, "toy", forecast, work, lambda clean, path: path.write_text(clean), tmp_path)
 
 
-def start(bench: Bench, session: str, pipe: Pipe, work, tmp_path: Path, steps: int = 5):
-    return bench.run(session, "toy", pipe, steps, 10, work, lambda clean, path: path.write_text(clean), tmp_path)
-
-
-def walk(pipe: Pipe, steps: int = 5, pause: float = 0.0):
-    def work(callback):
+def walk(steps: int = 5, pause: float = 0.0, ended: list | None = None):
+    def work(on_step):
         for step in range(1, steps + 1):
-            callback(pipe, step, 0, {"clean": f"clean {step}"})
+            stops = on_step(step, steps, f"clean {step}")
             time.sleep(pause)
-            if pipe.stopped.is_set():
+            if stops:
+                if ended is not None:
+                    ended.append(step)
                 return f"stopped after {step}"
         return "whole"
 
@@ -41,20 +36,18 @@ def bench():
 
 
 def test_a_run_tells_its_steps_and_shows_its_first_one(bench, tmp_path: Path) -> None:
-    pipe = Pipe()
-    *steps, end = start(bench, "me", pipe, walk(pipe), tmp_path)
+    *steps, end = start(bench, "me", walk(), tmp_path)
     assert [note.step for note in steps if isinstance(note, Progress)] == [1, 2, 3, 4, 5]
     assert steps[0].glimpse.read_text() == "clean 1" and all(note.glimpse is None for note in steps[1:])
     assert isinstance(end, Finished) and end.result == "whole"
-    seconds, measured = bench.pace("toy", 9.0)
-    assert measured and seconds == end.seconds / 50 and bench.pace("other", 9.0) == (9.0, False)
+    pace, measured = bench.pace("toy")
+    assert measured and pace == end.seconds / 5.0 and bench.pace("other") == (1.0, False)
 
 
 def test_only_the_session_that_runs_can_stop_it_and_keeps_what_is_done(bench, tmp_path: Path) -> None:
-    pipe = Pipe()
-    notes = start(bench, "me", pipe, walk(pipe, pause=0.05), tmp_path)
+    notes = start(bench, "me", walk(pause=0.05), tmp_path)
     next(notes)
-    assert "Nothing" in bench.stop("another") and not pipe.stopped.is_set()
+    assert "Nothing" in bench.stop("another")
     assert "kept" in bench.stop("me")
     *_, end = notes
     assert end.result.startswith("stopped after")
@@ -74,7 +67,7 @@ def test_a_job_that_waits_can_be_given_up(bench) -> None:
 def test_jobs_run_one_after_the_other(bench, tmp_path: Path) -> None:
     inside, most = [], []
 
-    def work(callback):
+    def work(on_step):
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.05)
@@ -82,7 +75,7 @@ def test_jobs_run_one_after_the_other(bench, tmp_path: Path) -> None:
         return "done"
 
     def one(session: str) -> None:
-        list(start(bench, session, Pipe(), work, tmp_path))
+        list(start(bench, session, work, tmp_path))
 
     threads = [threading.Thread(target=one, args=(str(n),)) for n in range(5)]
     for thread in threads:
@@ -93,26 +86,25 @@ def test_jobs_run_one_after_the_other(bench, tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_run_is_raised_where_its_steps_are_read(bench, tmp_path: Path) -> None:
-    def work(callback):
-        callback(None, 1, 0, {"clean": "x"})
+    def work(on_step):
+        on_step(1, 5, "x")
         raise UserError("too long")
 
-    notes = start(bench, "me", Pipe(), work, tmp_path)
+    notes = start(bench, "me", work, tmp_path)
     assert next(notes).step == 1
     with pytest.raises(UserError, match="too long"):
         next(notes)
-    pipe = Pipe()
-    *_, end = start(bench, "me", pipe, walk(pipe), tmp_path)
+    *_, end = start(bench, "me", walk(), tmp_path)
     assert end.result == "whole", "the bench goes on"
 
 
 def test_a_reader_that_leaves_ends_the_run(bench, tmp_path: Path) -> None:
-    pipe = Pipe()
-    notes = start(bench, "me", pipe, walk(pipe, steps=1000, pause=0.02), tmp_path, steps=1000)
+    ended: list[int] = []
+    notes = start(bench, "me", walk(steps=1000, pause=0.02, ended=ended), tmp_path)
     next(notes)
     started = time.monotonic()
     notes.close()
-    assert pipe.stopped.is_set() and time.monotonic() - started < 5
+    assert ended and ended[0] < 1000 and time.monotonic() - started < 5
 
 
 def test_copies_never_replace_older_ones(bench, tmp_path: Path) -> None:
@@ -122,3 +114,18 @@ def test_copies_never_replace_older_ones(bench, tmp_path: Path) -> None:
         source.write_text(text)
         bench.copy([source])
     assert [(bench.keep / f"walk-{n}" / "walk.txt").read_text() for n in (1, 2)] == ["one", "two"]
+
+
+def test_the_folder_of_a_page_that_was_killed_goes_at_the_next_start(bench, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "longtake-demo-killed"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "walk.npz").touch()
+    other = tmp_path / "longtake-demo-of-somebody-else"
+    other.mkdir()
+    alive = Bench()
+    again = Bench()
+    assert not left.exists() and other.exists() and alive.folder.exists()
+    alive.close()
+    again.close()

@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 from longtake.batch import forecast, read_manifest, spanning
-from longtake.batch_record import append_result, open_folder, read_results
 from longtake.cli import main
+from longtake.records import append, hold, read
 from longtake.weights import load_state
 from ranks import run_ranks
 
@@ -40,7 +40,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def results(folder: Path) -> dict:
-    return {row["id"]: row for row in read_results(folder / "results.jsonl")}
+    return {row["id"]: row for row in read(folder / "results.jsonl")}
 
 
 def whole_run(rank: int, world: int, path: str, out: str) -> int:
@@ -51,7 +51,7 @@ def killed_run(rank: int, world: int, path: str, out: str) -> int:
     """Rank 1 is killed when it goes for its second job; rank 0 leaves it one."""
     from longtake import batch
 
-    stock, made = batch.Makers.one, []
+    stock, made = batch.Worker.one, []
 
     def one(*args):
         if rank == 1 and made:
@@ -61,7 +61,7 @@ def killed_run(rank: int, world: int, path: str, out: str) -> int:
         made.append(1)
         return stock(*args)
 
-    batch.Makers.one = one
+    batch.Worker.one = one
     return main(["batch", path, "--out", out])
 
 
@@ -143,7 +143,7 @@ def test_what_rank_0_cannot_write_of_a_spanning_job_is_recorded_and_the_rest_goe
 
 def test_a_second_batch_in_the_same_folder_is_refused(tmp_path: Path, capsys) -> None:
     path, out = manifest(tmp_path, job("a")), tmp_path / "out"
-    with open_folder(out, resume=False, overwrite=False):
+    with hold(out, resume=False, overwrite=False):
         assert main(["batch", str(path), "--out", str(out), "--resume"]) == 2
         assert "another batch" in capsys.readouterr().err
     assert main(["batch", str(path), "--out", str(out), "--resume"]) == 0
@@ -185,10 +185,10 @@ def test_a_damaged_file_of_any_kind_is_made_again(tmp_path: Path, kind: str) -> 
     assert main(["batch", str(path), "--out", str(out)]) == 0
     whole = (out / f"a{kind}").read_bytes()
     assert main(["batch", str(path), "--out", str(out), "--resume"]) == 0
-    assert len(list(read_results(out / "results.jsonl"))) == 1, "a whole one is not"
+    assert len(list(read(out / "results.jsonl"))) == 1, "a whole one is not"
     (out / f"a{kind}").write_bytes(whole[: len(whole) // 2])
     assert main(["batch", str(path), "--out", str(out), "--resume"]) == 0
-    assert len(list(read_results(out / "results.jsonl"))) == 2
+    assert len(list(read(out / "results.jsonl"))) == 2
     assert len((out / f"a{kind}").read_bytes()) > 0.9 * len(whole)
 
 
@@ -226,14 +226,14 @@ def test_bad_lines_and_failing_jobs_are_recorded_and_the_rest_goes_on(tmp_path: 
     path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
     out = tmp_path / "out"
     assert main(["batch", str(path), "--out", str(out)]) == 1
-    rows = list(read_results(out / "results.jsonl"))
+    rows = list(read(out / "results.jsonl"))
     assert sorted(row["line"] for row in rows if row["status"] == "failed") == [2, 3, 4, 5, 6, 7, 9]
     assert sorted(row["id"] for row in rows if row["status"] == "done") == ["good", "last"]
     assert set(files(out)) == {"good.npz", "last.npz"}
     # Twice: the refused twin of "good" does not make it anew.
     for _ in range(2):
         assert main(["batch", str(path), "--out", str(out), "--resume"]) == 1
-    again = list(read_results(out / "results.jsonl"))
+    again = list(read(out / "results.jsonl"))
     assert sum(row["status"] == "done" for row in again) == 2
 
 
@@ -247,7 +247,7 @@ def test_resume_makes_only_what_is_not_proven(single: Path, tmp_path: Path, caps
     (out / "a.npz").write_bytes(first["a.npz"][:100])
     manifest(tmp_path, lines[0], job("b", seed=5), lines[2])
     assert main(["batch", str(path), "--out", str(out), "--resume"]) == 0
-    made = [row["id"] for row in read_results(out / "results.jsonl")][3:]
+    made = [row["id"] for row in read(out / "results.jsonl")][3:]
     assert sorted(made) == ["a", "b"]
     assert files(out)["a.npz"] == first["a.npz"] and files(out)["b.npz"] != first["b.npz"]
 
@@ -285,8 +285,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_record(tmp_path: Path) -> None:
 def test_a_torn_line_of_the_record_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text('{"id": "a"}\n{"id": "to')
-    append_result(path, {"id": "b"})
-    assert [row["id"] for row in read_results(path)] == ["a", "b"]
+    append(path, {"id": "b"})
+    assert [row["id"] for row in read(path)] == ["a", "b"]
 
 
 @pytest.mark.distributed

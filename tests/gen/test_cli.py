@@ -3,40 +3,56 @@ import importlib.machinery
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
 
 import pytest
-from longtake import cli
+from longtake import command, domain
 from longtake.cli import main
+from longtake.domain import Domain
 from longtake.errors import UserError
+from longtake.knob import Knob
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def fake_domain(run: Callable[[argparse.Namespace], int]) -> dict[str, ModuleType]:
-    """Modules that make a domain "motion" look installed, with one option and the given `run`."""
+class Toy(Domain):
+    """A domain "motion" with one option, whose command, recipe and evaluation are the given `run`."""
 
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--frames", type=int, default=16)
+    NAME, ABOUT, PROMPT, OUT = "motion", "Make motion.", None, "a.txt"
+    KNOBS = (Knob(name="frames", kind=int, default=16, help="frames"),)
+    package = "toy_package"
 
-    modules = {}
-    for name in ("longtake.motion", "longtake.motion.command", "longtake.motion.train"):
-        module = ModuleType(name, doc="Make motion.\n\nMore about it.")
-        module.__path__ = []
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        module.add_arguments, module.run = add_arguments, run  # type: ignore[attr-defined]
-        modules[name] = module
-    return modules
+    def file_kinds(self):
+        return {}
+
+
+def fake_domain(run: Callable[[argparse.Namespace], int]) -> tuple[Toy, ModuleType]:
+    """The domain and the module of its recipe."""
+    recipe = ModuleType("toy_package.train", doc="Make motion.\n\nMore about it.")
+    recipe.__spec__ = importlib.machinery.ModuleSpec("toy_package.train", None)
+    recipe.add_arguments = lambda parser: parser.add_argument("--frames", type=int, default=16)  # type: ignore
+    recipe.run = run  # type: ignore[attr-defined]
+    return Toy(), recipe
+
+
+def install(run: Callable[[argparse.Namespace], int], put: Callable[[object, str, object], None]) -> None:
+    """Have "motion" be the toy. put: as monkeypatch.setattr."""
+    toy, recipe = fake_domain(run)
+    sys.modules["toy_package"] = package = ModuleType("toy_package")
+    package.__path__ = []
+    package.__spec__ = importlib.machinery.ModuleSpec("toy_package", None)
+    sys.modules["toy_package.train"] = recipe
+    known = {"video": SimpleNamespace(load=lambda: toy), "motion": SimpleNamespace(load=lambda: toy)}
+    put(domain, "_found", lambda: known)
+    put(command, "run", lambda args, _: run(args))
 
 
 @pytest.fixture
-def motion(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[argparse.Namespace], int]], None]:
-    def install(run: Callable[[argparse.Namespace], int]) -> None:
-        for name, module in fake_domain(run).items():
-            monkeypatch.setitem(sys.modules, name, module)
-
-    return install
+def motion(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[argparse.Namespace], int]], None]]:
+    yield lambda run: install(run, monkeypatch.setattr)
+    for name in ("toy_package", "toy_package.train"):
+        sys.modules.pop(name, None)
 
 
 Capture = pytest.CaptureFixture[str]
@@ -59,9 +75,11 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(motion: Callable, capsys: C
     assert capsys.readouterr().err == "longtake: error: 0 frames were asked for; at least 1 is needed\n"
 
 
-def test_a_task_that_a_domain_does_not_have_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="'longtake fly motion' is not available: the installed 'motion' has no fly.py"):
-        cli._run_module("longtake fly motion", "motion", "fly", [])
+def test_a_task_that_a_domain_does_not_have_is_refused_by_name(motion: Callable, capsys: Capture) -> None:
+    motion(lambda args: 0)
+    assert main(["evaluate", "motion"]) == 2
+    told = capsys.readouterr().err
+    assert "'longtake evaluate motion' is not available: the installed 'motion' has no evaluate.py" in told
 
 
 @pytest.mark.parametrize(
@@ -69,7 +87,10 @@ def test_a_task_that_a_domain_does_not_have_is_refused_by_name() -> None:
     [
         (["motion", "--frames", "many"], "argument --frames: invalid int value: 'many' (see longtake motion --help)"),
         (["motion", "--speed", "2"], "unrecognized arguments: --speed 2"),
-        (["speech", "hello"], "no domain 'speech' is installed; installed: video, motion"),
+        (["song", "hello"], "invalid choice: 'song'"),
+        (["train", "song"], "no domain 'song' is installed; installed: video, motion"),
+        (["motion", "--frames=--"], "argument --frames: expected one argument"),
+        (["motion", "--frames", "\udcff"], "no valid text"),
         (["train"], "longtake train needs a domain: video, motion"),
         (["fly"], "invalid choice: 'fly'"),
     ],
@@ -140,8 +161,9 @@ _TORCHRUN_JOB = """
 import sys
 sys.path.insert(0, {folder!r})
 from test_cli import fake_domain
-from longtake import cli
+from longtake import command, domain
 from longtake.cli import main
+from longtake.domain import Domain
 from longtake.errors import UserError
 
 def run(args):
@@ -153,7 +175,7 @@ def run(args):
     print("sum", total)
     return 0
 
-sys.modules.update(fake_domain(run))
+install(run, setattr)
 sys.exit(main(["motion", *sys.argv[1:]]))
 """
 

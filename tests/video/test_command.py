@@ -11,7 +11,7 @@ import pytest
 import torch
 from longtake.cli import main
 from longtake.media import read_video
-from longtake.video.command import read_run
+from longtake.video.latents import read_run
 from ranks import free_port
 from video_prior import tiny_pipe
 
@@ -46,7 +46,7 @@ def test_a_video_its_preview_and_its_latents(video):
     latents, note = read_run(Path("a.safetensors"))
     assert latents.shape == (21, 4, 8, 8) and note["prompt"] == "a dog"
     assert torch.equal(latents, read_run(Path("a.mp4"))[0])
-    assert not list(Path("a.run").glob("step*"))
+    assert not list(Path("a.mp4.run").glob("step*"))
 
 
 def test_extend_and_redo_by_the_name_of_the_mp4(video):
@@ -191,7 +191,7 @@ def test_a11_sigkill_ends_the_others_and_a_rerun_on_other_ranks_ends_the_same(pr
     assert main(["video", *args, "--out", str(tmp_path / "whole.mp4")]) == 0
     processes = start_ranks(3, tmp_path, *args, "--out", "run.mp4")
     deadline = time.monotonic() + 90
-    while not list((tmp_path / "run.run").glob("step*3.rank*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "run.mp4.run").glob("step*3.rank*")) and time.monotonic() < deadline:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.005)
     processes[victim].send_signal(signal.SIGKILL)
@@ -214,11 +214,11 @@ def test_interrupt_keeps_what_there_is(prior, tmp_path):
     args = ["a dog", "--frames", "60", "--steps", "60", "--prior", prior, "--out", "a.mp4"]
     process = start_ranks(1, tmp_path, *args)[0]
     deadline = time.monotonic() + 90
-    while not list((tmp_path / "a.run").glob("step*2.safetensors")) and time.monotonic() < deadline:
+    while not list((tmp_path / "a.mp4.run").glob("step*2.safetensors")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     codes, errors = finish([process], 60)
-    assert codes == [0], errors
-    assert len(read_video(tmp_path / "a.mp4")[0]) == 60
-    assert list((tmp_path / "a.run").glob("step*")), "a stopped run can be taken up again"
+    assert codes == [130], errors
+    assert len(read_video(tmp_path / "a.unfinished.mp4")[0]) == 60 and not (tmp_path / "a.mp4").exists()
+    assert list((tmp_path / "a.mp4.run").glob("step*")), "a stopped run can be taken up again"

@@ -9,13 +9,13 @@ import pytest
 import torch
 from longtake.batch import parse_job
 from longtake.cli import main
-from longtake.demos import motion_tab, video_tab
+from longtake.demos import video_tab
 from longtake.demos.bench import Bench
-from longtake.demos.studio import estimate, job_of, run, values_of
+from longtake.demos.form import Form
+from longtake.domain import domain_of
 from longtake.errors import UserError
 
-MOTION, VIDEO = motion_tab.modality(), video_tab.modality()
-WALK = ["0s: walks | 1.5s: someone waves", 3.0, 7, 2, 2.5, 20, 1, False, [".npz", ".html"]]
+WALK = ["0s: walks | 1.5s: someone waves", 3.0, 7, 2, 2.5, 20, 1, None, False, [".npz", ".html"]]
 RUNNER = ["person running", 1.5, 3, 1, 2.0, "blur", [".mp4"]]
 
 
@@ -27,75 +27,90 @@ def bench():
     assert not made.folder.exists()
 
 
-def last(bench: Bench, modality, values) -> list:
-    *_, end = run(bench, modality, "me", values, skip=None)
+@pytest.fixture
+def motion(bench) -> Form:
+    return Form(bench, domain_of("motion"))
+
+
+@pytest.fixture
+def video(bench) -> Form:
+    return Form(bench, domain_of("video"))
+
+
+def last(form: Form, values) -> list:
+    *_, end = form.run("me", values, skip=None)
     return end
 
 
-@pytest.mark.parametrize(("modality", "values"), [(MOTION, WALK), (VIDEO, RUNNER)])
-def test_controls_make_a_job_line_and_come_back_from_it(modality, values) -> None:
-    job = json.loads(json.dumps(job_of(modality, values)))
-    assert parse_job(1, job).frames == round(values[1] * modality.domain.FPS)
-    back = values_of(modality, job)
-    assert job_of(modality, back) == job
+@pytest.mark.parametrize(("name", "values"), [("motion", WALK), ("video", RUNNER)])
+def test_controls_make_a_job_line_and_come_back_from_it(bench, name, values) -> None:
+    form = Form(bench, domain_of(name))
+    job = json.loads(json.dumps(form.line_of(values)))
+    assert parse_job(1, job).request.settings["frames"] == round(values[1] * form.fps)
+    back = form.values_of(job)
+    assert form.line_of(back) == job
     assert back[1:] == values[1:] and back[0] == job["timeline"]
 
 
-@pytest.mark.parametrize("modality", [MOTION, VIDEO])
-def test_every_example_can_be_made(modality) -> None:
-    for example in modality.examples:
-        job = {"timeline": example.timeline, "seed": example.seed}
-        job["parameters"] = {"frames": round(example.seconds * modality.domain.FPS), **example.parameters}
-        values = values_of(modality, job)
-        assert values[:3] == [example.timeline, example.seconds, example.seed]
+@pytest.mark.parametrize("name", ["motion", "video"])
+def test_every_example_can_be_made(bench, name) -> None:
+    form = Form(bench, domain_of(name))
+    for example in form.domain.EXAMPLES:
+        job = {"timeline": example.prompt, "seed": example.seed}
+        job["parameters"] = {"frames": round(example.seconds * form.fps), **example.parameters}
+        values = form.values_of(job)
+        assert values[:3] == [example.prompt, example.seconds, example.seed]
 
 
 @pytest.mark.parametrize(
     ("place", "wrong", "word"),
     [
-        (0, "", "prompt"), (0, "0s: a | 9s: b", "frame 180"), (0, "0s: a | 1s:", "no prompt"), (1, 0, "length"),
-        (1, 1e9, "length"), (1, "long", "number"), (2, -1, "seed"), (2, 1.5, "seed"), (3, 0, "steps"),
-        (3, 10**6, "steps"), (4, float("nan"), "guidance"), (6, 3, "people"), (8, [".exe"], "files"),
+        (0, "", "prompt"), (0, "0s: a | 9s: b", "180"), (0, "0s: a | 1s:", "no prompt"), (1, 0, "length"),
+        (0, 5, "text"), (0, ["a"], "text"), (1, 1e9, "length"), (1, "long", "number"), (1, True, "number"),
+        (2, -1, "seed"), (2, 1.5, "seed"), (3, 0, "steps"), (3, 10**6, "steps"), (4, float("nan"), "guidance"),
+        (5, float("nan"), "handshake"), (5, "x", "handshake"), (6, 3, "people"), (6, True, "people"),
+        (7, "0,0 nan,1", "--path"), (8, "false", "lock_feet"), (9, [".exe"], "files"),
+        (9, {"a": 1}, "files"), (9, 5, "files"),
     ],
 )  # fmt: skip
-def test_wrong_inputs_are_one_line_and_the_estimate_says_it_first(bench, place: int, wrong, word: str) -> None:
+def test_wrong_inputs_are_one_line_and_the_estimate_says_it_first(bench, motion, place: int, wrong, word: str) -> None:
     values = list(WALK)
     values[place] = wrong
     with pytest.raises(UserError) as caught:
-        last(bench, MOTION, values)
+        last(motion, values)
     assert word in str(caught.value) and "\n" not in str(caught.value)
-    assert estimate(bench, MOTION, values).startswith("⚠")
-    assert not list(bench.folder.iterdir())
+    assert motion.estimate(values).startswith("⚠")
+    assert not [path for path in bench.folder.iterdir() if path.is_dir()]
 
 
-def test_a_prompt_names_no_file_of_the_machine(tmp_path: Path) -> None:
+def test_a_prompt_names_no_file_of_the_machine(motion, tmp_path: Path) -> None:
     secret = tmp_path / "secret.json"
     secret.write_text('{"segments": [{"start": 0, "prompt": "password"}]}')
-    job = parse_job(1, job_of(MOTION, [str(secret), *WALK[1:]]))
-    assert job.timeline.prompts == (str(secret),)
+    job = parse_job(1, motion.line_of([str(secret), *WALK[1:]]))
+    assert job.request.timeline.prompts == (str(secret),)
 
 
 @pytest.mark.parametrize("wrong", [3, [], {"modality": "video"}, {"timeline": 4}, {"parameters": {"prior": "/etc"}}])
-def test_settings_of_something_else_are_refused(wrong) -> None:
+def test_settings_of_something_else_are_refused(motion, wrong) -> None:
     with pytest.raises(UserError):
-        values_of(MOTION, wrong)
+        motion.values_of(wrong)
 
 
-def test_settings_may_hold_a_timeline_as_json() -> None:
+def test_settings_may_hold_a_timeline_as_json(motion) -> None:
     text = '{"segments": [{"start": 0, "prompt": "walks"}, {"start": 30, "prompt": "runs"}]}'
-    values = values_of(MOTION, {"timeline": text, "parameters": {"frames": 60}})
+    values = motion.values_of({"timeline": text, "parameters": {"frames": 60}})
     assert values[0] == "0s: walks | 1.5s: runs"
 
 
 def test_motion_settings_reproduce_the_result_bit_for_bit_here_in_python_and_on_the_command_line(
-    bench, tmp_path: Path, monkeypatch
+    bench, motion, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     kept = tmp_path / "kept"
     bench.keep = kept
     for _ in range(2):
-        _, viewer, report, files, settings, python, command = last(bench, MOTION, WALK)
-        WALK[:] = values_of(MOTION, json.loads(settings))
+        _, viewer, report, files, settings, python, command = last(motion, WALK)
+        WALK[:] = motion.values_of(json.loads(settings))
     assert "srcdoc" in viewer and "someone waves" in report and not any(Path(file).exists() for file in files)
     assert {path.name for path in kept.iterdir()} == {"motion-7-1", "motion-7-2"}
     one, two = (np.load(kept / folder / "motion-7.npz")["features"] for folder in ("motion-7-1", "motion-7-2"))
@@ -112,14 +127,14 @@ def test_motion_settings_reproduce_the_result_bit_for_bit_here_in_python_and_on_
 
 
 def test_video_settings_reproduce_the_film_here_in_python_and_on_the_command_line(
-    bench, tmp_path: Path, monkeypatch
+    bench, video, tmp_path: Path, monkeypatch
 ) -> None:
     from longtake.media import read_video
     from longtake.weights import load_state
 
     monkeypatch.chdir(tmp_path)
     bench.keep = tmp_path / "kept"
-    states = list(run(bench, VIDEO, "me", RUNNER, skip=None))
+    states = list(video.run("me", RUNNER, skip=None))
     assert any("Step 1 of 1" in state[0] and "data:image/png" in state[0] for state in states)
     _, film, plots, files, _, python, command = states[-1]
     assert plots.count("<svg") == 2 and {Path(file).suffix for file in files} == {".mp4", ".png", ".safetensors"}
@@ -127,18 +142,18 @@ def test_video_settings_reproduce_the_film_here_in_python_and_on_the_command_lin
     assert first.shape == (18, 64, 64, 3)
     latents = load_state(bench.keep / "video-3-1" / "video-3.safetensors")["latents"]
     assert main(shlex.split(command)[1:]) == 0
-    assert torch.equal(load_state(Path("video-3.run/latents.safetensors"))["latents"], latents)
+    assert torch.equal(load_state(Path("video-3.mp4.run/latents.safetensors"))["latents"], latents)
     assert Path("video-3.mp4").read_bytes() == (bench.keep / "video-3-1" / "video-3.mp4").read_bytes()
     Path("video-3.mp4").unlink()
     exec(compile(python, "python of the page", "exec"), {})
     assert np.array_equal(read_video("video-3.mp4")[0], first)
 
 
-def test_two_people_are_reproduced_too(bench, tmp_path: Path, monkeypatch) -> None:
+def test_two_people_are_reproduced_too(bench, motion, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     bench.keep = tmp_path / "kept"
-    two = ["0s: two people wave to each other", 3.0, 5, 2, 2.5, 20, 2, True, [".npz"]]
-    *_, python, command = last(bench, MOTION, two)
+    two = ["0s: two people wave to each other", 3.0, 5, 2, 2.5, 20, 2, None, True, [".npz"]]
+    *_, python, command = last(motion, two)
     first = np.load(bench.keep / "motion-5-1" / "motion-5.npz")["second"]
     assert main(shlex.split(command)[1:]) == 0
     assert np.array_equal(np.load("motion-5.npz")["second"], first)
@@ -147,10 +162,10 @@ def test_two_people_are_reproduced_too(bench, tmp_path: Path, monkeypatch) -> No
     assert np.array_equal(np.load("motion-5.npz")["second"], first)
 
 
-def test_the_estimate_learns_from_a_run(bench) -> None:
-    before = estimate(bench, MOTION, WALK)
-    last(bench, MOTION, WALK)
-    after = estimate(bench, MOTION, WALK)
+def test_the_estimate_learns_from_a_run(motion) -> None:
+    before = motion.estimate(WALK)
+    last(motion, WALK)
+    after = motion.estimate(WALK)
     assert "laptop" in before and "last run" in after and "60 frames" in after and "GB" in after
 
 

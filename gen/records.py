@@ -1,7 +1,7 @@
-"""The record of a batch: results.jsonl, a line a job, whole or not at all, whoever is killed meanwhile.
+"""Records that survive a kill: a JSON object a line, whole or not at all, in a folder that one run holds.
 
-    with open_folder(out, resume=False, overwrite=False):     # no other batch works here
-        append_result(out / RESULTS, {"id": "walk-1", "status": "done"})
+    with hold(out, resume=False, overwrite=False):     # no other batch works here
+        append(out / RESULTS, {"id": "walk-1", "status": "done"})
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from longtake.errors import UserError, explain_disk_errors
 RESULTS = "results.jsonl"
 
 
-def append_result(path: Path, row: dict[str, Any]) -> None:
+def append(path: Path, row: dict[str, Any]) -> None:
     """Add one line, whole and on the disk before this returns; safe among ranks, and after a torn line."""
     data = (json.dumps(row) + "\n").encode()
     with explain_disk_errors(path), open(path, "ab+") as file:
@@ -34,21 +34,21 @@ def append_result(path: Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_results(path: Path) -> Iterator[dict[str, Any]]:
+def read(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a record, in order; a line that a kill tore is passed over."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row
 
 
 @contextmanager
-def open_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
+def hold(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     """Make the folder of results ready, and keep other batches out of it inside the block. Raises UserError."""
     results = folder / RESULTS
     if folder.exists() and not folder.is_dir():
@@ -66,8 +66,6 @@ def open_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
                 raise UserError(f"{folder} holds results: --resume does the rest, --overwrite makes all anew")
             if overwrite:
                 results.unlink(missing_ok=True)
-            for torn in folder.glob("*.partial*"):
-                torn.unlink()
             with open(results, "ab"):
                 pass
         yield

@@ -1,0 +1,200 @@
+"""Request: what is asked for, said once. The command line, a line of a manifest and the page's form all become one.
+
+    request = Request.read({"modality": "motion", "prompt": "0s: walks | 4s: waves", "seed": 1,
+                            "parameters": {"steps": 20, "outputs": [".glb"]}})
+    request.as_command("walk")          # longtake motion '0s: walks | 4s: waves' --seed 1 --out walk.glb
+
+Only what stands here decides a result: it is hashed, sent to ranks, recorded in the journal and shown as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtake.domain import Domain, domain_of
+from longtake.errors import UserError
+from longtake.knob import read_settings
+
+if TYPE_CHECKING:
+    from longtake.timeline import Timeline
+
+MOST_SEED = 2**64 - 1
+MOST_PROMPT = 200_000  # characters of a whole Timeline
+KEYS = ("modality", "prompt", "timeline", "seed", "parameters", "inputs")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    modality: name of the domain. prompt: as it was written. timeline: what it says, None where the modality has none.
+    settings: every knob of the domain. inputs: files to start from. outputs: suffixes of the files wanted; sides: names
+    of the files wanted beside them.
+    """
+
+    modality: str
+    prompt: str | None = None
+    timeline: Timeline | None = None
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    sides: tuple[str, ...] = ()
+
+    @property
+    def domain(self) -> Domain:
+        """The domain that makes it."""
+        return domain_of(self.modality)
+
+    # -------------------------------------------------------------------------------------------------------- reading
+
+    @classmethod
+    def read(cls, line: Mapping[str, Any], folder: Path = Path()) -> Request:
+        """The request of a JSON object; relative input files are looked for in ``folder``. Raises UserError.
+
+        Keys: modality, prompt or timeline, seed, parameters (the domain's settings, "outputs", and true for each side
+        file wanted), inputs.
+        """
+        domain = domain_of(line.get("modality"))
+        parameters = _object(line, "parameters")
+        sides = {side.name: parameters.pop(side.name, side.usual) for side in domain.SIDES}
+        for name, wanted in sides.items():
+            if not isinstance(wanted, bool):
+                raise UserError(f"{name} is true or false, got {wanted!r}")
+        outputs = parameters.pop("outputs", list(domain.USUAL))
+        kinds = [suffix for suffix in domain.file_kinds() if suffix]
+        if (
+            not isinstance(outputs, list)
+            or not outputs
+            or any(not isinstance(suffix, str) or suffix not in kinds for suffix in outputs)
+        ):
+            raise UserError(f"outputs is a list of {', '.join(kinds)}; given {_brief(outputs)}")
+        if len(set(outputs)) < len(outputs):
+            raise UserError(f"outputs names {max(outputs, key=outputs.count)} twice")
+        inputs = _object(line, "inputs")
+        known = [item.name for item in domain.INPUTS]
+        for name, path in inputs.items():
+            if name not in known:
+                raise UserError(f"{domain.NAME} knows no input {name!r}; it knows {', '.join(known) or 'none'}")
+            if not isinstance(path, str) or not path or "\0" in path:
+                raise UserError(f"the input {name} is the name of a file; given {_brief(path)}")
+        if "prompt" in line and "timeline" in line:
+            raise UserError("a request has a prompt or a timeline, one of them")
+        said = line.get("prompt", line.get("timeline"))
+        return cls.make(
+            domain,
+            said if isinstance(said, str) or said is None or "prompt" in line else json.dumps(said),
+            seed=line.get("seed", 0),
+            settings=parameters,
+            inputs={name: folder / path for name, path in inputs.items()},
+            outputs=tuple(outputs),
+            sides=tuple(name for name, wanted in sides.items() if wanted),
+        )
+
+    @classmethod
+    def make(
+        cls,
+        domain: Domain,
+        prompt: Any,
+        *,
+        seed: Any = 0,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
+        outputs: tuple[str, ...] = (),
+        sides: tuple[str, ...] = (),
+    ) -> Request:
+        """A request from its parts, each checked, with open settings decided. Raises UserError."""
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
+            raise UserError(f"seed is a whole number from 0 to {MOST_SEED}, must not be negative; given {_brief(seed)}")
+        read = read_settings(domain.KNOBS, settings, domain.NAME)
+        timeline = None
+        if domain.PROMPT is None:
+            if prompt is not None:
+                raise UserError(f"{domain.NAME} takes no prompt")
+        else:
+            if not isinstance(prompt, str):
+                raise UserError(f"a prompt is text; given {_brief(prompt)}")
+            if len(prompt) > MOST_PROMPT:
+                raise UserError(f"a prompt is at most {MOST_PROMPT} characters, got {len(prompt)}")
+            if domain.TIMELINE:
+                from longtake.timeline import Timeline
+
+                timeline = Timeline.parse(prompt, fps=domain.fps_of(read))
+        request = cls(domain.NAME, prompt, timeline, seed, read, dict(inputs or {}), outputs, sides)
+        return replace(request, settings=domain.settle(request))
+
+    # ------------------------------------------------------------------------------------------------------ what it is
+
+    def plan(self, weights: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+        """All that decides the result, and nothing else, as JSON values: a run may go on with other ranks, another
+        name, other files. weights: hash of the weights; inputs: hash of each input file."""
+        domain = self.domain
+        plan: dict[str, Any] = {"modality": self.modality}
+        if self.timeline is not None:
+            plan["timeline"] = self.timeline.to_json()
+        elif self.prompt is not None:
+            plan["prompt"] = self.prompt
+        plan["seed"] = self.seed
+        plan |= {knob.name: self.settings[knob.name] for knob in domain.KNOBS if knob.decides}
+        if inputs:
+            plan["inputs"] = dict(inputs)
+        plan["weights"] = weights
+        return plan
+
+    def as_command(self, stem: str, sides: Mapping[str, str] | None = None) -> str:
+        """The line to type in a terminal for the same result, files named by ``stem``."""
+        words = ["longtake", self.modality]
+        if self.prompt is not None:
+            words += ["--", self.prompt] if self.prompt.startswith("-") else [self.prompt]
+        more = [word for knob in self.domain.KNOBS for word in knob.words(self.settings[knob.name])]
+        more += ["--seed", str(self.seed)]
+        for name, path in self.inputs.items():
+            more += ["--" + name.replace("_", "-"), str(path)]
+        more += [word for suffix in self.outputs for word in ("--out", stem + suffix)]
+        for name, path_of in (sides or {}).items():
+            more += [self.domain.side(name).option, path_of]
+        if "--" in words:  # options stand before a prompt that looks like one
+            words = [*words[:2], *more, *words[2:]]
+            more = []
+        return shlex.join([*words, *more])
+
+    def as_python(self, stem: str) -> str:
+        """The same in Python."""
+        domain = self.domain
+        said = domain.python(self)
+        prior = self.settings.get("prior")
+        arguments = {"seed": self.seed, **said.arguments}
+        lines = [f"from longtake import {domain.PIPELINE}", ""]
+        lines.append(f"pipe = {domain.PIPELINE}.from_prior({'' if prior is None else json.dumps(prior)})")
+        lines += said.before
+        lines.append(f"out = {said.call}(")
+        if self.prompt is not None:
+            lines.append(f"    {self.prompt!r},")
+        lines += [f"    {name}={value!r}," for name, value in arguments.items() if value is not None]
+        lines += [")", *said.after]
+        lines += [f"out.save({stem + suffix!r})" for suffix in self.outputs]
+        return "\n".join(lines)
+
+
+def names_of(request: Request, stem: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    """(files of the outputs, file of each side file) that are named by a stem, folder and all."""
+    sides = {name: stem.with_name(stem.name + request.domain.side(name).suffix) for name in request.sides}
+    return tuple(stem.with_name(stem.name + suffix) for suffix in request.outputs), sides
+
+
+def _object(line: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = line.get(key, {})
+    if not isinstance(value, dict):
+        raise UserError(f"{key} is a JSON object; given {_brief(value)}")
+    return dict(value)
+
+
+def _brief(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+

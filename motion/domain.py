@@ -1,0 +1,316 @@
+"""Motion as a modality: its settings, files, cost, and how a request becomes a call of the pipeline.
+
+    longtake motion "0s: a person walks | 4s: waves with the right hand | 7s: runs" --out take.bvh --preview take.png
+    longtake motion "0s: a person walks | 6s: a person runs" --path "0,0 0,4 4,6 8,4" --lock-feet --out way.glb
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtake.domain import Domain, Example, Forecast, OnStep, PythonCall, SideFile, step_callback
+from longtake.errors import UserError
+from longtake.knob import Knob
+
+if TYPE_CHECKING:
+    from longtake.distributed import Ranks
+    from longtake.journal import Journal
+    from longtake.motion.outputs import MotionOutput
+    from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.outputs import FileKind
+    from longtake.request import Request
+
+PRIOR, PAIR = "bandai-small", "bandai-pair"
+FPS = 20.0
+LAST_SECONDS = 4.0  # of the last prompt, where nothing else says how long
+SECONDS = 0.00042  # a frame and step with guidance, bandai-small on one core: 12,000 frames, 20 steps in 100 s
+MEMORY_GB = 1.1  # peak of 12,000 frames with bandai-small
+MOST_FRAMES = 10_000_000
+MOST_POINTS = 10_000
+
+KNOBS = (
+    Knob(
+        name="frames", default=None, kind=int, least=2, most=MOST_FRAMES, argument="frames",
+        help="length in frames of the prior, 20 a second with the one that ships",
+    ),
+    Knob(
+        name="seconds", default=None, above=0, most=1_000_000, decides=False,
+        help="length in seconds (default: the last prompt gets 4 s)",
+    ),
+    Knob(
+        name="steps", default=20, kind=int, least=1, most=1000, argument="num_inference_steps",
+        help="denoising steps", page="Denoising steps", page_most=60,
+    ),
+    Knob(
+        name="guidance", default=2.5, least=0, most=100, argument="guidance_scale",
+        help="classifier-free guidance, 1 switches it off", page="Guidance by the prompt", page_most=8,
+    ),
+    Knob(
+        name="handshake", default=20, kind=int, least=0, most=10_000, argument="handshake",
+        help="frames that neighbouring prompts share", page="Handshake: frames that neighbours share", page_most=38,
+    ),
+    Knob(
+        name="take2", default=None, kind=("release", "paper"), argument="take2",
+        help="second take at the transitions",
+    ),
+    Knob(
+        name="chunk_rows", default=16, kind=int, least=1, most=100_000, argument="chunk_rows", decides=False,
+        help="rows of one call of the net; memory grows with it",
+    ),
+    Knob(
+        name="prior", default=PRIOR, kind=str, decides=False, help="a shipped prior, a local folder or a Hub id"
+    ),
+    Knob(
+        name="people", default=1, kind=(1, 2), help="2: two people who see each other",
+        page="People (two hear the same prompts)",
+    ),
+    Knob(
+        name="pair_block", default=None, kind=str, decides=False, metavar="NAME",
+        help=f"their block: a shipped one or a folder (default {PAIR})",
+    ),
+    Knob(
+        name="path", default=None, kind=str, metavar="POINTS",
+        help='floor points to walk along: "0,0 2,1 4,0" (m)', page='Path to walk, floor points in metres: "0,0 0,4 4,6"',
+    ),
+    Knob(
+        name="lock_feet", default=False, kind=bool, help="standing feet do not slide; tells what it cost",
+        page="Lock feet: standing feet do not slide",
+    ),
+    Knob(name="unit", default="m", kind=("m", "cm"), help=".bvh in m (Blender, Unity) or cm (Maya)"),
+)  # fmt: skip
+
+
+class MotionDomain(Domain):
+    """See the module's docstring."""
+
+    NAME = "motion"
+    ABOUT = "make long human motion from prompts"
+    FPS = FPS
+    KNOBS = KNOBS
+    SIDES = (
+        SideFile(
+            "preview", ".png", "contact sheet, a png file",
+            lambda output, path: output.preview(path, overwrite=True), lambda path: _check_picture(path),
+        ),
+        SideFile(
+            "report", ".json", "jerk and foot skate at each change",
+            lambda output, path: output.seams().save(path, overwrite=True),
+            lambda path: _check_report(path),
+        ),
+    )  # fmt: skip
+    OUT = "motion.bvh"
+    USUAL = (".npz",)
+    PIPELINE = "LongMotionPipeline"
+    EXAMPLES = (
+        Example("Walk, wave, run", "0s: a person walks | 4s: waves with the right hand | 7s: runs", 11),
+        Example("A short bow", "0s: someone bows", 4, 2),
+        Example("Two wave", "0s: two people wave to each other", 4, 3, {"people": 2}),
+    )
+    SUMMARY = (
+        "Long human motion from prompts: walking, turning, running, waving, bowing… in any order, as long as you "
+        "like. The model that ships was trained on three hours of labelled clips; its weights are non-commercial "
+        "(CC BY-NC 4.0)."
+    )
+    MOST_SECONDS = 600.0
+
+    # ----------------------------------------------------------------------------------------- before a model is there
+
+    def file_kinds(self) -> Mapping[str, FileKind]:
+        from longtake.outputs import FileKind
+        return {k: FileKind(lambda o, p: o.save(p, overwrite=True), _opens) for k in (".bvh", ".glb", ".npz", ".csv", ".html", ".mp4", ".gif")}
+
+    def fps_of(self, settings: Mapping[str, Any]) -> float:
+        """Of the prior: it says so beside its weights."""
+        from longtake.weights import resolve
+
+        folder = resolve(settings["prior"], kind="motion prior", priors_package=self.package)
+        try:
+            fps = float(json.loads((folder / "space" / "config.json").read_text(encoding="utf-8"))["fps"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return FPS  # what is wrong with it is told where it is loaded
+        return fps if math.isfinite(fps) and fps > 0 else FPS
+
+    def settle(self, request: Request) -> dict[str, Any]:
+        settings = dict(request.settings)
+        if settings["frames"] is not None and settings["seconds"] is not None:
+            raise UserError("frames and seconds both say how long: give one of them")
+        fps = self.fps_of(settings)
+        assert request.timeline is not None
+        if settings["frames"] is None:
+            usual = request.timeline.starts[-1][0] + round(LAST_SECONDS * fps)
+            settings["frames"] = usual if settings["seconds"] is None else max(2, round(settings["seconds"] * fps))
+        settings["seconds"] = None
+        if settings["frames"] > MOST_FRAMES:
+            raise UserError(f"frames must be at most {MOST_FRAMES}, got {settings['frames']}")
+        if settings["people"] == 1 and settings["pair_block"] is not None:
+            raise UserError("--pair-block needs --people 2")
+        if settings["people"] == 2 and settings["take2"] is not None:
+            raise UserError("--people 2 knows no --take2")
+        if settings["path"] is not None:
+            path_points(settings["path"])
+        return settings
+
+    def forecast(self, request: Request) -> Forecast:
+        given = request.settings
+        assert request.timeline is not None
+        request.timeline.validate(given["frames"])
+        seconds = SECONDS * given["frames"] * given["steps"] * given["people"]
+        return Forecast(seconds, MEMORY_GB, f"{given['frames']} frames", given["steps"])
+
+    def weights(self, request: Request) -> list[Path]:
+        from longtake.weights import resolve
+
+        folders = super().weights(request)
+        if request.settings["people"] == 2:
+            name = request.settings["pair_block"] or PAIR
+            folders.append(resolve(name, kind="two-person block", priors_package=self.package))
+        return folders
+
+    # ----------------------------------------------------------------------------------------------------- with a model
+
+    def load(self, request: Request, ranks: Ranks) -> LongMotionPipeline:
+        from longtake.motion.pipeline import LongMotionPipeline
+
+        pipe = LongMotionPipeline.from_prior(request.settings["prior"], dtype=ranks.choice.dtype)
+        pipe.to(ranks.device)
+        return pipe
+
+    def check(self, pipe: LongMotionPipeline, request: Request, ranks: Ranks) -> None:
+        from longtake.motion.rows import plan_of
+
+        given = request.settings
+        longest = int(pipe.space.config.longest_row)
+        plan, _ = plan_of(request.timeline, given["frames"], handshake=given["handshake"], longest=longest)
+        if given["path"] is not None:
+            pipe.path_control(path_points(given["path"]), plan.total)
+        pass
+
+    def most_ranks(self, pipe: LongMotionPipeline, request: Request) -> int:
+        """Ranks share whole chunks of rows, so that a result does not depend on their number."""
+        from longtake.motion.model import Padding
+        from longtake.motion.rows import plan_of
+
+        given = request.settings
+        longest = int(pipe.space.config.longest_row)
+        plan, _ = plan_of(request.timeline, given["frames"], handshake=given["handshake"], longest=longest)
+        return len(plan.chunks(given["chunk_rows"], mixed=pipe.model.padding is Padding.MASK))
+
+    def generate(
+        self,
+        pipe: LongMotionPipeline,
+        request: Request,
+        ranks: Ranks,
+        journal: Journal | None,
+        on_step: OnStep | None,
+    ) -> MotionOutput:
+        given = request.settings
+        settings: dict[str, Any] = {
+            "seed": request.seed,
+            "num_inference_steps": given["steps"],
+            "guidance_scale": given["guidance"],
+            "handshake": given["handshake"],
+            "chunk_rows": given["chunk_rows"],
+            "callback_on_step_end": step_callback(on_step, given["steps"]),
+        }
+        if given["path"] is not None:
+            from longtake.motion.rows import plan_of
+            plan, _ = plan_of(request.timeline, given["frames"], handshake=given["handshake"], longest=int(pipe.space.config.longest_row))
+            settings["control"] = pipe.path_control(path_points(given["path"]), plan.total)
+        if given["people"] == 2:
+            output = pipe.pair(request.timeline, given["frames"], block=given["pair_block"] or PAIR, **settings)
+        else:
+            output = pipe(request.timeline, given["frames"], take2=given["take2"], ranks=ranks, journal=journal, **settings)
+        output.unit = given["unit"]
+        told = output.info.setdefault("told", [])
+        if given["lock_feet"]:
+            told.append(output.lock_feet().text())
+        return output
+
+    def python(self, request: Request) -> PythonCall:
+        said = super().python(request)
+        given = request.settings
+        said.arguments = {"frames": given["frames"], **said.arguments}
+        if given["people"] == 2:
+            said.call = "pipe.pair"
+            if given["pair_block"] is not None:
+                said.arguments["block"] = given["pair_block"]
+        if given["path"] is not None:
+            said.arguments["path"] = path_points(given["path"])
+        if given["lock_feet"]:
+            said.after.append("out.lock_feet()")
+        if given["unit"] != "m":
+            said.after.append(f"out.unit = {given['unit']!r}")
+        return said
+
+
+def path_points(text: str) -> list[tuple[float, float]]:
+    """Floor points (x, z) in metres of "x,z x,z ...". Raises UserError."""
+    try:
+        points = [(float(x), float(z)) for x, z in (part.split(",") for part in text.split())]
+    except ValueError:
+        points = []
+    if not 2 <= len(points) <= MOST_POINTS or not all(abs(number) <= 1e6 for point in points for number in point):
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        raise UserError(
+            f'--path needs at least two points "x,z x,z ..." in metres, each within 1,000 km, got {shown!r}'
+        )
+    return points
+
+
+def _check_picture(path: Path) -> None:
+    from longtake.media import check_picture
+
+    check_picture(path)
+
+
+def _check_report(path: Path) -> None:
+    if "seams" not in json.loads(path.read_text(encoding="utf-8")):
+        raise UserError(f"{path} is no seam report")
+
+
+
+
+def _opens(path: Path) -> None:
+    """Raise when a file of a job is missing or damaged: every kind is read by what reads it."""
+    import numpy as np
+
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                arrays[name]
+    elif path.suffix == ".bvh":
+        from longtake.motion.export.bvh import read_bvh
+
+        read_bvh(path)
+    elif path.suffix == ".glb":
+        head = np.fromfile(path, "<u4", 3)
+        if len(head) != 3 or head[0] != 0x46546C67 or head[2] != path.stat().st_size:
+            raise UserError(f"{path} is no whole glTF file")
+    elif path.suffix == ".html":
+        from longtake.motion.export.viewer import unpack
+
+        page = path.read_text(encoding="utf-8")
+        unpack(page)
+        if not page.rstrip().endswith("</html>"):
+            raise UserError(f"{path} is no whole page")
+    elif path.suffix == ".csv":
+        import csv
+
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n") or len({len(row) for row in csv.reader(text.splitlines())}) != 1:
+            raise UserError(f"{path} is no whole table")
+    elif path.suffix in (".mp4", ".gif"):
+        from longtake.media import check_film
+
+        check_film(path)
+    else:
+        from longtake.media import check_picture
+
+        check_picture(path)
+
+
+DOMAIN = MotionDomain()

@@ -1,0 +1,345 @@
+"""Video as a modality: its settings, files, cost, and how a request becomes a call of the pipeline.
+
+    longtake video "person running" --frames 240 --out running.mp4 --preview running.png
+    longtake video "person swimming" --extend running.mp4 --frames 120 --out longer.mp4
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtake.domain import Domain, Example, Forecast, InputFile, OnStep, PythonCall, SideFile, step_callback
+from longtake.errors import UserError
+from longtake.knob import Knob
+
+if TYPE_CHECKING:
+    from longtake.distributed import Ranks
+    from longtake.journal import Journal
+    from longtake.outputs import FileKind, VideoOutput
+    from longtake.request import Request
+    from longtake.video.pipeline import Context, LongVideoPipeline
+    from longtake.video.scope import Scope
+
+PRIOR = "emoji-small"
+FRAMES = 240
+SECONDS = 0.0156  # a frame and step with guidance, emoji-small at 64 x 64: 240 frames, 16 steps in 60 s
+PIXELS = 64 * 64  # of that measurement
+MEMORY_GB = 1.5  # peak of 2,300 frames with emoji-small
+MOST_FRAMES = 1_000_000
+_REDO = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
+
+KNOBS = (
+    Knob(
+        name="frames", default=None, kind=int, least=1, most=MOST_FRAMES, argument="frames",
+        help=f"frames to make (default {FRAMES})",
+    ),
+    Knob(
+        name="seconds", default=None, above=0, most=100_000, decides=False,
+        help="length in seconds, in place of --frames",
+    ),
+    Knob(
+        name="fps", default=12.0, least=0.1, most=1000, argument="fps",
+        help="frames per second of the file and the Timeline",
+    ),
+    Knob(
+        name="steps", default=16, kind=int, least=1, most=1000, argument="num_inference_steps",
+        help="denoising steps", page="Denoising steps", page_most=60,
+    ),
+    Knob(
+        name="guidance", default=3.0, least=0, most=100, argument="guidance_scale",
+        help="classifier-free guidance, 1 switches it off", page="Guidance by the prompt", page_most=8,
+    ),
+    Knob(
+        name="negative", default="", kind=str, argument="negative_prompt",
+        help="what the video should not show", page="What it should not show",
+    ),
+    Knob(
+        name="prior", default=None, kind=str, decides=False,
+        help=f"a shipped prior, a local folder or a Hub id (default {PRIOR})",
+    ),
+    Knob(
+        name="base", default=None, kind=str, decides=False,
+        help="pipeline that lends a bare UNet its text encoder and autoencoder",
+    ),
+    Knob(
+        name="height", default=None, kind=int, least=8, most=8192, argument="height",
+        help="pixels (default: as the prior was trained)",
+    ),
+    Knob(
+        name="width", default=None, kind=int, least=8, most=8192, argument="width",
+        help="pixels (default: as the prior was trained)",
+    ),
+    Knob(
+        name="window", default=None, kind=int, least=0, most=MOST_FRAMES,
+        help="frames seen on each side of a frame (default 8)",
+    ),
+    Knob(
+        name="global_frames", default=16, kind=int, least=0, most=MOST_FRAMES, help="frames seen by every frame"
+    ),
+    Knob(name="gate", default="off", kind=("soft", "hard", "off"), help="window and global frames by turns"),
+    Knob(
+        name="noise", default="independent", kind=("independent", "freenoise"), argument="initial_noise",
+        help="initial noise",
+    ),
+    Knob(name="redo", default=None, kind=str, metavar="A:B", help="make frames A to B-1 of --extend RUN anew"),
+)  # fmt: skip
+
+
+class VideoDomain(Domain):
+    """See the module's docstring."""
+
+    NAME = "video"
+    ABOUT = "make a long video from prompts"
+    FPS = 12.0
+    KNOBS = KNOBS
+    INPUTS = (InputFile("extend", "add frames to a run: its film, its record or its latents", "RUN"),)
+    SIDES = (
+        SideFile(
+            "preview", ".png", "contact sheet, a png file",
+            lambda output, path: output.preview(path, overwrite=True), lambda path: _media().check_picture(path),
+        ),
+        SideFile(
+            "save_latents", ".safetensors", "clean latents, for --extend",
+            lambda output, path: _latents().save_latents(path, output.latents, output.info["note"]),
+            lambda path: _latents().read_run(path), usual=True,
+        ),
+    )  # fmt: skip
+    OUT = "video.mp4"
+    USUAL = (".mp4",)
+    PIPELINE = "LongVideoPipeline"
+    EXAMPLES = (
+        Example("Person running", "0s: person running", 8),
+        Example("Walk, then run", "0s: a person walks | 4s: person running", 8, 2),
+        Example("Penguin", "0s: a penguin waddles", 4, 3),
+    )
+    SUMMARY = (
+        "Minutes of video from a model that has seen 16 frames at a time (Video-Infinity). The model that ships is "
+        "small: 64 × 64 pixels, thirty-one subjects on white, in soft focus. Running, walking and basketball move best."
+    )
+    MOST_SECONDS = 120.0
+
+    # ----------------------------------------------------------------------------------------- before a model is there
+
+    def file_kinds(self) -> Mapping[str, FileKind]:
+        from longtake.outputs import FILMS
+
+        return FILMS
+
+    def settle(self, request: Request) -> dict[str, Any]:
+        settings = dict(request.settings)
+        if settings["frames"] is not None and settings["seconds"] is not None:
+            raise UserError("frames and seconds both say how long: give one of them")
+        if settings["redo"] is not None:
+            if "extend" not in request.inputs:
+                raise UserError("--redo needs --extend RUN: the run whose frames are to be made anew")
+            start, stop = _redo(settings["redo"])
+            settings["frames"] = stop - start
+        elif settings["seconds"] is not None:
+            settings["frames"] = max(1, round(settings["seconds"] * settings["fps"]))
+        settings["seconds"] = None
+        settings["frames"] = settings["frames"] or FRAMES
+        if settings["frames"] > MOST_FRAMES:
+            raise UserError(f"frames must be at most {MOST_FRAMES}, got {settings['frames']}")
+        settings["prior"] = settings["prior"] or self._recorded(request) or PRIOR
+        return settings
+
+    def forecast(self, request: Request) -> Forecast:
+        frames, steps = request.settings["frames"], request.settings["steps"]
+        assert request.timeline is not None
+        request.timeline.validate(frames)
+        self.scope(request)
+        for suffix in request.outputs:
+            _media().check_fps(request.settings["fps"], suffix)
+        pixels = (request.settings["height"] or 64) * (request.settings["width"] or 64)
+        return Forecast(SECONDS * frames * steps * max(1.0, pixels / PIXELS), MEMORY_GB, f"{frames} frames", steps)
+
+    def weights(self, request: Request) -> list[Path]:
+        from longtake.video.convert import find_base, is_bare_unet
+
+        folders = super().weights(request)
+        if is_bare_unet(folders[0]):
+            folders.append(find_base(request.settings["base"], request.settings["prior"]))
+        return folders
+
+    def input_mark(self, name: str, path: Path) -> str:
+        return str(_latents().latents_mark(path))
+
+    def _recorded(self, request: Request) -> str | None:
+        """The prior that an earlier run notes, when it is on this machine. Raises UserError for any other."""
+        from longtake.weights import shipped_priors
+
+        if "extend" not in request.inputs:
+            return None
+        note = _latents().read_note(_latents().latents_file(request.inputs["extend"]))
+        prior = note.get("prior")
+        if prior is None:
+            return None
+        known = isinstance(prior, str) and len(prior) < 1000 and "\0" not in prior
+        if known and (prior in shipped_priors(self.package) or _is_folder(prior)):
+            return str(prior)
+        raise UserError(
+            f"{request.inputs['extend']} was made with the prior {str(prior)[:60]!r}, which is not on this machine: "
+            "name one with --prior"
+        )
+
+    # ----------------------------------------------------------------------------------------------------- with a model
+
+    def load(self, request: Request, ranks: Ranks) -> LongVideoPipeline:
+        from longtake.video.pipeline import LongVideoPipeline
+
+        pipe = LongVideoPipeline.from_prior(
+            request.settings["prior"], dtype=ranks.choice.dtype, base=request.settings["base"]
+        )
+        pipe.to(ranks.device)
+        return pipe
+
+    def scope(self, request: Request, context: Context | None = None) -> Scope:
+        """What a frame attends to."""
+        from longtake.video.scope import Scope
+
+        given = request.settings
+        total = given["frames"] if context is None else len(context.window())
+        window = min(8, total) if given["window"] is None else given["window"]
+        bias = 10.0 if given["gate"] == "soft" else 0.0
+        return Scope(window=window, global_frames=given["global_frames"], gate=given["gate"], bias=bias)
+
+    def context(self, request: Request) -> Context:
+        """The frames to make, and the earlier run that they must join."""
+        from longtake.video.pipeline import Context
+
+        if "extend" not in request.inputs:
+            return Context.new(request.settings["frames"])
+        latents, _ = _latents().read_run(request.inputs["extend"])
+        if request.settings["redo"] is None:
+            return Context.extend(latents, request.settings["frames"])
+        return Context.redo(latents, *_redo(request.settings["redo"]))
+
+    def check(self, pipe: LongVideoPipeline, request: Request, ranks: Ranks) -> None:
+        context = self.context(request)
+        pipe.check_inputs(
+            request.timeline,
+            context,
+            height=request.settings["height"],
+            width=request.settings["width"],
+            scope=self.scope(request, context),
+            world=ranks.world,
+        )
+
+    def most_ranks(self, pipe: LongVideoPipeline, request: Request) -> int:
+        """Every rank needs a frame."""
+        return int(request.settings["frames"])
+
+    def generate(
+        self,
+        pipe: LongVideoPipeline,
+        request: Request,
+        ranks: Ranks,
+        journal: Journal | None,
+        on_step: OnStep | None,
+    ) -> VideoOutput:
+        given, context = request.settings, self.context(request)
+        output = pipe(
+            request.timeline,
+            given["frames"],
+            seed=request.seed,
+            num_inference_steps=given["steps"],
+            guidance_scale=given["guidance"],
+            negative_prompt=given["negative"],
+            fps=given["fps"],
+            height=given["height"],
+            width=given["width"],
+            scope=self.scope(request, context),
+            initial_noise=given["noise"],
+            context=context,
+            ranks=ranks,
+            journal=journal,
+            checkpoint_every=1 if journal is None else journal.every_steps,
+            callback_on_step_end=step_callback(on_step, given["steps"]),
+            output_type="stream",
+        )
+        output.info["note"] = self._note(request, output.info["steps"])
+        return output
+
+    def _note(self, request: Request, steps: int) -> dict[str, Any]:
+        told = {name: request.settings[name] for name in ("prior", "fps")}
+        return {**told, "prompt": request.prompt, "seed": request.seed, "steps": steps}
+
+    def keep(self, output: VideoOutput, request: Request, folder: Path) -> None:
+        latents = _latents()
+        latents.save_latents(folder / latents.LATENTS, output.latents, output.info["note"])
+
+    def kept(self, pipe: LongVideoPipeline, request: Request, folder: Path) -> VideoOutput | None:
+        from longtake.distributed import current
+
+        latents = _latents()
+        if not (folder / latents.LATENTS).is_file():
+            return None
+        clean, note = latents.read_run(folder / latents.LATENTS)
+        info = {"frames": len(clean), "steps": note.get("steps"), "completed": True, "note": note}
+        return pipe.output(clean, request.settings["fps"], current(), info, "stream")
+
+    def python(self, request: Request) -> PythonCall:
+        said = super().python(request)
+        given = request.settings
+        said.arguments = {"frames": given["frames"], **said.arguments}
+        if any(given[knob.name] != knob.default for knob in KNOBS if knob.name in ("window", "global_frames", "gate")):
+            said.before.append("from longtake.video.scope import Scope")
+            said.arguments["scope"] = self.scope(request)
+        if "extend" in request.inputs:
+            said.before += [
+                "from longtake.video.latents import read_run",
+                "from longtake.video.pipeline import Context",
+                f"latents, _ = read_run({str(request.inputs['extend'])!r})",
+            ]
+            if given["redo"] is None:
+                said.before.append(f"context = Context.extend(latents, {given['frames']})")
+            else:
+                start, stop = _redo(given["redo"])
+                said.before.append(f"context = Context.redo(latents, {start}, {stop})")
+            said.arguments["context"] = _Name("context")
+        return said
+
+
+class _Name:
+    """A name of a program, as it stands."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _redo(text: str) -> tuple[int, int]:
+    found = _REDO.fullmatch(text)
+    if found is None:
+        raise UserError(f"--redo wants two frame numbers A:B, got {text!r}")
+    start, stop = int(found[1]), int(found[2])
+    if not start < stop:
+        raise UserError(f"--redo A:B makes the frames A to B-1, so A is below B; got {text!r}")
+    return start, stop
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:
+        return False
+
+
+def _media() -> Any:
+    from longtake import media
+
+    return media
+
+
+def _latents() -> Any:
+    from longtake.video import latents
+
+    return latents
+
+
+DOMAIN = VideoDomain()

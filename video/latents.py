@@ -1,0 +1,84 @@
+"""Clean latents on disk, and the notes that a later run needs to go on from them.
+
+    save_latents(Path("dog.safetensors"), output.latents, {"prior": "emoji-small"})
+    latents, note = read_run(Path("dog.mp4"))          # from the film's record, its folder, or such a file
+
+Legend: F frames, c h w latent channels and grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtake.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+LATENTS = "latents.safetensors"
+
+
+def save_latents(path: Path, latents: torch.Tensor, note: dict[str, Any]) -> None:
+    """Clean latents (F, c, h, w) with the facts that ``--extend`` needs, as safetensors, atomically."""
+    from longtake.journal import write_tensors
+
+    write_tensors(path, {"latents": latents}, {"longtake": json.dumps(note)})
+
+
+def latents_file(path: Path) -> Path:
+    """The file that holds the latents of a film, a run's folder, or latents. Raises UserError when there is none."""
+    if path.suffix == ".safetensors":
+        places = [path]
+    else:
+        places = [
+            path / LATENTS,
+            path.with_name(path.name + ".run") / LATENTS,
+            path.with_suffix(".run") / LATENTS if path.name not in ("", "..") else path / LATENTS,
+            path.with_suffix(".safetensors") if path.name not in ("", "..") else path / LATENTS,
+        ]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(f"there is no run at {path}: expected {places[min(1, len(places) - 1)]}")
+
+
+def read_run(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Latents (F, c, h, w) float32 and the note of an earlier run, from its film, its folder or a latents file.
+
+    Raises UserError when there is no such run or its latents are missing, damaged, empty or not finite.
+    """
+    import torch
+    from longtake.weights import load_state
+
+    file = latents_file(path)
+    state = load_state(file)
+    latents = state.get("latents")
+    if latents is None or latents.ndim != 4 or not latents.is_floating_point() or not len(latents):
+        raise UserError(f"{file} holds no latents of a run: a tensor 'latents' (F, c, h, w) of floating-point numbers")
+    if not torch.isfinite(latents).all():
+        raise UserError(f"{file} holds latents with NaN or infinity")
+    return latents.float(), read_note(file)
+
+
+def read_note(file: Path) -> dict[str, Any]:
+    """What a latents file notes beside its tensors; nothing when that is missing. Raises UserError when it is
+    damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            note = json.loads((opened.metadata() or {}).get("longtake", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"the notes of {file} cannot be read: {type(error).__name__}") from error
+    if not isinstance(note, dict):
+        raise UserError(f"the notes of {file} are no JSON object")
+    return note
+
+
+def latents_mark(path: Path) -> str:
+    """Hash (64 hex digits) of a run's latents."""
+    latents, _ = read_run(path)
+    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
