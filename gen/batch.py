@@ -99,7 +99,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="make every job anew")
     parser.add_argument("--span", choices=("auto", "never"), default="auto", help="long jobs by all ranks together")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a rank; the same number, the same bits")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--device", default=None, help="as torch names it (default: the best there is)")
     parser.add_argument("--dtype", default=None, help="float32, bfloat16, float16 (default: by device)")
     parser.add_argument("--dry-run", action="store_true", help="print order, time and memory, and make nothing")
 

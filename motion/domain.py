@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PRIOR, PAIR = "bandai-small", "bandai-pair"
 FPS = 20.0
+STEPS = 20
 LAST_SECONDS = 4.0  # of the last prompt, where nothing else says how long
 SECONDS = 0.00042  # a frame and step with guidance, bandai-small on one core: 12,000 frames, 20 steps in 100 s
 MEMORY_GB = 1.1  # peak of 12,000 frames with bandai-small
@@ -42,7 +43,7 @@ KNOBS = (
         help="length in seconds (default: the last prompt gets 4 s)",
     ),
     Knob(
-        name="steps", default=20, kind=int, least=1, most=1000, argument="num_inference_steps",
+        name="steps", default=STEPS, kind=int, least=1, most=1000, argument="num_inference_steps",
         help="denoising steps", page="Denoising steps", page_most=60,
     ),
     Knob(

@@ -165,7 +165,7 @@ def export(model: ComMDM, prior: str, folder: Path) -> Path:
 def run_pairs(args: argparse.Namespace) -> int:
     """Train, resuming what is there, and write the block to ``--out``/pair."""
     from longtake.motion.pipeline import LongMotionPipeline
-    from longtake.runs import quiet_libraries
+    from longtake.make import quiet_libraries
     from longtake.train import Settings
 
     quiet_libraries()

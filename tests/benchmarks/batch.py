@@ -20,7 +20,7 @@ import torch
 from longtake.cli import main
 from longtake.distributed import Ranks
 from longtake.motion import jobs
-from longtake.runs import quiet_libraries
+from longtake.make import quiet_libraries
 from longtake.timeline import Timeline
 
 

@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 
 from batch import overhead, ranks_speedup
-from longtake.motion.jobs import STEPS
+from longtake.motion.domain import STEPS
 
 KERNELS = ("causal", 64, 3, "zigzag", "auto", 8, 4, 4, 4, 16, "float32")
 MOTION = ("0s: walks", 4, 1, 5, 2.5, 20, 1, False, [".npz"])
@@ -67,7 +67,7 @@ def short_run(url: str, rounds: int) -> tuple[float, float]:
     from gradio_client import Client
     from longtake.distributed import Ranks
     from longtake.motion import jobs
-    from longtake.runs import quiet_libraries
+    from longtake.make import quiet_libraries
     from longtake.timeline import Timeline
 
     quiet_libraries()

@@ -160,10 +160,8 @@ def test_info_tells_versions_devices_backends_and_priors(run_cli: Cli) -> None:
 _TORCHRUN_JOB = """
 import sys
 sys.path.insert(0, {folder!r})
-from test_cli import fake_domain
-from longtake import command, domain
+from test_cli import install
 from longtake.cli import main
-from longtake.domain import Domain
 from longtake.errors import UserError
 
 def run(args):
