@@ -184,7 +184,7 @@ def _check(
     ranks: Ranks,
 ) -> None:
     """What the pipeline would refuse, before a run folder is made."""
-    from longtake.pipeline import check_scheduler
+    from longtake.denoising import check_scheduler
     from longtake.video.pipeline import CONTEXT_FRAMES, check_frames
 
     check_scheduler(pipe.scheduler)

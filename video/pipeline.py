@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from longtake.denoising import Denoising, Known, Predict, Tensors, denoise
 from longtake.distributed import Ranks, current
 from longtake.errors import UserError
 from longtake.journal import Journal
@@ -27,7 +28,7 @@ from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.transport import DryTransport, Transport
 from longtake.noise import noise
 from longtake.outputs import VideoOutput
-from longtake.pipeline import Denoising, Known, LongTakePipeline, denoise
+from longtake.pipeline import LongTakePipeline
 from longtake.timeline import Timeline
 from longtake.video.decode import gather_latents, stream_frames
 from longtake.video.parallelize import Handle, parallelize
@@ -113,6 +114,8 @@ class LongVideoPipeline(LongTakePipeline):
     ``from_pretrained``; the text encoder is CLIP with its tokenizer, or ``longtake.text.SentenceEncoder`` without one.
     """
 
+    PRIORS = "longtake.video"
+    PARTS = ("longtake.text", "longtake.video.prior")
     _optional_components = ["tokenizer"]
 
     def __init__(self, vae: Any, text_encoder: Any, unet: Any, scheduler: Any, tokenizer: Any = None) -> None:
@@ -210,6 +213,7 @@ class LongVideoPipeline(LongTakePipeline):
         Raises UserError for settings that do not go together, before anything is computed.
         """
         started = time.monotonic()
+        self.begin()
         ranks = ranks or current() or Ranks.single(self.unet.device, self.unet.dtype)
         timeline = prompt if isinstance(prompt, Timeline) else Timeline(((0, prompt),))
         if initial_noise not in list(InitialNoise):
@@ -233,7 +237,7 @@ class LongVideoPipeline(LongTakePipeline):
 
         mine = partition.range(ranks.rank)
         numbers = range(span.start + mine.start, span.start + mine.stop)
-        state = Denoising(
+        state = Denoising.of(
             self._initial(numbers, len(span), seed, shape, InitialNoise(initial_noise)).to(ranks.device),
             numbers,
             seed,
@@ -242,7 +246,6 @@ class LongVideoPipeline(LongTakePipeline):
         )
         if chunk_frames is None and len(mine) > CHUNK_ABOVE and mode == "exact":
             chunk_frames = CHUNK_FRAMES
-        self._stop = False
         with parallelize(
             self.unet,
             partition,
@@ -256,10 +259,6 @@ class LongVideoPipeline(LongTakePipeline):
             predict = self._predictor(handle, timeline, negative_prompt, guidance_scale, span, context)
             bar = self.progress_bar(total=num_inference_steps) if ranks.is_main else None
 
-            def on_step(step: int, t: Any, now: Denoising) -> None:
-                assert callback_on_step_end is not None
-                callback_on_step_end(self, step, t, {"latents": now.latents, "clean": now.clean})
-
             final = denoise(
                 self.scheduler,
                 state,
@@ -269,9 +268,9 @@ class LongVideoPipeline(LongTakePipeline):
                 journal=journal,
                 checkpoint_every=checkpoint_every,
                 progress=bar,
-                on_step=on_step if callback_on_step_end is not None else None,
-                should_stop=lambda: self._stop,
-            )
+                on_step=self.watcher(callback_on_step_end),
+                should_stop=lambda: self.interrupt,
+            )["latents"]
             if bar is not None:
                 bar.close()
             info: dict[str, Any] = {"run": handle.explain(), "traffic": handle.counter.as_dict()}
@@ -300,11 +299,11 @@ class LongVideoPipeline(LongTakePipeline):
         if kind is InitialNoise.FREENOISE:
             index = freenoise_index(seed, numbers.stop if total < numbers.stop else total)
             source = [int(index[number]) for number in numbers]
-        return noise(seed, 0, source, 0, shape) * self.scheduler.init_noise_sigma
+        return noise(seed, 0, source, 0, shape)
 
     def _predictor(
         self, handle: Handle, timeline: Timeline, negative: str, guidance: float, span: range, context: Context | None
-    ) -> Callable[[torch.Tensor, Any, int], torch.Tensor]:
+    ) -> Predict:
         """The guided prediction of this rank's frames: (n, c, h, w), t -> (n, c, h, w)."""
         states = self.encode_prompts(timeline.prompts)
         empty = self.encode_prompts([negative])
@@ -319,12 +318,13 @@ class LongVideoPipeline(LongTakePipeline):
         handle.set_text(text_of if len(timeline.prompts) > 1 else None)
         hidden = torch.cat([empty, states[:1]]) if guided else states[:1]
 
-        def predict(sample: torch.Tensor, t: Any, step: int) -> torch.Tensor:
+        def predict(samples: Tensors, t: Any, step: int) -> Tensors:
+            sample = samples["latents"]
             video = sample.to(self.unet.dtype).transpose(0, 1).unsqueeze(0)
             video = video.expand(len(hidden), -1, -1, -1, -1)
             output = self.unet(video, t, encoder_hidden_states=hidden).sample.to(sample.dtype)
             result = output[-1] if not guided else output[0] + guidance * (output[1] - output[0])
-            return result.transpose(0, 1).contiguous()
+            return {"latents": result.transpose(0, 1).contiguous()}
 
         return predict
 
