@@ -1,305 +1,175 @@
-"""The run that every modality shares: a denoising loop that a kill, a stop or another number of ranks cannot hurt.
+"""What the pipelines share: diffusers' life cycle and habits, an early end, and the meaning of a call's arguments.
 
-Latents are frame first, (n, *shape) for the n frames of this rank, so a diffusers scheduler sees frames as its batch:
-its state is cut and joined along the frames, and a stochastic one draws each frame's noise from that frame's own
-stream.
+    class LongMotionPipeline(LongTakePipeline):
+        PRIORS = "longtake.motion"
 
-    state = Denoising(latents, frames=range(40, 60), seed=7)
-    final = denoise(scheduler, state, predict, steps=24, ranks=ranks, journal=journal)
-
-Legend: n frames of this rank, F frames of the run.
+        def __call__(self, prompt, frames=None, *, num_frames=None, seed=None, generator=None, ...):
+            self.begin()
+            seed, frames = seed_of(seed, generator), frames_of(frames, num_frames)
+            denoise(..., on_step=self.watcher(callback_on_step_end), should_stop=lambda: self.interrupt)
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
+from longtake.denoising import OnStep, Step
 from longtake.errors import UserError
-from longtake.journal import Journal, piece_name
-from longtake.noise import frame_generator, noise
 
 if TYPE_CHECKING:
-    from longtake.distributed import Ranks
+    from typing import Self
 
-Predict = Callable[[torch.Tensor, Any, int], torch.Tensor]
-_PREFIX = "step"
-
-
-@dataclass
-class Known:
-    """Frames that are fixed: ``mask`` (n,) bool, ``clean`` (n, *shape) their clean latents; other rows are not read."""
-
-    mask: torch.Tensor
-    clean: torch.Tensor
-
-
-@dataclass
-class Denoising:
-    """What a rank holds while it denoises.
-
-    latents: (n, *shape) float32 on the run's device. frames: global numbers of the n frames (noise is named by them).
-    offset: global number of the run's first frame; pieces in the journal count from it. known: frames held fixed.
-    step: steps done. clean: the current estimate of the clean latents, kept so that a stopped run has something to
-    show.
-    """
-
-    latents: torch.Tensor
-    frames: range
-    seed: int
-    item: int = 0
-    offset: int = 0
-    known: Known | None = None
-    step: int = 0
-    clean: torch.Tensor | None = None
-    stopped: bool = field(default=False)
+Callback = Callable[[Any, int, Any, dict[str, Any]], Any]  # diffusers' callback_on_step_end
+CALLBACK_INPUTS = ("latents", "clean")
+MOST_FRAMES = 1_000_000  # of one run; a frame's number names its noise and costs a few bytes everywhere
 
 
 class LongTakePipeline(DiffusionPipeline):
-    """Base of the pipelines: diffusers' life cycle, and ``stop()`` to end a run early with what there is."""
+    """Base of the pipelines: diffusers' life cycle, and ``stop()`` to end a run early with what there is.
+
+    PRIORS: the package whose priors ``from_pretrained`` knows by name. PARTS: modules of ours that hold components;
+    diffusers makes a component only when its module has been imported.
+    """
+
+    PRIORS: ClassVar[str | None] = None
+    PARTS: ClassVar[tuple[str, ...]] = ("longtake.text",)
 
     def __init__(self) -> None:
         super().__init__()
-        self._stop = False
+        self._interrupt = False
+
+    @classmethod
+    def from_pretrained(cls, name: Any, **settings: Any) -> Self:
+        """As diffusers' (a local folder or a Hub id, dtype=, torch_dtype=, ...), and by the name of a shipped prior."""
+        from longtake.weights import shipped_priors
+
+        for part in cls.PARTS:
+            import_module(part)
+        if cls.PRIORS is not None and not Path(str(name)).exists():
+            name = shipped_priors(cls.PRIORS).get(str(name), name)
+        return super().from_pretrained(name, **settings)
+
+    # ------------------------------------------------------------------------------------------------------ stopping
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether somebody asked the run to end; diffusers' name. ``pipe._interrupt = True`` in a callback asks too."""
+        return self._interrupt
 
     def stop(self) -> None:
         """Ask the run to end after the step at work; the result is then the current estimate of the clean latents."""
-        self._stop = True
+        self._interrupt = True
 
+    def begin(self) -> None:
+        """The first act of each call: from here on a ``stop`` counts, whatever the call is at when it comes."""
+        self._interrupt = False
 
-def check_scheduler(scheduler: Any) -> None:
-    """Raise UserError for a scheduler whose noise cannot be drawn per frame."""
-    if hasattr(scheduler, "noise_sampler"):
+    # ----------------------------------------------------------------------------------- what calls of all kinds share
+
+    def watcher(self, callback: Callback | None, inputs: Sequence[str] = CALLBACK_INPUTS) -> OnStep | None:
+        """diffusers' ``callback_on_step_end`` as an ``OnStep``: callback(pipe, index, timestep, tensors).
+
+        index counts from 0. inputs: which of "latents" and "clean" it is given. A returned {"latents": x} is what the
+        run goes on with; ``stop()`` and ``_interrupt = True`` end it after this step. Raises UserError for inputs there
+        are not, here and for a wrong answer of the callback at its step.
+        """
+        for name in inputs:
+            if name not in CALLBACK_INPUTS:
+                raise UserError(
+                    f"callback_on_step_end_tensor_inputs may be {' and '.join(CALLBACK_INPUTS)}; given {name!r}"
+                )
+        if callback is None:
+            return None
+
+        def on_step(step: Step) -> bool:
+            tensors = {name: getattr(step, name) for name in inputs}
+            answer = callback(self, step.number - 1, step.timestep, dict(tensors))
+            if isinstance(answer, Mapping):
+                for name, value in answer.items():
+                    if name != "latents" and value is not tensors.get(name):
+                        raise UserError(f"a callback can give back latents only, not {name!r}")
+                step.latents = answer.get("latents", step.latents)
+            return self._interrupt
+
+        return on_step
+
+    def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """Refused: a run keeps its parts on one device, where its memory is bounded by the chunks that it works in."""
         raise UserError(
-            f"{type(scheduler).__name__} draws noise along a Brownian path of its own, not frame by frame; "
-            "use DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'"
+            "enable_model_cpu_offload is not known here: a run keeps its parts on one device; use pipe.to(device), "
+            "and smaller chunks to lower its memory"
+        )
+
+    def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """Refused, as ``enable_model_cpu_offload``."""
+        raise UserError(
+            "enable_sequential_cpu_offload is not known here: a run keeps its parts on one device; use "
+            "pipe.to(device), and smaller chunks to lower its memory"
         )
 
 
-def step_generators(seed: int, item: int, frames: Sequence[int], draw: int) -> list[torch.Generator]:
-    """One generator a frame for one scheduler step; draws count from 1 (0 is the initial noise)."""
-    return [frame_generator(seed, item, frame, draw) for frame in frames]
+def seed_of(seed: int | None, generator: Any = None) -> int:
+    """The seed of a run: ``seed``, or the initial seed of diffusers' ``generator`` (a torch.Generator or a list of
+    one), or 0.
 
-
-@contextmanager
-def frame_noise(scheduler: Any, seed: int, frames: Sequence[int], *, item: int = 0, first: int = 0) -> Iterator[None]:
-    """Inside the block, ``scheduler.step`` draws its noise from the frames' own streams, whoever calls it.
-
-    The sample it is given must have the frames as its batch, as diffusers' video pipelines do. first: steps done
-    before. Schedulers that draw no noise are left as they are.
+    Noise is named by frame, so a generator gives its seed only: it is not used up, and the same one gives the same
+    result again. Raises UserError when both are given, or for anything else.
     """
-    import inspect
-
-    check_scheduler(scheduler)
-    stock = scheduler.step
-    if "generator" not in inspect.signature(stock).parameters:
-        yield
-        return
-    count = first
-
-    def step(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        kwargs["generator"] = step_generators(seed, item, frames, count)
-        return stock(*args, **kwargs)
-
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        del scheduler.step
+    if generator is None:
+        seed = 0 if seed is None else seed
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**64:
+            raise UserError(f"a seed is a whole number from 0 to 2**64 - 1; given {seed!r}")
+        return int(seed)
+    if seed is not None:
+        raise UserError("seed and generator both name the run's noise: give one of them")
+    if isinstance(generator, (list, tuple)) and len(generator) == 1:
+        generator = generator[0]
+    if not isinstance(generator, torch.Generator):
+        raise UserError(f"generator is a torch.Generator, one a prompt; given {type(generator).__name__}")
+    return generator.initial_seed() % 2**64
 
 
-def scheduler_state(scheduler: Any, count: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What a scheduler remembers between steps: tensors (count, *shape) by path, and plain values."""
-    tensors: dict[str, torch.Tensor] = {}
-    values: dict[str, Any] = {}
-    for name, value in vars(scheduler).items():
-        if name in ("_internal_dict", "timesteps", "sigmas") or callable(value):
-            continue
-        entries = value if isinstance(value, list) else [value]
-        for index, entry in enumerate(entries):
-            if isinstance(entry, torch.Tensor) and entry.ndim >= 2 and entry.shape[0] == count:
-                tensors[f"{name}/{index if isinstance(value, list) else -1}"] = entry
-        if isinstance(value, list):
-            values[name] = ["tensor" if isinstance(e, torch.Tensor) and e.ndim >= 2 else _plain(e) for e in value]
-        elif value is None or isinstance(value, (bool, int, float)):
-            values[name] = value
-    return tensors, values
+def frames_of(
+    frames: int | None, num_frames: int | None = None, seconds: float | None = None, fps: float | None = None
+) -> int | None:
+    """The length that a call asks for: ``frames``, diffusers' ``num_frames``, or ``seconds`` at ``fps``; None when none
+    is given.
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return {"scalar": value.item()} if value.ndim == 0 else None
-    return value
-
-
-def restore_scheduler(scheduler: Any, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-    """Put back what ``scheduler_state`` took, after ``set_timesteps`` with the same number of steps."""
-    for name, value in values.items():
-        if isinstance(value, list):
-            value = [
-                torch.tensor(entry["scalar"]) if isinstance(entry, dict) else None if entry == "tensor" else entry
-                for entry in value
-            ]
-        setattr(scheduler, name, value)
-    for path, tensor in tensors.items():
-        name, _, index = path.rpartition("/")
-        if int(index) < 0:
-            setattr(scheduler, name, tensor)
-        else:
-            getattr(scheduler, name)[int(index)] = tensor
-
-
-def clean_estimate(scheduler: Any, output: Any, prediction: torch.Tensor, t: Any, sample: torch.Tensor) -> torch.Tensor:
-    """The clean latents that a step's prediction stands for; needs the scheduler's own estimate or its alphas."""
-    estimate = getattr(output, "pred_original_sample", None)
-    if estimate is not None:
-        return estimate
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        raise UserError(
-            f"{type(scheduler).__name__} gives no estimate of the clean frames, so this run cannot stop early"
-        )
-    alpha = alphas[int(t)].to(sample)
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return (sample - (1 - alpha).sqrt() * prediction) / alpha.sqrt().clamp_min(1e-4)
-    if kind == "v_prediction":
-        return alpha.sqrt() * sample - (1 - alpha).sqrt() * prediction
-    if kind == "sample":
-        return prediction
-    raise UserError(f"prediction_type {kind!r} gives no estimate of the clean frames, so this run cannot stop early")
-
-
-def save_step(journal: Journal, state: Denoising, scheduler: Any, ranks: Ranks) -> None:
-    """Write this rank's piece of the state after ``state.step`` steps."""
-    tensors, values = scheduler_state(scheduler, len(state.frames))
-    meta = {"start": state.frames.start - state.offset, "count": len(state.frames), "scheduler": values}
-    payload = {f"scheduler/{name}": tensor for name, tensor in tensors.items()}
-    payload["latents"] = state.latents
-    payload["meta"] = torch.frombuffer(bytearray(json.dumps(meta).encode()), dtype=torch.uint8)
-    journal.write_tensors(piece_name(_PREFIX, state.step, ranks.rank, ranks.world), payload)
-
-
-def load_step(files: Sequence[Path], step: int, state: Denoising, scheduler: Any) -> None:
-    """Fill ``state`` and the scheduler with this rank's frames out of the pieces of any number of ranks."""
-    from longtake.weights import load_state
-
-    parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
-    values: dict[str, Any] = {}
-    for path in files:
-        payload = load_state(path)
-        meta = json.loads(bytes(payload.pop("meta").tolist()))
-        values = meta["scheduler"] or values
-        for name, tensor in payload.items():
-            parts.setdefault(name, []).append((meta["start"], tensor))
-    first, last = state.frames.start - state.offset, state.frames.stop - state.offset
-    mine: dict[str, torch.Tensor] = {}
-    for name, pieces in parts.items():
-        rows = []
-        for start, tensor in sorted(pieces, key=lambda piece: piece[0]):
-            a, b = max(first, start), min(last, start + len(tensor))
-            if a < b:
-                rows.append(tensor[a - start : b - start])
-        joined = torch.cat(rows).to(state.latents.device)
-        if len(joined) != last - first:
-            raise UserError(f"{files[0].parent}: step {step} does not hold all frames; use --overwrite to begin anew")
-        mine[name] = joined
-    state.latents = mine.pop("latents").to(state.latents.dtype)
-    state.step = step
-    restore_scheduler(scheduler, {name.removeprefix("scheduler/"): value for name, value in mine.items()}, values)
-
-
-def denoise(
-    scheduler: Any,
-    state: Denoising,
-    predict: Predict,
-    *,
-    steps: int,
-    ranks: Ranks,
-    journal: Journal | None = None,
-    checkpoint_every: int = 1,
-    progress: Any = None,
-    on_step: Callable[[int, Any, Denoising], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> torch.Tensor:
-    """Run the scheduler's steps on this rank's frames; returns the clean latents (n, *shape).
-
-    predict(sample, t, step) gives the model's output for the scaled sample, with guidance applied. progress is a bar
-    with
-    ``update``. A journal holds the state after every ``checkpoint_every`` steps; when it holds some already the run
-    goes
-    on from the newest, whatever number of ranks wrote it. When ``should_stop`` says so on any rank, all ranks end after
-    that step with ``state.stopped`` set, and the estimate of the clean latents is returned.
+    Raises UserError when more than one is given, or when it is no number of frames from 1 to MOST_FRAMES.
     """
-    check_scheduler(scheduler)
-    scheduler.set_timesteps(steps, device=state.latents.device)
-    times = scheduler.timesteps
-    start = noise(state.seed, state.item, state.frames, 0, tuple(state.latents.shape[1:])) if state.known else None
-    if journal is not None:
-        found = journal.latest(_PREFIX)
-        ranks.barrier()
-        if found is not None:
-            load_step(found[1], found[0], state, scheduler)
-    if progress is not None and state.step:
-        progress.update(state.step)
-    with frame_noise(scheduler, state.seed, state.frames, item=state.item, first=state.step):
-        while state.step < len(times):
-            t = times[state.step]
-            if state.known is not None and state.step == 0:
-                _fix(scheduler, state, start, times, 0)
-            prediction = predict(scheduler.scale_model_input(state.latents, t), t, state.step)
-            before = state.latents
-            output = scheduler.step(prediction, t, before)
-            state.latents = output.prev_sample
-            state.step += 1
-            if state.known is not None:
-                _fix(scheduler, state, start, times, state.step)
-            wants = _any(should_stop is not None and should_stop(), ranks)
-            if on_step is not None or wants:
-                state.clean = clean_estimate(scheduler, output, prediction, t, before)
-                if state.known is not None:
-                    state.clean[state.known.mask] = state.known.clean[state.known.mask].to(state.clean)
-            if journal is not None and (state.step % checkpoint_every == 0 or state.step == len(times) or wants):
-                save_step(journal, state, scheduler, ranks)
-                ranks.barrier()
-                if ranks.is_main:
-                    journal.prune(_PREFIX)
-            if progress is not None:
-                progress.update(1)
-            if on_step is not None:
-                on_step(state.step, t, state)
-            if wants and state.step < len(times):
-                state.stopped = True
-                assert state.clean is not None
-                return state.clean
-    return state.latents
+    given = {"frames": frames, "num_frames": num_frames, "seconds": seconds}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} both say how long the result is: give one of them")
+    if not named:
+        return None
+    value = given[named[0]]
+    if named[0] == "seconds":
+        if fps is None:
+            raise UserError("seconds need a frame rate: give frames")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise UserError(f"seconds is a finite number greater than 0; given {value!r}")
+        if value * fps > MOST_FRAMES:
+            raise UserError(f"seconds may be {MOST_FRAMES / fps:.0f} at most, at {fps:g} fps; given {value!r}")
+        return max(1, round(value * fps))
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise UserError(f"{named[0]} is a whole number; given {value!r}")
+    if not 1 <= int(value) <= MOST_FRAMES:
+        raise UserError(f"{named[0]} must be at least 1 and at most {MOST_FRAMES}, got {value}")
+    return int(value)
 
 
-def _fix(scheduler: Any, state: Denoising, start: torch.Tensor | None, times: torch.Tensor, step: int) -> None:
-    """Bring the known frames to the noise level before ``step``, on the initial noise's path; clean at the end."""
-    assert state.known is not None and start is not None
-    mask = state.known.mask.to(state.latents.device)
-    clean = state.known.clean.to(state.latents)[mask]
-    if step < len(times) and mask.any():
-        when = times[step].reshape(1).expand(len(clean)).to(clean.device)
-        clean = scheduler.add_noise(clean, start.to(state.latents)[mask], when)
-    state.latents = state.latents.clone()
-    state.latents[mask] = clean
-
-
-def _any(flag: bool, ranks: Ranks) -> bool:
-    if ranks.world == 1:
-        return flag
-    import torch.distributed as dist
-
-    box = torch.tensor([float(flag)], device=ranks.device)
-    dist.all_reduce(box, group=ranks.group)
-    return bool(box.item() > 0)
+def steps_of(steps: Any, most: int | None = None) -> int:
+    """A number of sampling steps. Raises UserError unless it is a whole number from 1 to ``most``, the steps that the
+    scheduler was trained on."""
+    if isinstance(steps, bool) or not hasattr(steps, "__index__") or int(steps) < 1:
+        raise UserError(f"num_inference_steps must be at least 1, got {steps!r}")
+    if most is not None and int(steps) > most:
+        raise UserError(f"num_inference_steps may be {most} at most, the steps of training; got {steps}")
+    return int(steps)

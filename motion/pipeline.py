@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from longtake.denoising import Denoising, Known, Tensors, denoise
 from longtake.distributed import Ranks, check_same, current
 from longtake.errors import UserError
 from longtake.journal import Journal
@@ -32,7 +33,7 @@ from longtake.motion.sampling import GUIDANCE, Schedule, TextDenoiser, betas
 from longtake.motion.space import MotionSpace
 from longtake.motion.take2 import Preset, grouped, held_share, remake, sandwiches, write_back
 from longtake.noise import noise
-from longtake.pipeline import Denoising, Known, LongTakePipeline, denoise
+from longtake.pipeline import LongTakePipeline
 from longtake.timeline import Timeline
 
 BLEND = 10
@@ -50,6 +51,8 @@ class LongMotionPipeline(LongTakePipeline):
     with projection and its tokenizer, or ``longtake.text.SentenceEncoder`` without one. space: MotionSpace.
     """
 
+    PRIORS = "longtake.motion"
+    PARTS = ("longtake.text", "longtake.motion.model", "longtake.motion.space")
     _optional_components = ["tokenizer", "text_encoder"]
     model_cpu_offload_seq = "text_encoder->model"
 
@@ -234,6 +237,7 @@ class LongMotionPipeline(LongTakePipeline):
         Every rank gets the whole result, the same for any number of ranks. Raises UserError before it computes.
         """
         started = time.monotonic()
+        self.begin()
         ranks = ranks or current() or Ranks.single(self.model.device, self.model.dtype)
         engine: Mode = _choice(Mode, mode, "mode")
         preset = None if take2 is None else _choice(Preset, take2, "take2")
@@ -253,7 +257,6 @@ class LongMotionPipeline(LongTakePipeline):
         )
         self._refuse(run, engine, preset, blend, ranks, journal)
         check_same((run.plan.lengths, run.plan.handshakes, run.seed, run.steps, prompts), "the run", ranks)
-        self._stop = False
         if engine is Mode.ROWS:
             whole, done, stopped = self._take_one_rows(run), run.steps, False
         else:
@@ -320,21 +323,18 @@ class LongMotionPipeline(LongTakePipeline):
         canvas = Canvas(run.plan, run.denoise, ranks, chunk_rows=run.chunk_rows, mixed=run.mixed)
         mine = canvas.frames
         numbers = range(first_frame + mine.start, first_frame + mine.stop)
-        start = noise(run.seed, run.item, numbers, 0, (run.width,)) * float(self.scheduler.init_noise_sigma)
-        state = Denoising(start.to(run.device), numbers, run.seed, run.item, offset=first_frame, known=known)
+        start = noise(run.seed, run.item, numbers, 0, (run.width,))
+        state = Denoising.of(start.to(run.device), numbers, run.seed, run.item, offset=first_frame, known=known)
         held = None if run.control is None else _part(run.control, mine)
 
-        def predict(sample: torch.Tensor, t: Any, step: int) -> torch.Tensor:
+        def predict(samples: Tensors, t: Any, step: int) -> Tensors:
+            sample = samples["latents"]
             if held is not None:
                 sample.copy_(held.settle(sample, float(self.scheduler.alphas_cumprod[int(t)])))
             clean = canvas.estimate(sample.to(self.model.dtype), int(t)).to(sample.dtype)
             for hook in run.hooks:
                 clean = hook(clean, step)
-            return clean if held is None else held.adjust(clean)
-
-        def on_step(step: int, t: Any, now: Denoising) -> None:
-            assert callback is not None
-            callback(self, step, t, {"latents": now.latents, "clean": now.clean})
+            return {"latents": clean if held is None else held.adjust(clean)}
 
         bar = self.progress_bar(total=run.steps) if ranks.is_main and not quiet else None
         final = denoise(
@@ -346,9 +346,9 @@ class LongMotionPipeline(LongTakePipeline):
             journal=journal,
             checkpoint_every=checkpoint_every,
             progress=bar,
-            on_step=on_step if callback is not None else None,
-            should_stop=lambda: self._stop,
-        )
+            on_step=self.watcher(callback),
+            should_stop=lambda: self.interrupt,
+        )["latents"]
         if bar is not None:
             bar.close()
         if held is not None:

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from longtake.denoising import Known
 from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.motion.doubletake import Plan
 from longtake.motion.pipeline import LongMotionPipeline
-from longtake.pipeline import Known
 from longtake.timeline import Timeline
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from longtake.denoising import Denoising, Tensors, denoise
 from longtake.distributed import Ranks
 from longtake.noise import noise
-from longtake.pipeline import Denoising, denoise
 from longtake.video.decode import decode_chunk
 from longtake.video.metrics import WINDOW
 from longtake.video.pipeline import freenoise_index
@@ -62,7 +62,8 @@ def sample(
     guided = guidance != 1.0
     hidden = torch.cat([pipe.encode_prompts([""]).expand_as(states), states]) if guided else states
 
-    def predict(latents: torch.Tensor, t: Any, step: int) -> torch.Tensor:
+    def predict(samples: Tensors, t: Any, step: int) -> Tensors:
+        latents = samples["latents"]
         video = latents.unflatten(0, (videos, frames)).transpose(1, 2).to(dtype)
         output = pipe.unet(video.repeat(len(hidden) // videos, 1, 1, 1, 1), t, encoder_hidden_states=hidden).sample
         output = output.to(latents.dtype)
@@ -71,12 +72,12 @@ def sample(
             output = without + guidance * (given - without)
         if on_step is not None:
             on_step(videos * frames)
-        return output.transpose(1, 2).flatten(0, 1).contiguous()
+        return {"latents": output.transpose(1, 2).flatten(0, 1).contiguous()}
 
-    first = start.flatten(0, 1).to(device) * pipe.scheduler.init_noise_sigma
-    state = Denoising(first, range(len(first)), seed=0)
+    first = start.flatten(0, 1).to(device)
+    state = Denoising.of(first, range(len(first)), seed=0)
     final = denoise(pipe.scheduler, state, predict, steps=steps, ranks=Ranks.single(device, dtype))
-    return final.float().cpu().unflatten(0, (videos, frames))
+    return final["latents"].float().cpu().unflatten(0, (videos, frames))
 
 
 def decode(pipe: LongVideoPipeline, latents: torch.Tensor, chunk: int = 16) -> np.ndarray:

@@ -12,7 +12,7 @@ sees this rank's frames -> chunks of frames in order (Video-Infinity, arXiv 2406
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from longtake.denoising import Denoising, Known, OnStep, Predict, Tensors, check_scheduler, denoise
 from longtake.distributed import Ranks, current
 from longtake.errors import UserError
 from longtake.journal import Journal
@@ -27,7 +28,8 @@ from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.transport import DryTransport, Transport
 from longtake.noise import noise
 from longtake.outputs import VideoOutput
-from longtake.pipeline import Denoising, Known, LongTakePipeline, check_scheduler, denoise
+from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
+from longtake.priors import load_prior
 from longtake.timeline import Timeline, has_times
 from longtake.video.decode import gather_latents, stream_frames
 from longtake.video.parallelize import Handle, parallelize
@@ -37,6 +39,11 @@ DEFAULT_PRIOR = "emoji-small"
 CHUNK_ABOVE = 320  # frames on one rank from which the spatial layers run in chunks
 CHUNK_FRAMES = 64
 CONTEXT_FRAMES = 24  # frozen frames beside new ones: the window on each side and a part of the global set
+
+
+OUTPUT_TYPES = ("film", "stream", "latent", "np", "pt", "pil")
+STOCK_TYPES = ("np", "pt", "pil")
+FRAMES = 240
 
 
 def default_scope(total: int) -> Scope:
@@ -133,7 +140,11 @@ class LongVideoPipeline(LongTakePipeline):
     ``from_pretrained``; the text encoder is CLIP with its tokenizer, or ``longtake.text.SentenceEncoder`` without one.
     """
 
+    PRIORS = "longtake.video"
+    PARTS = ("longtake.text", "longtake.video.prior")
     _optional_components = ["tokenizer"]
+    PRIORS = "longtake.video"
+    PARTS = ("longtake.text", "longtake.video.prior")
 
     def __init__(self, vae: Any, text_encoder: Any, unet: Any, scheduler: Any, tokenizer: Any = None) -> None:
         super().__init__()
@@ -154,12 +165,12 @@ class LongVideoPipeline(LongTakePipeline):
 
         folder = resolve(str(name), kind="video prior", priors_package="longtake.video")
         if is_bare_unet(folder):
-            whole = _load(cls, find_base(base, str(name)), dtype)
+            whole = load_prior(cls, find_base(base, str(name)), "video prior", dtype=dtype, parts=("unet", "vae"))
             whole.register_modules(unet=load_bare_unet(folder, dtype))
             return whole
         if not (folder / "model_index.json").exists():
             raise UserError(f"{folder} is no video prior: it has neither model_index.json nor a UNet's config.json")
-        return _load(cls, folder, dtype)
+        return load_prior(cls, folder, "video prior", dtype=dtype, parts=("unet", "vae"))
 
     # ------------------------------------------------------------------------------------------------------ the call
 
@@ -216,16 +227,20 @@ class LongVideoPipeline(LongTakePipeline):
             )
         return shape, partition
 
-    @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Timeline,
-        frames: int = 240,
+        prompt: str | Timeline | Sequence[str | Timeline] | None = None,
+        frames: int | None = None,
         *,
-        seed: int = 0,
+        num_frames: int | None = None,
+        seconds: float | None = None,
+        seed: int | None = None,
+        generator: Any = None,
         num_inference_steps: int = 16,
         guidance_scale: float = 3.0,
-        negative_prompt: str = "",
+        negative_prompt: str | None = "",
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
         fps: float = 12.0,
         height: int | None = None,
         width: int | None = None,
@@ -240,31 +255,129 @@ class LongVideoPipeline(LongTakePipeline):
         ranks: Ranks | None = None,
         journal: Journal | None = None,
         checkpoint_every: int = 1,
-        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
-        output_type: str = "np",
-    ) -> VideoOutput:
-        """Make a video of ``frames`` frames, or the frames that ``context`` asks for.
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_INPUTS,
+        output_type: str = "film",
+        return_dict: bool = True,
+    ) -> Any:
+        """Make a video, or the frames that ``context`` asks for.
 
-        prompt: text, or a Timeline in frames of this call. guidance_scale: classifier-free guidance, 1 switches it off.
-        scope: what a frame attends to; "auto" is ``default_scope``, None is every frame. sizes: frames of each rank
-        (default: even).
-        initial_noise: see ``InitialNoise``. chunk_frames: spatial layers at a time (default: chosen by length).
-        journal: an opened journal; the run goes on from its newest complete step. ranks: default the run this process
-        is in. callback_on_step_end(pipe, step, timestep, {"latents", "clean"}): latents of this rank (n, c, h, w).
-        output_type: "np" gives frames uint8 (F, H, W, 3) on rank 0 (empty elsewhere); "stream" chunks, to be read on
-        every rank; "latent" latents only. ``VideoOutput.latents`` is always (F, c, h, w) float32, on every rank.
+        prompt: text, a Timeline (as text too: "0s: ... | 4s: ..."), or a list of them: one video each, the n-th with
+        seed + n. frames (240), num_frames or seconds at ``fps``: how long. seed (0), or a torch.Generator's.
+        guidance_scale: classifier-free guidance, 1 switches it off. prompt_embeds, negative_prompt_embeds: text states
+        (1, T, D) in place of the prompts'. scope: what a frame attends to; "auto" is ``default_scope``, None is every
+        frame. sizes: frames of each rank (default: even). initial_noise: see ``InitialNoise``. chunk_frames: spatial
+        layers at a time (default: chosen by length). journal: an opened journal; the run goes on from its newest
+        complete step. ranks: default the run this process is in. callback_on_step_end(pipe, step, timestep, tensors):
+        tensors are "latents" and "clean" of this rank (n, c, h, w), step counts from 0; see ``watcher``.
+        output_type: "film" gives a ``VideoOutput`` with frames uint8 (F, H, W, 3) on rank 0 (empty elsewhere); "stream"
+        one with chunks, to be read on every rank; "latent" one with latents only (F, c, h, w) float32, which every
+        other kind has too, on every rank. "np", "pt" and "pil" give a ``StockVideo``, with ``frames`` as diffusers has
+        them. return_dict: False gives (frames,).
         Raises UserError for settings that do not go together, before anything is computed.
         """
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}; given {output_type!r}")
+        if prompt is None and prompt_embeds is None:
+            raise UserError("a prompt is needed, or prompt_embeds in its place")
+        self.watcher(None, callback_on_step_end_tensor_inputs)
+        frames = frames_of(frames, num_frames, seconds, fps) or FRAMES
+        settings: dict[str, Any] = {
+            "frames": frames,
+            "num_inference_steps": steps_of(num_inference_steps),
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt or "",
+            "embeds": (prompt_embeds, negative_prompt_embeds),
+            "fps": fps,
+            "height": height,
+            "width": width,
+            "scope": scope,
+            "strategy": strategy,
+            "mode": mode,
+            "initial_noise": initial_noise,
+            "context": context,
+            "context_frames": context_frames,
+            "chunk_frames": chunk_frames,
+            "sizes": sizes,
+            "ranks": ranks,
+            "journal": journal,
+            "checkpoint_every": checkpoint_every,
+            "on_step": self.watcher(callback_on_step_end, callback_on_step_end_tensor_inputs),
+            "output_type": "film" if output_type in STOCK_TYPES else output_type,
+        }
+        self.begin()
+        if isinstance(prompt, (list, tuple)):
+            made = self._batch(prompt, seed, generator, settings)
+            result = stock_video(made, output_type) if output_type in STOCK_TYPES else made
+        else:
+            one = self._one(prompt, seed=seed_of(seed, generator), **settings)
+            result = stock_video([one], output_type) if output_type in STOCK_TYPES else one
+        if return_dict:
+            return result
+        return ([output.frames for output in result] if isinstance(result, list) else result.frames,)
+
+    def _batch(
+        self, prompts: Sequence[Any], seed: int | None, generator: Any, settings: dict[str, Any]
+    ) -> list[VideoOutput]:
+        """One video a prompt, one after the other."""
+        if not prompts:
+            raise UserError("the list of prompts is empty")
+        for given, name in ((settings["journal"], "journal"), (settings["context"], "context")):
+            if given is not None:
+                raise UserError(f"a {name} belongs to one video: give one prompt, not a list")
+        if settings["embeds"] != (None, None):
+            raise UserError("prompt_embeds stand in place of one prompt, not of a list")
+        if isinstance(generator, (list, tuple)):
+            if len(generator) != len(prompts):
+                raise UserError(f"{len(prompts)} prompts need as many generators; given {len(generator)}")
+            if seed is not None:
+                raise UserError("seed and generator both name the run's noise: give one of them")
+            seeds = [seed_of(None, one) for one in generator]
+        else:
+            first = seed_of(seed, generator)
+            seeds = [(first + number) % 2**64 for number in range(len(prompts))]
+        made = []
+        for prompt, its_seed in zip(prompts, seeds, strict=True):
+            made.append(self._one(prompt, seed=its_seed, **settings))
+            if self.interrupt:
+                break
+        return made
+
+    @torch.no_grad()
+    def _one(
+        self,
+        prompt: str | Timeline | None,
+        *,
+        frames: int,
+        seed: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        negative_prompt: str,
+        embeds: tuple[torch.Tensor | None, torch.Tensor | None],
+        fps: float,
+        height: int | None,
+        width: int | None,
+        scope: Scope | str | None,
+        strategy: str,
+        mode: str,
+        initial_noise: InitialNoise | str,
+        context: Context | None,
+        context_frames: int,
+        chunk_frames: int | None,
+        sizes: Sequence[int] | None,
+        ranks: Ranks | None,
+        journal: Journal | None,
+        checkpoint_every: int,
+        on_step: OnStep | None,
+        output_type: str,
+    ) -> VideoOutput:
+        """One video; arguments as in ``__call__``."""
         started = time.monotonic()
         ranks = ranks or current() or Ranks.single(self.unet.device, self.unet.dtype)
-        timeline = as_timeline(prompt, fps)
+        timeline = as_timeline("given as embeddings" if prompt is None else prompt, fps)
         context = context or Context.new(frames)
         if initial_noise not in list(InitialNoise):
             raise UserError(f"initial_noise must be one of {', '.join(InitialNoise)}; given {initial_noise!r}")
-        if output_type not in ("np", "stream", "latent"):
-            raise UserError(f"output_type must be np, stream or latent; given {output_type!r}")
-        if num_inference_steps < 1:
-            raise UserError(f"steps must be at least 1, got {num_inference_steps}")
         span = context.window(context_frames)
         if isinstance(scope, str):
             if scope != "auto":
@@ -276,8 +389,7 @@ class LongVideoPipeline(LongTakePipeline):
 
         mine = partition.range(ranks.rank)
         numbers = range(span.start + mine.start, span.start + mine.stop)
-        self.scheduler.set_timesteps(num_inference_steps, device=ranks.device)  # some know their first noise only now
-        state = Denoising(
+        state = Denoising.of(
             self._initial(numbers, len(span), seed, shape, InitialNoise(initial_noise)).to(ranks.device),
             numbers,
             seed,
@@ -286,7 +398,6 @@ class LongVideoPipeline(LongTakePipeline):
         )
         if chunk_frames is None and len(mine) > CHUNK_ABOVE and mode == "exact":
             chunk_frames = CHUNK_FRAMES
-        self._stop = False
         with parallelize(
             self.unet,
             partition,
@@ -297,13 +408,8 @@ class LongVideoPipeline(LongTakePipeline):
             mode=mode,
             chunk_frames=chunk_frames,
         ) as handle:
-            predict = self._predictor(handle, timeline, negative_prompt, guidance_scale, span, context)
+            predict = self._predictor(handle, timeline, negative_prompt, embeds, guidance_scale, span, context)
             bar = self.progress_bar(total=num_inference_steps) if ranks.is_main else None
-
-            def on_step(step: int, t: Any, now: Denoising) -> None:
-                assert callback_on_step_end is not None
-                callback_on_step_end(self, step - 1, t, {"latents": now.latents, "clean": now.clean})
-
             final = denoise(
                 self.scheduler,
                 state,
@@ -313,9 +419,9 @@ class LongVideoPipeline(LongTakePipeline):
                 journal=journal,
                 checkpoint_every=checkpoint_every,
                 progress=bar,
-                on_step=on_step if callback_on_step_end is not None else None,
-                should_stop=lambda: self._stop,
-            )
+                on_step=on_step,
+                should_stop=lambda: self.interrupt,
+            )["latents"]
             if bar is not None:
                 bar.close()
             info: dict[str, Any] = {"run": handle.explain(), "traffic": handle.counter.as_dict()}
@@ -343,14 +449,28 @@ class LongVideoPipeline(LongTakePipeline):
         if kind is InitialNoise.FREENOISE:
             index = freenoise_index(seed, numbers.stop if total < numbers.stop else total)
             source = [int(index[number]) for number in numbers]
-        return noise(seed, 0, source, 0, shape) * self.scheduler.init_noise_sigma
+        return noise(seed, 0, source, 0, shape)
 
     def _predictor(
-        self, handle: Handle, timeline: Timeline, negative: str, guidance: float, span: range, context: Context
-    ) -> Callable[[torch.Tensor, Any, int], torch.Tensor]:
+        self,
+        handle: Handle,
+        timeline: Timeline,
+        negative: str,
+        embeds: tuple[torch.Tensor | None, torch.Tensor | None],
+        guidance: float,
+        span: range,
+        context: Context,
+    ) -> Predict:
         """The guided prediction of this rank's frames: (n, c, h, w), t -> (n, c, h, w)."""
-        states = self.encode_prompts(timeline.prompts)
-        empty = self.encode_prompts([negative])
+        given, given_empty = (None if one is None else self._states(one) for one in embeds)
+        if given is not None and len(timeline.prompts) > 1:
+            raise UserError("prompt_embeds stand in place of one prompt, not of a Timeline of several")
+        states = self.encode_prompts(timeline.prompts) if given is None else given
+        empty = self.encode_prompts([negative]) if given_empty is None else given_empty
+        if states.shape[1:] != empty.shape[1:]:
+            raise UserError(
+                f"prompt_embeds {tuple(states.shape)} and negative_prompt_embeds {tuple(empty.shape)} do not fit"
+            )
         guided = guidance != 1.0
 
         def text_of(frames: range) -> torch.Tensor:
@@ -362,14 +482,23 @@ class LongVideoPipeline(LongTakePipeline):
         handle.set_text(text_of if len(timeline.prompts) > 1 else None)
         hidden = torch.cat([empty, states[:1]]) if guided else states[:1]
 
-        def predict(sample: torch.Tensor, t: Any, step: int) -> torch.Tensor:
+        def predict(samples: Tensors, t: Any, step: int) -> Tensors:
+            sample = samples["latents"]
             video = sample.to(self.unet.dtype).transpose(0, 1).unsqueeze(0)
             video = video.expand(len(hidden), -1, -1, -1, -1)
             output = self.unet(video, t, encoder_hidden_states=hidden).sample.to(sample.dtype)
             result = output[-1] if not guided else output[0] + guidance * (output[1] - output[0])
-            return result.transpose(0, 1).contiguous()
+            return {"latents": result.transpose(0, 1).contiguous()}
 
         return predict
+
+    def _states(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Text states (1, T, D) that a caller gave, checked."""
+        width = int(self.unet.config.cross_attention_dim)
+        if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[0] != 1 or embeds.shape[2] != width:
+            shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
+            raise UserError(f"prompt_embeds are text states (1, T, {width}); given {shape}")
+        return embeds.to(self.unet.device, self.unet.dtype)
 
     def output(
         self, latents: torch.Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str
@@ -385,6 +514,34 @@ class LongVideoPipeline(LongTakePipeline):
             return VideoOutput(stream, fps, latents, len(latents) if ranks.is_main else None, info=info)
         chunks = list(stream)
         return VideoOutput(np.concatenate(chunks) if chunks else nothing, fps, latents, info=info)
+
+
+@dataclass
+class StockVideo:
+    """Videos as diffusers' text-to-video pipelines give them.
+
+    frames: "np" float32 (B, F, H, W, 3) in 0..1; "pt" float32 (B, F, 3, H, W) in 0..1; "pil" B lists of F pictures.
+    outputs: the same as our own, with latents, info and save.
+    """
+
+    frames: Any
+    outputs: list[VideoOutput]
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.frames,)[index]
+
+
+def stock_video(outputs: list[VideoOutput], kind: str) -> StockVideo:
+    """Films in the shapes of diffusers. kind: "np", "pt" or "pil"."""
+    films = [output.frames for output in outputs]
+    if kind == "pil":
+        from PIL import Image
+
+        return StockVideo([[Image.fromarray(frame) for frame in film] for film in films], outputs)
+    stacked = np.stack(films).astype(np.float32) / 255.0
+    if kind == "np":
+        return StockVideo(stacked, outputs)
+    return StockVideo(torch.from_numpy(stacked).permute(0, 1, 4, 2, 3).contiguous(), outputs)
 
 
 def as_timeline(prompt: str | Timeline, fps: float) -> Timeline:
@@ -413,18 +570,3 @@ def check_frames(
     if len(sizes) != world or sum(sizes) != total or min(sizes) < 1:
         raise UserError(f"sizes {list(sizes)} must be {world} positive numbers that add up to {total} frames")
     return Partition.from_sizes(list(sizes))
-
-
-def _load(cls: type[LongVideoPipeline], folder: Path, dtype: torch.dtype) -> LongVideoPipeline:
-    # diffusers instantiates a component of ours only when its module has been imported
-    import longtake.text
-    import longtake.video.prior  # noqa: F401
-    from safetensors import SafetensorError
-
-    try:
-        pipe = cls.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (SafetensorError, OSError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"the video prior in {folder} cannot be loaded: {error}") from error
-    pipe.unet.eval()
-    pipe.vae.eval()
-    return pipe

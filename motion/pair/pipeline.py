@@ -92,7 +92,7 @@ def generate_pair(
         tokens = noise(seed, item, range(_CANON, _CANON + 2 * plan.rows), count, (width,)).unflatten(0, (plan.rows, 2))
         return torch.stack(people, 1).to(run.device), tokens.to(run.device)
 
-    pipe._stop = False
+    pipe.begin()
     done = 0
     bar = pipe.progress_bar(total=run.steps)
 
@@ -103,7 +103,7 @@ def generate_pair(
         if callback_on_step_end is not None:
             tensors = {"latents": clean[:, 0], "clean": clean[:, 0]}
             callback_on_step_end(pipe, step, schedule.timesteps[step - 1], tensors)
-        return pipe._stop
+        return pipe.interrupt
 
     first = first_token(width).to(run.device)
     whole, canon = sample_long_pair(plan, denoise, schedule, draw, first_canon=first, on_step=on_step)

@@ -164,8 +164,8 @@ def export(model: ComMDM, prior: str, folder: Path) -> Path:
 
 def run_pairs(args: argparse.Namespace) -> int:
     """Train, resuming what is there, and write the block to ``--out``/pair."""
-    from longtake.motion.pipeline import LongMotionPipeline
     from longtake.make import quiet_libraries
+    from longtake.motion.pipeline import LongMotionPipeline
     from longtake.train import Settings
 
     quiet_libraries()

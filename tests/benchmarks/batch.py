@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from longtake.cli import main
 from longtake.distributed import Ranks
-from longtake.motion import jobs
 from longtake.make import quiet_libraries
+from longtake.motion import jobs
 from longtake.timeline import Timeline
 
 

@@ -66,8 +66,8 @@ def short_run(url: str, rounds: int) -> tuple[float, float]:
     """Median seconds of a short motion through the page and by a direct call, in turns."""
     from gradio_client import Client
     from longtake.distributed import Ranks
-    from longtake.motion import jobs
     from longtake.make import quiet_libraries
+    from longtake.motion import jobs
     from longtake.timeline import Timeline
 
     quiet_libraries()
