@@ -32,17 +32,15 @@ def latents_file(path: Path) -> Path:
     """The file that holds the latents of a film, a run's folder, or latents. Raises UserError when there is none."""
     if path.suffix == ".safetensors":
         places = [path]
+    elif path.name in ("", ".."):
+        places = [path / LATENTS]
     else:
-        places = [
-            path / LATENTS,
-            path.with_name(path.name + ".run") / LATENTS,
-            path.with_suffix(".run") / LATENTS if path.name not in ("", "..") else path / LATENTS,
-            path.with_suffix(".safetensors") if path.name not in ("", "..") else path / LATENTS,
-        ]
+        beside = path.with_name(path.name + ".run") / LATENTS
+        places = [beside, path / LATENTS, path.with_suffix(".run") / LATENTS, path.with_suffix(".safetensors")]
     for place in places:
         if place.is_file():
             return place
-    raise UserError(f"there is no run at {path}: expected {places[min(1, len(places) - 1)]}")
+    raise UserError(f"there is no run at {path}: expected {places[0]}")
 
 
 def read_run(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -1,0 +1,281 @@
+"""Every door behaves: a mistake is one line before anything is written, a stopped run is not complete, and what is asked
+for is made or refused, never dropped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from longtake.cli import main
+from longtake.media import read_video
+from longtake.records import read
+
+VIDEO = ["video", "a dog", "--frames", "10", "--steps", "1", "--guidance", "1"]
+MOTION = ["motion", "a person walks", "--frames", "40", "--steps", "1", "--guidance", "1"]
+LONG = "9" * 20
+WRONG = {
+    "fps inf": [*VIDEO, "--fps", "inf"],
+    "fps too large": [*VIDEO, "--fps", "1e308"],
+    "fps too small": [*VIDEO, "--fps", "1e-9"],
+    "fps that a gif cannot have": [*VIDEO, "--fps", "999", "--out", "a.gif"],
+    "guidance nan": [*VIDEO, "--guidance", "nan"],
+    "guidance inf": [*MOTION, "--guidance", "inf"],
+    "guidance 1e308": [*VIDEO, "--guidance", "1e308"],
+    "guidance 1e30": [*MOTION, "--guidance", "1e30"],
+    "seed of 20 digits": [*VIDEO, "--seed", LONG],
+    "seed of 20 digits in motion": [*MOTION, "--seed", LONG],
+    "negative seed": [*MOTION, "--seed", "-1"],
+    "steps of 20 digits": [*VIDEO, "--steps", LONG],
+    "steps of 20 digits in motion": [*MOTION, "--steps", LONG],
+    "chunk rows 0": [*MOTION, "--chunk-rows", "0"],
+    "chunk rows -1": [*MOTION, "--chunk-rows", "-1"],
+    "path nan": [*MOTION, "--path", "0,0 nan,1"],
+    "path inf": [*MOTION, "--path", "0,0 inf,1"],
+    "path far": [*MOTION, "--path", "0,0 1e308,1"],
+    "path of one point": [*MOTION, "--path", "0,0"],
+    "seconds inf": [*MOTION[:2], "--seconds", "inf"],
+    "seconds 1e308": [*MOTION[:2], "--seconds", "1e308"],
+    "seconds of 20 digits": [*MOTION[:2], "--seconds", LONG],
+    "frames of 20 digits": [*MOTION[:2], "--frames", LONG],
+    "frames and seconds": [*MOTION, "--seconds", "3"],
+    "global frames of 20 digits": [*VIDEO, "--global-frames", LONG],
+    "the same file twice": [*MOTION, "--out", "b.npz", "--out", "b.npz"],
+    "the folder itself": [*VIDEO, "--out", ".", "--overwrite"],
+    "the root": [*VIDEO, "--out", "/", "--overwrite"],
+    "the parent": [*VIDEO, "--out", "..", "--overwrite"],
+    "no name": [*VIDEO, "--out", "", "--overwrite"],
+    "extend the folder": [*VIDEO, "--extend", "."],
+    "extend nothing": [*VIDEO, "--extend", ""],
+    "a name of 260 letters": [*VIDEO, "--out", "a" * 256 + ".mp4"],
+    "a name of 254 letters": [*MOTION, "--out", "a" * 250 + ".npz"],
+    "superscripts to redo": [*VIDEO, "--extend", "x.mp4", "--redo", "²:³"],
+    "an option without a value": [*VIDEO, "--frames=--"],
+    "height without a value": [*VIDEO, "--height=--"],
+    "height 0": [*VIDEO, "--height", "0"],
+    "a preview that is a film": [*VIDEO, "--preview", "a.mp4"],
+    "a report of video": [*VIDEO, "--report", "a.json"],
+    "an unknown device": [*VIDEO, "--device", "toaster"],
+    "an unknown format": [*VIDEO, "--dtype", "float7"],
+    "people 3": [*MOTION, "--people", "3"],
+    "half a surrogate": ["motion", "walks \udcff", *MOTION[2:]],
+    "a prompt file of nobody": ["video", "~nosuchuser/t.json", *VIDEO[2:]],
+    "a prior with a long name": [*VIDEO, "--prior", "a" * 300],
+    "a prior of nobody": [*VIDEO, "--prior", "~nosuchuser/x"],
+    "the root as a prior": [*MOTION, "--prior", "/"],
+    "proc as a prior": [*MOTION, "--prior", "/proc"],
+    "resume and overwrite": [*VIDEO, "--resume", "--overwrite"],
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, capsys, case: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(WRONG[case]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("longtake: error: ") and said.count("\n") == 1 and len(said) < 1500
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"), [(VIDEO, [".mp4", ".gif", ""]), (MOTION, [".npz", ".bvh", ".glb", ".html", ".csv"])]
+)
+def test_every_file_asked_for_is_written_in_one_run(tmp_path: Path, monkeypatch, words, kinds) -> None:
+    monkeypatch.chdir(tmp_path)
+    outs = [part for kind in kinds for part in ("--out", f"two{kind}")]
+    assert main([*words, *outs, "--preview", "two.png"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {f"two{kind}" for kind in (*kinds, ".png")} | {
+        f"two{kinds[0]}.run"
+    }
+    if ".mp4" in kinds:
+        assert len(read_video("two.mp4")[0]) == len(read_video("two.gif")[0]) == len(list(Path("two").iterdir())) == 10
+
+
+def test_a_gif_and_a_film_of_one_name_do_not_meet_in_one_record(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*VIDEO, "--out", "fps.gif"]) == 0
+    assert main([*VIDEO, "--seed", "2", "--out", "fps.mp4"]) == 0
+
+
+def test_the_error_that_a_file_exists_names_overwrite(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.npz").write_bytes(b"mine")
+    assert main([*MOTION, "--out", "a.npz"]) == 2
+    assert "--overwrite" in capsys.readouterr().err and Path("a.npz").read_bytes() == b"mine"
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+OUT = {"video": "o.mp4", "motion": "o.npz"}
+RUN = {"video": VIDEO, "motion": MOTION}
+
+
+def stopped(words: list[str], after: int) -> int:
+    """Run a command that is asked to stop after so many steps; its exit code."""
+    code = (
+        "import signal, sys; from longtake import progress\n"
+        "stock = progress.Progress.at\n"
+        f"def at(self, done, of):\n    stock(self, done, of)\n"
+        f"    if done == {after}: signal.raise_signal(signal.SIGINT)\n"
+        "progress.Progress.at = at\n"
+        "from longtake.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, timeout=120).returncode
+
+
+def content(name: str) -> object:
+    return Path(name).read_bytes() if name.endswith(".mp4") else np.load(name)["features"].tobytes()
+
+
+@pytest.mark.parametrize("modality", ["video", "motion"])
+def test_a_stopped_run_is_not_complete_and_goes_on_to_the_same_end(tmp_path: Path, monkeypatch, modality, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = OUT[modality]
+    words = [*RUN[modality], "--steps", "5", "--out"]
+    assert main([*words, f"whole-{out}"]) == 0
+    assert stopped([*words, out, "--preview", "o.png"], 2) == 130
+    left = {path.name for path in tmp_path.iterdir()}
+    assert out not in left and f"o.unfinished{Path(out).suffix}" in left and "o.unfinished.png" in left
+    capsys.readouterr()
+    for other in (["--seed", "9"], ["--guidance", "2"], ["--steps", "6"]):
+        assert main([*words, out, *other, "--resume"]) == 2
+        assert other[0].lstrip("-") in capsys.readouterr().err, "it names what differs"
+    assert main([*words, out, "--preview", "o.png"]) == 2, "and it is not begun anew unasked"
+    assert main([*words, out, "--preview", "o.png", "--resume"]) == 0
+    assert content(out) == content(f"whole-{out}")
+    assert "making: step 1 of" not in capsys.readouterr().err
+    assert not list(tmp_path.glob("*unfinished*")) and Path("o.png").exists()
+
+
+@pytest.mark.parametrize("modality", ["video", "motion"])
+def test_resume_asks_the_record_and_every_file(tmp_path: Path, monkeypatch, capsys, modality) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = OUT[modality]
+    words = [*RUN[modality], "--out", out]
+    assert main(words) == 0
+    first = content(out)
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 0 and "nothing to resume" in capsys.readouterr().out
+    assert main([*words, "--seed", "9", "--resume"]) == 2 and "seed was 0, is 9" in capsys.readouterr().err
+    for damage in (b"garbage", b"", Path(out).read_bytes()[:-40]):
+        Path(out).write_bytes(damage)
+        assert main([*words, "--resume"]) == 0
+        assert content(out) == first
+    more = ["--preview", "o.png", *(["--save-latents", "s.safetensors"] if modality == "video" else [])]
+    assert main([*words, *more, "--resume"]) == 0
+    assert Path("o.png").exists() and (modality == "motion" or Path("s.safetensors").exists())
+    Path("theirs.npz" if modality == "motion" else "theirs.mp4").write_bytes(b"mine")
+    theirs = "theirs.npz" if modality == "motion" else "theirs.mp4"
+    assert main([*RUN[modality], "--out", theirs, "--resume"]) == 2
+    assert "--overwrite" in capsys.readouterr().err and Path(theirs).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("modality", ["video", "motion"])
+def test_an_overwriting_run_that_was_stopped_never_passes_the_old_film_for_its_own(
+    tmp_path: Path, monkeypatch, modality
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, words = OUT[modality], [*RUN[modality], "--steps", "4"]
+    assert main([*words, "--seed", "5", "--out", f"b-{out}"]) == 0
+    assert main([*words, "--out", out]) == 0
+    old = content(out)
+    assert stopped([*words, "--seed", "5", "--out", out, "--overwrite"], 2) == 130
+    assert main([*words, "--seed", "5", "--out", out, "--resume"]) == 0
+    assert content(out) == content(f"b-{out}") != old
+
+
+# ------------------------------------------------------------------------------------------------------- the batch
+
+
+def manifest(folder: Path, *lines: dict) -> str:
+    path = folder / "jobs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def walk(name: str, **parameters: object) -> dict:
+    given = {"frames": 40, "steps": 1, "guidance": 1, **parameters}
+    return {"id": name, "modality": "motion", "prompt": "a person walks", "parameters": given}
+
+
+def test_a_strange_prior_of_one_line_is_that_lines_mistake(tmp_path: Path) -> None:
+    priors = ["a" * 300, "~nosuchuser/x", "/", "/proc", "", "\0", 5, None, ["x"]]
+    lines = [walk(f"bad-{number}", prior=prior) for number, prior in enumerate(priors)]
+    assert main(["batch", manifest(tmp_path, walk("good"), *lines), "--out", str(tmp_path / "out")]) == 1
+    rows = {row["id"]: row["status"] for row in read(tmp_path / "out/results.jsonl")}
+    assert rows.pop("good") == "done" and set(rows.values()) == {"failed"} and len(rows) == len(priors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": True}, {"steps": True}, {"steps": 1.5}, {"steps": "many"}, {"guidance": "high"}, {"people": True},
+        {"lock_feet": "false"}, {"handshake": 1.5}, {"chunk_rows": 1.5}, {"frames": []}, {"guidance": 1e20},
+        {"outputs": []}, {"outputs": ".npz"}, {"outputs": [5]}, {"preview": "yes"}, {"path": "0,0"}, {"unit": "inch"},
+    ],
+)  # fmt: skip
+def test_nonsense_in_a_line_is_refused_at_the_check(tmp_path: Path, change: dict) -> None:
+    jobs = manifest(tmp_path, walk("a", **change))
+    assert main(["batch", jobs, "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+
+
+@pytest.mark.parametrize("prompt", [None, 5, [], {}, "", "a\0b", "\ud800"])
+def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path, prompt: object) -> None:
+    jobs = manifest(tmp_path, {**walk("a"), "prompt": prompt})
+    assert main(["batch", jobs, "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+
+
+def test_a_batch_removes_no_file_that_is_not_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "x.partial").mkdir(parents=True)
+    for name in ("thesis.partial", "my.partial.notes.txt"):
+        (out / name).write_text("mine")
+    jobs = manifest(tmp_path, walk("x.partial-1"), walk("b"))
+    for again in ([], ["--resume"], ["--overwrite"]):
+        assert main(["batch", jobs, "--out", str(out), *again]) == 0
+    assert (out / "thesis.partial").read_text() == (out / "my.partial.notes.txt").read_text() == "mine"
+    rows = [row["id"] for row in read(out / "results.jsonl")]
+    assert sorted(rows) == ["b", "x.partial-1"], "and what is complete is not made again"
+
+
+def test_a_long_job_that_was_killed_goes_on_from_its_steps(tmp_path: Path, monkeypatch) -> None:
+    """A job gets checkpoints when it is long; here every one is."""
+    jobs = manifest(tmp_path, walk("a", frames=200, steps=8))
+    assert main(["batch", jobs, "--out", str(tmp_path / "whole")]) == 0
+    code = (
+        "import os, signal, sys; from longtake import batch, make\n"
+        "batch.RECORD_SECONDS = make.CHECKPOINT_SECONDS = 0.0\n"
+        "from longtake.journal import Journal; stock = Journal.write_tensors\n"
+        "def write(self, name, *rest):\n    stock(self, name, *rest)\n"
+        "    if '000003' in name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Journal.write_tensors = write\n"
+        f"from longtake.cli import main; sys.exit(main(['batch', {jobs!r}, '--out', {str(tmp_path / 'out')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert done.returncode == -9 and list((tmp_path / "out/a.run").glob("step000003*"))
+    monkeypatch.setattr("longtake.batch.RECORD_SECONDS", 0.0)
+    seen = []
+    from longtake.denoising import load_step
+
+    monkeypatch.setattr("longtake.denoising.load_step", lambda *given: seen.append(given[1]) or load_step(*given))
+    assert main(["batch", jobs, "--out", str(tmp_path / "out"), "--resume"]) == 0
+    assert seen == [3] and sorted(os.listdir(tmp_path / "out")) == ["a.npz", "results.jsonl"]
+    one, other = (np.load(tmp_path / kind / "a.npz")["features"] for kind in ("whole", "out"))
+    assert np.array_equal(one, other)
+
+
+def test_a_film_to_extend_is_an_input_of_a_job_and_part_of_what_it_is(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*VIDEO, "--out", "dog.mp4"]) == 0
+    line = {"id": "b", "modality": "video", "prompt": "a cat", "inputs": {"extend": "dog.mp4"}}
+    line["parameters"] = {"frames": 6, "steps": 1, "guidance": 1}
+    jobs = manifest(tmp_path, line)
+    assert main(["batch", jobs, "--out", "out"]) == 0
+    assert len(read_video("out/b.mp4")[0]) == 16
+    assert main(["batch", jobs, "--out", "out", "--resume"]) == 0
+    assert len(list(read(Path("out/results.jsonl")))) == 1
+    assert main([*VIDEO, "--seed", "4", "--out", "dog.mp4", "--overwrite"]) == 0
+    assert main(["batch", jobs, "--out", "out", "--resume"]) == 0
+    assert len(list(read(Path("out/results.jsonl")))) == 2, "another film to extend is another job"
