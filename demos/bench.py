@@ -133,8 +133,9 @@ class Bench:
         started = time.monotonic()
         last_glimpse, glimpse_cost = started, 0.0
 
-        def callback(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def callback(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal last_glimpse, glimpse_cost
+            step = index + 1
             now, picture = time.monotonic(), None
             wait = max(GLIMPSE_SECONDS, glimpse_cost / GLIMPSE_SHARE)
             if step == 1 or (step < steps and now - last_glimpse >= wait):

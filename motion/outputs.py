@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from longtake.errors import UserError
@@ -50,7 +50,19 @@ class MotionOutput(Output):
     @property
     def people(self) -> list[np.ndarray]:
         """Joints (F, J, 3) of each person."""
-        return [self.joints] if self.second is None else [self.joints, self.second]
+        return [np.asarray(joints) for joints in (self.joints, self.second) if joints is not None]
+
+    def arrays(self) -> tuple[Any, ...]:
+        """What ``return_dict=False`` gives: the joints of each person, or the features where there are no joints."""
+        return tuple(self.people) if len(self.joints.shape) == 3 and self.joints.shape[1] else (self.features,)
+
+    def to_tensors(self) -> None:
+        """Features and joints as torch tensors, on the CPU; ``save`` and all else go on working."""
+        import torch
+
+        for name in ("features", "joints", "second"):
+            if getattr(self, name) is not None:
+                setattr(self, name, torch.as_tensor(getattr(self, name)))
 
     def skeleton(self) -> Skeleton:
         """The skeleton of the joints. Raises UserError when this output has no joints, or unknown ones."""

@@ -24,7 +24,7 @@ def start(bench: Bench, session: str, pipe: Pipe, work, tmp_path: Path, steps: i
 def walk(pipe: Pipe, steps: int = 5, pause: float = 0.0):
     def work(callback):
         for step in range(1, steps + 1):
-            callback(pipe, step, 0, {"clean": f"clean {step}"})
+            callback(pipe, step - 1, 0, {"clean": f"clean {step}"})
             time.sleep(pause)
             if pipe.stopped.is_set():
                 return f"stopped after {step}"
@@ -94,7 +94,7 @@ def test_jobs_run_one_after_the_other(bench, tmp_path: Path) -> None:
 
 def test_an_error_of_the_run_is_raised_where_its_steps_are_read(bench, tmp_path: Path) -> None:
     def work(callback):
-        callback(None, 1, 0, {"clean": "x"})
+        callback(None, 0, 0, {"clean": "x"})
         raise UserError("too long")
 
     notes = start(bench, "me", Pipe(), work, tmp_path)
