@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 PREVIEW_FRAMES = 16
 _SUFFIXES = (".mp4", ".gif", "")
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """One kind of file of an output, for a table by suffix.
+
+    write(output, path): writes it, whatever is there. whole(path): raises when the file is missing, damaged or cut off.
+    """
+
+    write: Callable[[Any, Path], None]
+    whole: Callable[[Path], None]
 
 
 @dataclass
