@@ -26,6 +26,17 @@ PREVIEW_FRAMES = 16
 _SUFFIXES = (".mp4", ".gif", "")
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """One kind of file of an output, for a table by suffix.
+
+    write(output, path): writes it, whatever is there. whole(path): raises when the file is missing, damaged or cut off.
+    """
+
+    write: Callable[[Any, Path], None]
+    whole: Callable[[Path], None]
+
+
 @dataclass
 class Output(ABC):
     """A result and what is known about it. info: JSON values about the run (seed, seconds, prior, ...)."""
@@ -48,15 +59,6 @@ class Output(ABC):
 
     def drain(self) -> None:  # noqa: B027 - a result that is whole has nothing to drain
         """Read to its end what other ranks are still sending."""
-
-
-@dataclass(frozen=True)
-class FileKind:
-    """A kind of file that a result can be written to. write(output, path); whole(path) raises when the file is missing
-    or damaged."""
-
-    write: Callable[[Any, Path], Any]
-    whole: Callable[[Path], None]
 
 
 @dataclass

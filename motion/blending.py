@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from longtake.motion.doubletake import Plan
+from longtake.motion.doubletake import RowPlan
 from longtake.motion.sampling import Denoise
 
 Weight = float | torch.Tensor
@@ -34,7 +34,7 @@ class Blend:
         denoisers: Sequence[Denoise],
         weights: Sequence[Weight] | Callable[[int], Sequence[Weight]] | None = None,
         *,
-        plan: Plan | None = None,
+        plan: RowPlan | None = None,
     ) -> None:
         if not denoisers:
             raise ValueError("a blend needs at least one denoiser")

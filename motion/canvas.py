@@ -7,7 +7,12 @@ into calls of the net by the plan alone, so the numbers do not depend on how man
     canvas = Canvas(plan, denoise, ranks, chunk_rows=4, mixed=True)
     clean = canvas.estimate(sample, timestep)             # (n, J) of this rank's frames
 
-Legend: n frames of this rank, J features, h handshake.
+      rank 0  |=========row 0=========|
+                          |=======row 1=======|
+      rank 1                         [h]=======row 2=======|
+                                     |<- borrowed by rank 0 before the net, its share of them spilled back after it
+
+Legend: n frames of this rank, J features, h handshake, P people (a canvas of two people has (n, P, J) all through).
 """
 
 from __future__ import annotations
@@ -16,18 +21,18 @@ import torch
 from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
-from longtake.motion.doubletake import Plan, denoise_rows
+from longtake.motion.doubletake import RowPlan, denoise_rows
 from longtake.motion.sampling import Denoise
 
 
 class Canvas:
     """The crossfaded clean estimate of this rank's frames.
 
-    chunk_rows, mixed: see ``Plan.chunks``; ranks share whole chunks. Raises UserError when there are fewer chunks than
-    ranks.
+    rows: this rank's rows. chunk_rows, mixed: see ``RowPlan.chunks``; ranks share whole chunks. Raises UserError when
+    there are fewer chunks than ranks.
     """
 
-    def __init__(self, plan: Plan, denoise: Denoise, ranks: Ranks, *, chunk_rows: int, mixed: bool) -> None:
+    def __init__(self, plan: RowPlan, denoise: Denoise, ranks: Ranks, *, chunk_rows: int, mixed: bool) -> None:
         every = plan.chunks(chunk_rows, mixed=mixed)
         if len(every) < ranks.world:
             raise UserError(
@@ -38,6 +43,7 @@ class Canvas:
         shares = Partition.even(len(every), ranks.world)
         first_rows = [every[shares.range(rank).start].start for rank in range(ranks.world)]
         self.bounds = [*(plan.starts[row] for row in first_rows), plan.total]
+        self.rows = range(first_rows[ranks.rank], [*first_rows, plan.rows][ranks.rank + 1])
         self.chunks = [every[index] for index in shares.range(ranks.rank)]
         self._joints = [plan.before(row) for row in first_rows]  # handshake of each rank with the one before
 
@@ -47,7 +53,7 @@ class Canvas:
         return range(self.bounds[self.ranks.rank], self.bounds[self.ranks.rank + 1])
 
     def estimate(self, sample: torch.Tensor, timestep: int) -> torch.Tensor:
-        """Clean estimate (n, J) of this rank's frames ``sample`` (n, J)."""
+        """Clean estimate (n, *) of this rank's frames ``sample`` (n, *)."""
         rank, world = self.ranks.rank, self.ranks.world
         borrowed = self._joints[rank + 1] if rank + 1 < world else 0
         heads = self._everyone(sample[: self._joints[rank]])
@@ -59,7 +65,8 @@ class Canvas:
                 rows, denoise_rows(self.plan, window, timestep, self.denoise, rows, offset), strict=True
             ):
                 start = self.plan.starts[row] - offset
-                clean[start : start + len(found)] += self.plan.weights(row).to(found) * found
+                share = self.plan.weights(row).to(found)
+                clean[start : start + len(found)] += share.view(-1, *(1,) * (found.ndim - 1)) * found
         spills = self._everyone(clean[len(sample) :])
         clean = clean[: len(sample)]
         if rank > 0 and self._joints[rank]:
@@ -67,7 +74,7 @@ class Canvas:
         return clean
 
     def gather(self, mine: torch.Tensor) -> torch.Tensor:
-        """The whole (N, J) on every rank from the ranks' own frames (n, J)."""
+        """The whole (N, *) on every rank from the ranks' own frames (n, *)."""
         if self.ranks.world == 1:
             return mine
         sizes = [stop - start for start, stop in zip(self.bounds, self.bounds[1:], strict=False)]
@@ -83,7 +90,7 @@ class Canvas:
 def _all_gather(mine: torch.Tensor, frames: int, ranks: Ranks) -> list[torch.Tensor]:
     import torch.distributed as dist
 
-    box = mine.new_zeros(frames, mine.shape[1])
+    box = mine.new_zeros(frames, *mine.shape[1:])
     box[: len(mine)] = mine
     everyone = [torch.empty_like(box) for _ in range(ranks.world)]
     dist.all_gather(everyone, box, group=ranks.group)

@@ -99,6 +99,11 @@ class Control:
         """x, at noise level ``level`` (abar), with the held features where they are without noise."""
         return torch.where(self.mask.to(x.device), level**0.5 * self.given.to(x), x) if self.quiet else x
 
+    def part(self, frames: range) -> Control:
+        """The control of some frames of the motion."""
+        place = slice(frames.start, frames.stop)
+        return Control(self.mask.expand(self.given.shape)[place], self.given[place], self.quiet)
+
     def union(self, other: Control) -> Control:
         """Both controls; where both hold, the other's values."""
         mask = other.mask.expand(torch.broadcast_shapes(self.mask.shape, other.mask.shape, self.given.shape))
@@ -106,12 +111,20 @@ class Control:
         return Control(self.mask | other.mask, given, self.quiet and other.quiet)
 
 
-def root_path(points: torch.Tensor, frames: int) -> torch.Tensor:
+def root_path(points: torch.Tensor, frames: int, pace: torch.Tensor | None = None) -> torch.Tensor:
     """Features (N, 3) yaw step and root step, not normalised, of a walk along floor points (n, 2), metres x and z.
 
-    The path is taken at even speed and the person faces where it goes. The world is turned and shifted so that the
-    motion begins at the origin facing +z, as recovery has it.
+    The path is taken at even speed, or with each of the N - 1 steps in proportion to ``pace``, and the person faces
+    where it goes. The world is turned and shifted so that the motion begins at the origin facing +z, as recovery has
+    it.
     """
+    return root_features(*places_along(points, frames, pace))
+
+
+def places_along(
+    points: torch.Tensor, frames: int, pace: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places (N, 2) and angles (N,), 0 facing +z and a quarter turn +x, of a walk along a path; see ``root_path``."""
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or frames < 2:
         raise ValueError(f"a root path has at least two points (n, 2) and two frames; given {tuple(points.shape)}")
     points = points.double()
@@ -120,12 +133,20 @@ def root_path(points: torch.Tensor, frames: int) -> torch.Tensor:
         raise ValueError("two points of the root path that follow each other are the same")
     along = F.pad(edge.cumsum(0), (1, 0))
     wanted = torch.linspace(0, float(along[-1]), frames, dtype=torch.float64)
+    if pace is not None:
+        share = F.pad(pace.double().clamp_min(1e-6).cumsum(0), (1, 0))
+        wanted = float(along[-1]) * (share / share[-1])
     index = (torch.searchsorted(along, wanted, right=True) - 1).clamp(0, len(edge) - 1)
     share = ((wanted - along[index]) / edge[index]).unsqueeze(1)
     place = points[index] + share * (points[index + 1] - points[index])
     step = place[1:] - place[:-1]
-    angle = torch.atan2(step[:, 0], step[:, 1])  # 0 faces +z, a quarter turn +x
-    angle = torch.cat([angle, angle[-1:]])
+    angle = torch.atan2(step[:, 0], step[:, 1])
+    return place, torch.cat([angle, angle[-1:]])
+
+
+def root_features(place: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Features (N, 3) of a root that is at ``place`` (N, 2) and faces ``angle`` (N,), rad, in each frame."""
+    step = place[1:] - place[:-1]
     turn = torch.remainder(angle[1:] - angle[:-1] + torch.pi, 2 * torch.pi) - torch.pi
     # the heading quaternion takes the world to the front: it turns against the person, by half angles
     yaw = F.pad(-0.5 * turn, (0, 1))

@@ -66,16 +66,16 @@ KNOBS = (
         name="prior", default=PRIOR, kind=str, decides=False, help="a shipped prior, a local folder or a Hub id"
     ),
     Knob(
-        name="people", default=1, kind=(1, 2), help="2: two people who see each other",
+        name="people", default=1, kind=(1, 2), argument="people", help="2: two people who see each other",
         page="People (two hear the same prompts)",
     ),
     Knob(
-        name="pair_block", default=None, kind=str, decides=False, metavar="NAME",
+        name="pair_block", default=None, kind=str, argument="block", decides=False, metavar="NAME",
         help=f"their block: a shipped one or a folder (default {PAIR})",
     ),
     Knob(
         name="path", default=None, kind=str, metavar="POINTS",
-        help='floor points to walk along: "0,0 2,1 4,0" (m)', page='Path to walk, floor points in metres: "0,0 0,4 4,6"',
+        help='floor points to walk along: "0,0 2,1 4,0" (m)', page='Path to walk, points in metres: "0,0 0,4 4,6"',
     ),
     Knob(
         name="lock_feet", default=False, kind=bool, help="standing feet do not slide; tells what it cost",
@@ -121,8 +121,9 @@ class MotionDomain(Domain):
     # ----------------------------------------------------------------------------------------- before a model is there
 
     def file_kinds(self) -> Mapping[str, FileKind]:
-        from longtake.outputs import FileKind
-        return {k: FileKind(lambda o, p: o.save(p, overwrite=True), _opens) for k in (".bvh", ".glb", ".npz", ".csv", ".html", ".mp4", ".gif")}
+        from longtake.motion.outputs import FILES
+
+        return FILES
 
     def fps_of(self, settings: Mapping[str, Any]) -> float:
         """Of the prior: it says so beside its weights."""
@@ -141,11 +142,12 @@ class MotionDomain(Domain):
             raise UserError("frames and seconds both say how long: give one of them")
         fps = self.fps_of(settings)
         assert request.timeline is not None
-        if settings["frames"] is None:
-            usual = request.timeline.starts[-1][0] + round(LAST_SECONDS * fps)
-            settings["frames"] = usual if settings["seconds"] is None else max(2, round(settings["seconds"] * fps))
+        if settings["seconds"] is not None:
+            settings["frames"] = max(2, round(settings["seconds"] * fps))
+        elif settings["frames"] is None and settings["path"] is None:  # a path says itself how long it takes
+            settings["frames"] = request.timeline.starts[-1][0] + round(LAST_SECONDS * fps)
         settings["seconds"] = None
-        if settings["frames"] > MOST_FRAMES:
+        if settings["frames"] is not None and settings["frames"] > MOST_FRAMES:
             raise UserError(f"frames must be at most {MOST_FRAMES}, got {settings['frames']}")
         if settings["people"] == 1 and settings["pair_block"] is not None:
             raise UserError("--pair-block needs --people 2")
@@ -156,11 +158,15 @@ class MotionDomain(Domain):
         return settings
 
     def forecast(self, request: Request) -> Forecast:
-        given = request.settings
+        given, frames = request.settings, request.settings["frames"]
         assert request.timeline is not None
-        request.timeline.validate(given["frames"])
-        seconds = SECONDS * given["frames"] * given["steps"] * given["people"]
-        return Forecast(seconds, MEMORY_GB, f"{given['frames']} frames", given["steps"])
+        amount = f"{frames} frames"
+        if frames is None:
+            frames = request.timeline.starts[-1][0] + round(LAST_SECONDS * self.fps_of(given))
+            amount = "as long as the path takes"
+        request.timeline.validate(frames)
+        seconds = SECONDS * frames * given["steps"] * given["people"]
+        return Forecast(seconds, MEMORY_GB, amount, given["steps"])
 
     def weights(self, request: Request) -> list[Path]:
         from longtake.weights import resolve
@@ -180,16 +186,6 @@ class MotionDomain(Domain):
         pipe.to(ranks.device)
         return pipe
 
-    def check(self, pipe: LongMotionPipeline, request: Request, ranks: Ranks) -> None:
-        from longtake.motion.rows import plan_of
-
-        given = request.settings
-        longest = int(pipe.space.config.longest_row)
-        plan, _ = plan_of(request.timeline, given["frames"], handshake=given["handshake"], longest=longest)
-        if given["path"] is not None:
-            pipe.path_control(path_points(given["path"]), plan.total)
-        pass
-
     def most_ranks(self, pipe: LongMotionPipeline, request: Request) -> int:
         """Ranks share whole chunks of rows, so that a result does not depend on their number."""
         from longtake.motion.model import Padding
@@ -197,6 +193,8 @@ class MotionDomain(Domain):
 
         given = request.settings
         longest = int(pipe.space.config.longest_row)
+        if given["frames"] is None:
+            return 1
         plan, _ = plan_of(request.timeline, given["frames"], handshake=given["handshake"], longest=longest)
         return len(plan.chunks(given["chunk_rows"], mixed=pipe.model.padding is Padding.MASK))
 
@@ -209,24 +207,27 @@ class MotionDomain(Domain):
         on_step: OnStep | None,
     ) -> MotionOutput:
         given = request.settings
-        settings: dict[str, Any] = {
-            "seed": request.seed,
-            "num_inference_steps": given["steps"],
-            "guidance_scale": given["guidance"],
-            "handshake": given["handshake"],
-            "chunk_rows": given["chunk_rows"],
-            "callback_on_step_end": step_callback(on_step, given["steps"]),
-        }
-        if given["path"] is not None:
-            from longtake.motion.rows import plan_of
-            plan, _ = plan_of(request.timeline, given["frames"], handshake=given["handshake"], longest=int(pipe.space.config.longest_row))
-            settings["control"] = pipe.path_control(path_points(given["path"]), plan.total)
-        if given["people"] == 2:
-            output = pipe.pair(request.timeline, given["frames"], block=given["pair_block"] or PAIR, **settings)
-        else:
-            output = pipe(request.timeline, given["frames"], take2=given["take2"], ranks=ranks, journal=journal, **settings)
+        output: MotionOutput = pipe(
+            request.timeline,
+            given["frames"],
+            seed=request.seed,
+            num_inference_steps=given["steps"],
+            guidance_scale=given["guidance"],
+            handshake=given["handshake"],
+            take2=given["take2"],
+            people=given["people"],
+            block=given["pair_block"],
+            path=None if given["path"] is None else path_points(given["path"]),
+            chunk_rows=given["chunk_rows"],
+            ranks=ranks,
+            journal=journal,
+            checkpoint_every=1 if journal is None else journal.every_steps,
+            callback_on_step_end=step_callback(on_step, given["steps"]),
+        )
         output.unit = given["unit"]
         told = output.info.setdefault("told", [])
+        if "path_deviation_m" in output.info:
+            told.append(_told_path(output.info))
         if given["lock_feet"]:
             told.append(output.lock_feet().text())
         return output
@@ -235,10 +236,6 @@ class MotionDomain(Domain):
         said = super().python(request)
         given = request.settings
         said.arguments = {"frames": given["frames"], **said.arguments}
-        if given["people"] == 2:
-            said.call = "pipe.pair"
-            if given["pair_block"] is not None:
-                said.arguments["block"] = given["pair_block"]
         if given["path"] is not None:
             said.arguments["path"] = path_points(given["path"])
         if given["lock_feet"]:
@@ -262,6 +259,14 @@ def path_points(text: str) -> list[tuple[float, float]]:
     return points
 
 
+def _told_path(info: Mapping[str, Any]) -> str:
+    """How far off the path the walk was, in words."""
+    off = info["path_deviation_m"]
+    stretch = info.get("path_stretch")
+    speed = "" if stretch is None else f", at {stretch:.2f} times the speed of the prompts"
+    return f"path: points passed within {off['largest']:.3f} m{speed}"
+
+
 def _check_picture(path: Path) -> None:
     from longtake.media import check_picture
 
@@ -271,47 +276,6 @@ def _check_picture(path: Path) -> None:
 def _check_report(path: Path) -> None:
     if "seams" not in json.loads(path.read_text(encoding="utf-8")):
         raise UserError(f"{path} is no seam report")
-
-
-
-
-def _opens(path: Path) -> None:
-    """Raise when a file of a job is missing or damaged: every kind is read by what reads it."""
-    import numpy as np
-
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                arrays[name]
-    elif path.suffix == ".bvh":
-        from longtake.motion.export.bvh import read_bvh
-
-        read_bvh(path)
-    elif path.suffix == ".glb":
-        head = np.fromfile(path, "<u4", 3)
-        if len(head) != 3 or head[0] != 0x46546C67 or head[2] != path.stat().st_size:
-            raise UserError(f"{path} is no whole glTF file")
-    elif path.suffix == ".html":
-        from longtake.motion.export.viewer import unpack
-
-        page = path.read_text(encoding="utf-8")
-        unpack(page)
-        if not page.rstrip().endswith("</html>"):
-            raise UserError(f"{path} is no whole page")
-    elif path.suffix == ".csv":
-        import csv
-
-        text = path.read_text(encoding="utf-8")
-        if not text.endswith("\n") or len({len(row) for row in csv.reader(text.splitlines())}) != 1:
-            raise UserError(f"{path} is no whole table")
-    elif path.suffix in (".mp4", ".gif"):
-        from longtake.media import check_film
-
-        check_film(path)
-    else:
-        from longtake.media import check_picture
-
-        check_picture(path)
 
 
 DOMAIN = MotionDomain()

@@ -13,7 +13,7 @@ What neither promises: that the inside of a row equals the plain prior's sample 
 first step, for h = 0, and for nets without temporal mixing; else a row's steps see its neighbours' at a reach of one
 row a step (the light cone).
 
-    plan = Plan.make([80, 60, 100], handshake=20)
+    plan = RowPlan.make([80, 60, 100], handshake=20)
     x = take_one_canvas(plan, denoise, schedule, canvas_noise, features=263)      # (N, J)
 
 Legend: B rows, M frames of the longest row, N frames of the whole, J features, h handshake frames.
@@ -27,13 +27,11 @@ from enum import StrEnum
 from functools import cached_property
 
 import torch
+from longtake.denoising import OnStep, Step
 from longtake.motion.sampling import Denoise, Schedule
 
-CHUNK_ROWS = 4
+CHUNK_ROWS = 16  # rows of one call of the net
 SPARE_FRAMES = 10  # what the released length rule leaves of a row besides handshakes and blends
-
-OnStep = Callable[[int, torch.Tensor], None]
-
 
 class Fade(StrEnum):
     """The share alpha of the later row in frame k of a handshake."""
@@ -50,7 +48,7 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowPlan:
     """Where the rows lie. lengths: frames of each row, handshakes included. handshakes: frames shared by rows i, i+1.
 
     Raises ValueError when a row is shorter than its two handshakes together: they would overlap, and the result would
@@ -85,7 +83,7 @@ class Plan:
         blend: int = 0,
         clamp: bool = False,
         fade: Fade | str = Fade.RELEASED,
-    ) -> Plan:
+    ) -> RowPlan:
         """A plan with one handshake for all pairs, or one a pair.
 
         clamp: lengthen rows to at least 2h + 2 blend + 10 frames, as the released code does silently; needs one
@@ -201,15 +199,15 @@ class Plan:
 
 
 def denoise_rows(
-    plan: Plan, whole: torch.Tensor, timestep: int, denoise: Denoise, rows: Sequence[int], offset: int = 0
+    plan: RowPlan, whole: torch.Tensor, timestep: int, denoise: Denoise, rows: Sequence[int], offset: int = 0
 ) -> list[torch.Tensor]:
-    """Clean estimates of some rows out of a canvas, in one call of the net: a list of (L, J).
+    """Clean estimates of some rows out of a canvas (n, *), in one call of the net: a list of (L, *).
 
     whole: frames offset.. of the canvas. Rows shorter than the longest of the call are padded with zeros, so they must
     be of one length unless the net hides padding.
     """
     most = max(plan.lengths[row] for row in rows)
-    x = whole.new_zeros(len(rows), most, whole.shape[-1])
+    x = whole.new_zeros(len(rows), most, *whole.shape[1:])
     for place, row in enumerate(rows):
         start = plan.starts[row] - offset
         x[place, : plan.lengths[row]] = whole[start : start + plan.lengths[row]]
@@ -218,7 +216,7 @@ def denoise_rows(
 
 
 def canvas_estimate(
-    plan: Plan, whole: torch.Tensor, timestep: int, denoise: Denoise, *, chunks: Sequence[range] | None = None
+    plan: RowPlan, whole: torch.Tensor, timestep: int, denoise: Denoise, *, chunks: Sequence[range] | None = None
 ) -> torch.Tensor:
     """The crossfaded clean estimate (N, J) of a canvas (N, J)."""
     clean = torch.zeros_like(whole)
@@ -229,7 +227,7 @@ def canvas_estimate(
 
 
 def take_one_canvas(
-    plan: Plan,
+    plan: RowPlan,
     denoise: Denoise,
     schedule: Schedule,
     noise: Callable[[int], torch.Tensor],
@@ -248,13 +246,13 @@ def take_one_canvas(
     for step, timestep in enumerate(schedule.timesteps):
         clean = canvas_estimate(plan, x, timestep, denoise, chunks=chunks)
         x = schedule.update(step, clean, x, noise(step + 1) if float(schedule.sigma[step]) else None)
-        if on_step is not None:
-            on_step(step, x)
+        if on_step is not None and on_step(Step(step + 1, len(schedule), timestep, x, clean)):
+            return clean
     return x
 
 
 def take_one_rows(
-    plan: Plan,
+    plan: RowPlan,
     denoise: Denoise,
     schedule: Schedule,
     noise: Callable[[int], torch.Tensor],
@@ -274,12 +272,12 @@ def take_one_rows(
         draw = noise(step + 1) if float(schedule.sigma[step]) else None
         clean = torch.cat([denoise(x[rows.start : rows.stop], timestep, rows) for rows in chunks])
         x = shake_hands(plan, schedule.update(step, clean, x, draw), pair_order)
-        if on_step is not None:
-            on_step(step, x)
+        if on_step is not None and on_step(Step(step + 1, len(schedule), timestep, x, clean)):
+            return clean
     return x
 
 
-def shake_hands(plan: Plan, x: torch.Tensor, order: Sequence[int] | None = None) -> torch.Tensor:
+def shake_hands(plan: RowPlan, x: torch.Tensor, order: Sequence[int] | None = None) -> torch.Tensor:
     """Crossfade the handshakes of rows (B, M, J), in place: both rows get the same values."""
     for pair in range(plan.rows - 1) if order is None else order:
         h, length = plan.handshakes[pair], plan.lengths[pair]

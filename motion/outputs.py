@@ -12,20 +12,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from longtake.errors import UserError
 from longtake.media import check_output
 from longtake.motion.kinematics import HUMANML, KIT, Skeleton
-from longtake.outputs import Output
+from longtake.outputs import FileKind, Output
 
 if TYPE_CHECKING:
     from longtake.motion.cleanup import CleanupReport
     from longtake.motion.seams import SeamReport
-
-SUFFIXES = (".npz", ".bvh", ".glb", ".csv", ".html", ".mp4", ".gif")
-AMASS = ".amass.npz"
 
 
 @dataclass
@@ -50,7 +47,19 @@ class MotionOutput(Output):
     @property
     def people(self) -> list[np.ndarray]:
         """Joints (F, J, 3) of each person."""
-        return [self.joints] if self.second is None else [self.joints, self.second]
+        return [np.asarray(joints) for joints in (self.joints, self.second) if joints is not None]
+
+    def arrays(self) -> tuple[Any, ...]:
+        """What ``return_dict=False`` gives: the joints of each person, or the features where there are no joints."""
+        return tuple(self.people) if len(self.joints.shape) == 3 and self.joints.shape[1] else (self.features,)
+
+    def to_tensors(self) -> None:
+        """Features and joints as torch tensors, on the CPU; ``save`` and all else go on working."""
+        import torch
+
+        for name in ("features", "joints", "second"):
+            if getattr(self, name) is not None:
+                setattr(self, name, torch.as_tensor(getattr(self, name)))
 
     def skeleton(self) -> Skeleton:
         """The skeleton of the joints. Raises UserError when this output has no joints, or unknown ones."""
@@ -66,7 +75,7 @@ class MotionOutput(Output):
         the net made them. Raises UserError without the 22 joints of HumanML3D. See ``cleanup``."""
         from longtake.motion.cleanup import lock_feet
 
-        self._standard()
+        self.standard()
         fixed, report = lock_feet(self.joints, self.fps)
         self.joints = fixed.numpy()
         if self.second is not None:
@@ -77,7 +86,7 @@ class MotionOutput(Output):
         """Jerk, root step and foot skate at each change of the prompt. Raises UserError without 22 joints."""
         from longtake.motion.seams import seam_report
 
-        self._standard()
+        self.standard()
         return seam_report(self.joints, self.boundaries, self.fps, captions=self.captions)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -88,36 +97,7 @@ class MotionOutput(Output):
         .html: a viewer that works offline. .mp4, .gif: a film of stick figures.
         """
         path = check_output(path, SUFFIXES, overwrite)
-        kind = path.suffix.lower()
-        if path.name.lower().endswith(AMASS):
-            from longtake.motion.export.tables import write_amass
-
-            write_amass(path, self._standard(), self.fps, overwrite=overwrite)
-        elif kind == ".npz":
-            self._save_arrays(path)
-        elif kind == ".bvh":
-            from longtake.motion.export.bvh import write_bvh
-
-            write_bvh(path, self._standard(), self.fps, unit=self.unit, overwrite=overwrite)
-        elif kind == ".glb":
-            from longtake.motion.export.glb import write_glb
-
-            write_glb(path, self._standard(), self.fps, captions=self.captions, overwrite=overwrite)
-        elif kind == ".csv":
-            from longtake.motion.export.tables import write_csv
-
-            names = self.skeleton().names
-            write_csv(path, self._metres(), self.fps, names, captions=self.captions, overwrite=overwrite)
-        elif kind == ".html":
-            from longtake.motion.export.viewer import write_viewer
-
-            write_viewer(
-                path, self._metres(), self.skeleton(), self.fps, captions=self.captions, overwrite=overwrite
-            )
-        else:
-            from longtake.motion.export.film import render_film
-
-            render_film(path, self._metres(), self.skeleton(), self.fps, captions=self.captions, overwrite=overwrite)
+        kind_of(path).write(self, path)
         return path
 
     def preview(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -125,14 +105,16 @@ class MotionOutput(Output):
         from longtake.motion.export.film import render_sheet
 
         path = check_output(path, (".png",), overwrite)
-        render_sheet(path, self._metres(), self.skeleton(), captions=self.captions, overwrite=overwrite)
+        render_sheet(path, self.metres(), self.skeleton(), captions=self.captions, overwrite=overwrite)
         return path
 
-    def _metres(self) -> list[np.ndarray]:
+    def metres(self) -> list[np.ndarray]:
+        """Joints (F, J, 3) of each person in metres."""
         scale = 0.001 if self.skeleton() is KIT else 1.0
         return [scale * joints for joints in self.people]
 
-    def _standard(self) -> list[np.ndarray]:
+    def standard(self) -> list[np.ndarray]:
+        """Joints (F, 22, 3) of each person. Raises UserError when they are not HumanML3D's."""
         if self.skeleton() is not HUMANML:
             raise UserError(
                 f"bvh, glb and amass files need the {HUMANML.joints} joints of HumanML3D; this motion has "
@@ -140,17 +122,122 @@ class MotionOutput(Output):
             )
         return self.people
 
-    def _save_arrays(self, path: Path) -> None:
-        from longtake.journal import atomic_path
 
-        arrays = {
-            "features": self.features,
-            "joints": self.joints,
-            "captions": np.array(self.captions),
-            "boundaries": np.array(self.boundaries, dtype=np.int64),
-            "fps": np.float64(self.fps),
-        }
-        if self.second is not None:
-            arrays["second"] = self.second
-        with atomic_path(path) as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+# ------------------------------------------------------------------------------------------------------ kinds of files
+
+
+def _write_npz(output: MotionOutput, path: Path) -> None:
+    from longtake.journal import atomic_path
+
+    arrays = {
+        "features": output.features,
+        "joints": output.joints,
+        "captions": np.array(output.captions),
+        "boundaries": np.array(output.boundaries, dtype=np.int64),
+        "fps": np.float64(output.fps),
+    }
+    if output.second is not None:
+        arrays["second"] = output.second
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _whole_npz(path: Path) -> None:
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                arrays[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no whole npz file: {error}") from error
+
+
+def _write_amass(output: MotionOutput, path: Path) -> None:
+    from longtake.motion.export.tables import write_amass
+
+    write_amass(path, output.standard(), output.fps, overwrite=True)
+
+
+def _write_bvh(output: MotionOutput, path: Path) -> None:
+    from longtake.motion.export.bvh import write_bvh
+
+    write_bvh(path, output.standard(), output.fps, unit=output.unit, overwrite=True)
+
+
+def _whole_bvh(path: Path) -> None:
+    from longtake.motion.export.bvh import read_bvh
+
+    read_bvh(path)
+
+
+def _write_glb(output: MotionOutput, path: Path) -> None:
+    from longtake.motion.export.glb import write_glb
+
+    write_glb(path, output.standard(), output.fps, captions=output.captions, overwrite=True)
+
+
+def _whole_glb(path: Path) -> None:
+    from longtake.motion.export.glb import check_glb
+
+    check_glb(path)
+
+
+def _write_csv(output: MotionOutput, path: Path) -> None:
+    from longtake.motion.export.tables import write_csv
+
+    names = output.skeleton().names
+    write_csv(path, output.metres(), output.fps, names, captions=output.captions, overwrite=True)
+
+
+def _whole_csv(path: Path) -> None:
+    from longtake.motion.export.tables import check_csv
+
+    check_csv(path)
+
+
+def _write_html(output: MotionOutput, path: Path) -> None:
+    from longtake.motion.export.viewer import write_viewer
+
+    write_viewer(path, output.metres(), output.skeleton(), output.fps, captions=output.captions, overwrite=True)
+
+
+def _whole_html(path: Path) -> None:
+    from longtake.motion.export.viewer import check_viewer
+
+    check_viewer(path)
+
+
+def _write_film(output: MotionOutput, path: Path) -> None:
+    from longtake.motion.export.film import render_film
+
+    render_film(path, output.metres(), output.skeleton(), output.fps, captions=output.captions, overwrite=True)
+
+
+def _whole_film(path: Path) -> None:
+    from longtake.media import check_film
+
+    check_film(path)
+
+
+AMASS = ".amass.npz"
+FILES: dict[str, FileKind] = {
+    ".npz": FileKind(_write_npz, _whole_npz),
+    ".bvh": FileKind(_write_bvh, _whole_bvh),
+    ".glb": FileKind(_write_glb, _whole_glb),
+    ".csv": FileKind(_write_csv, _whole_csv),
+    ".html": FileKind(_write_html, _whole_html),
+    ".mp4": FileKind(_write_film, _whole_film),
+    ".gif": FileKind(_write_film, _whole_film),
+    AMASS: FileKind(_write_amass, _whole_npz),
+}
+SUFFIXES = tuple(suffix for suffix in FILES if suffix != AMASS)  # .amass.npz is a .npz by its last suffix
+
+
+def kind_of(path: Path) -> FileKind:
+    """The kind of file that a name stands for. Raises UserError for a suffix that is none of ``FILES``."""
+    name = path.name.lower()
+    for suffix in sorted(FILES, key=len, reverse=True):
+        if name.endswith(suffix):
+            return FILES[suffix]
+    raise UserError(f"{path} is no file of motion; known are {', '.join(SUFFIXES)}")

@@ -3,45 +3,60 @@
     pipe = LongMotionPipeline.from_prior(FOLDER)
     pipe("0: a person walks | 80: waves | 140: runs", frames=220, seed=1).save("take.npz")
 
-The way of a prompt: Timeline -> rows with handshakes (Plan) -> text features -> noise per frame -> a denoising loop
+The way of a prompt: Timeline -> rows with handshakes (RowPlan) -> text features -> noise per frame -> a denoising loop
 over one canvas (DoubleTake's first take) -> second take, if asked for -> features, joints, captions.
 Legend: N frames of the run, n of this rank, B rows, J features, E text features.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from longtake.denoising import Denoising, Known, Tensors, denoise
+from longtake.denoising import Denoising, Known, OnStep, Strand, Tensors, denoise
 from longtake.distributed import Ranks, check_same, current
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.kernels.partition import Partition
-from longtake.motion.canvas import Canvas
-from longtake.motion.control import Control, mask_features, root_path, smooth_path
-from longtake.motion.doubletake import CHUNK_ROWS, Fade, Mode, Plan, take_one_rows
+from longtake.motion.control import Control
+from longtake.motion.doubletake import CHUNK_ROWS, Fade, Mode, RowPlan
+from longtake.motion.first_take import SANDWICHES, FirstTake, canvas_take, draws, numbers, rows_take
 from longtake.motion.model import Padding
 from longtake.motion.outputs import MotionOutput
-from longtake.motion.representation import RotationFeatures, z_up_to_y_up
-from longtake.motion.rows import HANDSHAKE, Hook, Run, plan_of
+from longtake.motion.pair.model import ComMDM, decode_canon
+from longtake.motion.pair.pipeline import DEFAULT_BLOCK, PairTake, in_one_world, kept_block, pair_take
+from longtake.motion.path import FloorPath, PathControl, check_form, frames_for, pace_of
+from longtake.motion.rows import HANDSHAKE, Hook, MotionRun, plan_of
 from longtake.motion.sampling import GUIDANCE, Schedule, TextDenoiser, betas
+from longtake.motion.smoothing import MOST_JERK, frame_jerk, limit_jerk
 from longtake.motion.space import MotionSpace
-from longtake.motion.take2 import Preset, grouped, held_share, remake, sandwiches, write_back
+from longtake.motion.take2 import Preset, SecondTake, grouped, held_share, sandwiches
 from longtake.noise import noise
-from longtake.pipeline import LongTakePipeline
+from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
+from longtake.priors import load_prior
 from longtake.timeline import Timeline
+from safetensors import SafetensorError
 
+STEPS = 20
 BLEND = 10
 LAST_SECONDS = 4.0  # length of the last prompt when no length is given
+OUTPUT_TYPES = ("np", "pt", "latent")
 
-# A frame's noise is named by its number. Frames that are not the canvas's own lie in ranges of numbers of their own.
-_ROWS, _SANDWICHES = 1 << 48, 2 << 48
-_STRIDE = 1 << 24
+# what diffusers and safetensors raise for a folder whose files are not what they should be
+_DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
+# a prompt's own speed is measured on so many samples of so many frames and steps
+_SPEED = 5 << 48  # noise numbers of their own
+_SPEED_SAMPLES, _SPEED_FRAMES, _SPEED_STEPS = 3, 80, 10
 
 
 class LongMotionPipeline(LongTakePipeline):
@@ -71,18 +86,7 @@ class LongMotionPipeline(LongTakePipeline):
         from longtake.weights import resolve
 
         folder = resolve(str(name), kind="motion prior", priors_package="longtake.motion")
-        if not (folder / "model_index.json").exists():
-            raise UserError(f"{folder} is no motion prior: it has no model_index.json")
-        # diffusers instantiates a component of ours only when its module has been imported
-        import longtake.text  # noqa: F401
-        from safetensors import SafetensorError
-
-        try:
-            pipe = cls.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        except (SafetensorError, OSError, ValueError, EOFError, KeyError) as error:
-            raise UserError(f"the motion prior in {folder} cannot be loaded: {error}") from error
-        pipe.model.eval()
-        return pipe
+        return load_prior(cls, folder, "motion prior", dtype=dtype, parts=("model",))
 
     @classmethod
     def from_public(
@@ -151,7 +155,7 @@ class LongMotionPipeline(LongTakePipeline):
         *,
         seed: int = 0,
         item: int = 0,
-        num_inference_steps: int | None = None,
+        num_inference_steps: int = STEPS,
         guidance_scale: float = GUIDANCE,
         handshake: int = HANDSHAKE,
         fade: Fade | str = Fade.RELEASED,
@@ -159,15 +163,19 @@ class LongMotionPipeline(LongTakePipeline):
         control: Control | None = None,
         hooks: Sequence[Hook] = (),
         text: torch.Tensor | None = None,
-    ) -> tuple[Run, list[str]]:
+    ) -> tuple[MotionRun, list[str]]:
         """The run that a call would make, and the prompt of each row; arguments as in ``__call__``."""
         config = self.space.config
-        timeline = prompt if isinstance(prompt, Timeline) else Timeline.parse(prompt, fps=config.fps)
+        timeline = self._timeline(prompt)
         if frames is None:
             frames = timeline.starts[-1][0] + round(LAST_SECONDS * config.fps)
         if frames < 2:
             raise UserError(f"a motion needs at least 2 frames, got {frames}")
-        steps = num_inference_steps or int(self.scheduler.config.num_train_timesteps)
+        if chunk_rows < 1:
+            raise UserError(f"chunk_rows must be at least 1, got {chunk_rows}")
+        if not math.isfinite(guidance_scale):
+            raise UserError(f"guidance_scale is a finite number; given {guidance_scale}")
+        steps = steps_of(num_inference_steps, int(self.scheduler.config.num_train_timesteps))
         plan, prompts = plan_of(timeline, frames, handshake=handshake, longest=config.longest_row, fade=fade)
         short = sorted({length for length in plan.lengths if length < config.shortest_row})
         if short:
@@ -194,26 +202,46 @@ class LongMotionPipeline(LongTakePipeline):
                 f"a control for this run is ({plan.total}, {self.model.config.features}); "
                 f"given {tuple(control.given.shape)}"
             )
-        mixed = self.model.padding is Padding.MASK
-        width = int(self.model.config.features)
-        run = Run(plan, net, steps, seed, item, chunk_rows, mixed, width, self.model.device, control, tuple(hooks))
+        run = MotionRun(
+            plan=plan,
+            denoise=net,
+            steps=steps,
+            seed=seed,
+            item=item,
+            chunk_rows=chunk_rows,
+            mixed=self.model.padding is Padding.MASK,
+            width=int(self.model.config.features),
+            device=self.model.device,
+            dtype=self.model.dtype,
+            space=self.space,
+            control=control,
+            hooks=tuple(hooks),
+        )
         return run, prompts
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Timeline,
+        prompt: str | Timeline | Sequence[str],
         frames: int | None = None,
         *,
-        seed: int = 0,
+        num_frames: int | None = None,
+        seconds: float | None = None,
+        seed: int | None = None,
+        generator: Any = None,
         item: int = 0,
-        num_inference_steps: int | None = None,
+        num_inference_steps: int = STEPS,
         guidance_scale: float = GUIDANCE,
+        negative_prompt: None = None,
         handshake: int = HANDSHAKE,
         fade: Fade | str = Fade.RELEASED,
         mode: Mode | str = Mode.CANVAS,
         take2: Preset | str | None = None,
         blend: int = BLEND,
+        people: int = 1,
+        block: ComMDM | str | Path | None = None,
+        path: Sequence[tuple[float, float]] | None = None,
+        most_jerk: float | None = MOST_JERK,
         chunk_rows: int = CHUNK_ROWS,
         control: Control | None = None,
         hooks: Sequence[Hook] = (),
@@ -221,139 +249,306 @@ class LongMotionPipeline(LongTakePipeline):
         ranks: Ranks | None = None,
         journal: Journal | None = None,
         checkpoint_every: int = 1,
-        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
-    ) -> MotionOutput:
-        """Make a motion of ``frames`` frames (default: the last prompt gets 4 s).
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_INPUTS,
+        output_type: str = "np",
+        return_dict: bool = True,
+    ) -> Any:
+        """Make a motion of ``frames`` frames (default: the last prompt gets 4 s); a ``MotionOutput``.
 
-        prompt: text or a Timeline, in frames at the prior's rate (or with seconds: "4s: ..."). num_inference_steps:
-        default all the scheduler was trained on. guidance_scale: 0 without text, 1 without guidance.
-        handshake: frames neighbours share. mode: "canvas", or "rows" as released (one process, no journal, no
-        control). take2: second take, "release" or "paper", with ``blend`` frames. chunk_rows: rows of one call of the
-        net; memory grows with it. control: features held, (N, J) normalised. hooks: each takes and returns the clean
+        prompt: text or a Timeline, in frames at the prior's rate (or with seconds: "4s: ..."). A list of texts is a
+        batch: a list of outputs with the seeds ``seed``, ``seed + 1``, ..., each as a call of its own would make it.
+        num_frames, seconds: other names of the length. seed (0), or generator: a torch.Generator (a batch: one each),
+        of which the initial seed is taken; it is not used up. guidance_scale: 0 without text, 1 without guidance.
+        handshake: frames neighbours share. mode: "canvas", or "rows" as released (one process, no control).
+        take2: second take, "release" or "paper", with ``blend`` frames. people: 2 see each other through ``block``, a
+        shipped one's name or a folder or a ComMDM; both hear the same prompts, and a control is the first one's.
+        path: floor points (x, z) in metres, walked at the prompts' own speeds; without a length, the last prompt ends
+        where the path does. ``info`` tells path_deviation_m and path_stretch (its speed over the prompts'). most_jerk:
+        m/s3 that no frame exceeds (``smoothing``), None as the net made it. chunk_rows: rows of one call of the net;
+        memory grows with it. control: features held, (N, J) normalised. hooks: each takes and returns the clean
         estimate (N, J) before a step (one process). text: features of the different prompts (P, E) in place of the
         encoder's.
         journal: an opened journal; the run goes on from its newest complete step. ranks: default the run this process
-        is in. callback_on_step_end(pipe, step, timestep, {"latents", "clean"}): of this rank, (n, J).
+        is in. callback_on_step_end(pipe, index, timestep, {"latents", "clean"}): of this rank and the first person,
+        (n, J); see ``LongTakePipeline.watcher``. output_type: "np"; "pt" gives tensors; "latent" normalised features
+        without joints. return_dict=False: a tuple of each person's joints, or of the features.
         Every rank gets the whole result, the same for any number of ranks. Raises UserError before it computes.
         """
-        started = time.monotonic()
         self.begin()
-        ranks = ranks or current() or Ranks.single(self.model.device, self.model.dtype)
-        engine: Mode = _choice(Mode, mode, "mode")
-        preset = None if take2 is None else _choice(Preset, take2, "take2")
-        run, prompts = self.prepare(
-            prompt,
-            frames,
-            seed=seed,
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(
+                f"output_type must be {', '.join(OUTPUT_TYPES)}; given {output_type!r}: for files use "
+                "output.save(), for a picture output.preview()"
+            )
+        if negative_prompt is not None:
+            raise UserError("a motion prior knows no negative_prompt: its guidance is away from no text at all")
+        length = frames_of(frames, num_frames, seconds, float(self.space.config.fps))
+        make = partial(
+            self._make,
+            length=length,
             item=item,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             handshake=handshake,
             fade=fade,
+            mode=_choice(Mode, mode, "mode"),
+            preset=None if take2 is None else _choice(Preset, take2, "take2"),
+            blend=blend,
+            people=people,
+            block=block,
+            path=path,
+            most_jerk=most_jerk,
             chunk_rows=chunk_rows,
             control=control,
             hooks=hooks,
             text=text,
+            ranks=ranks,
+            journal=journal,
+            checkpoint_every=checkpoint_every,
+            on_step=self.watcher(callback_on_step_end, callback_on_step_end_tensor_inputs),
+            output_type=output_type,
         )
-        self._refuse(run, engine, preset, blend, ranks, journal)
-        check_same((run.plan.lengths, run.plan.handshakes, run.seed, run.steps, prompts), "the run", ranks)
-        if engine is Mode.ROWS:
-            whole, done, stopped = self._take_one_rows(run), run.steps, False
-        else:
-            whole, state = self.solve(run, ranks, journal, checkpoint_every, callback_on_step_end)
-            done, stopped = state.step, state.stopped
+        if isinstance(prompt, (list, tuple)):
+            outputs = []
+            for name, one in zip(prompt, _seeds(len(prompt), seed, generator, journal, text), strict=True):
+                outputs.append(make(name, seed=one))
+                if self.interrupt:
+                    break
+            return outputs if return_dict else tuple(output.arrays() for output in outputs)
+        output = make(prompt, seed=seed_of(seed, generator))
+        return output if return_dict else output.arrays()
+
+    def pair(self, prompt: str | Timeline, frames: int | None = None, **settings: Any) -> Any:
+        """Two people in one world, who see each other; arguments as in ``__call__``, block: "bandai-pair"."""
+        return self(prompt, frames, people=2, **settings)
+
+    def path_control(self, points: Sequence[tuple[float, float]], frames: int) -> PathControl:
+        """A control that walks along floor points (n, 2), metres x and z; ``prompt`` says how it looks and, in a call,
+        how fast it goes where. Inpainting, as this is for priors that were not fine-tuned for control.
+
+        Raises UserError for a form without a root in 263 or 251 features, and for points that cannot be walked.
+        """
+        return FloorPath(tuple(points)).control(self.space, frames)
+
+    # ------------------------------------------------------------------------------------------------------ its parts
+
+    def _timeline(self, prompt: Any) -> Timeline:
+        if isinstance(prompt, Timeline):
+            return prompt
+        if not isinstance(prompt, (str, Path)):
+            raise UserError(f"a prompt is a text, a Timeline or a list of texts; given {type(prompt).__name__}")
+        return Timeline.parse(prompt, fps=self.space.config.fps)
+
+    def _make(
+        self,
+        prompt: str | Timeline,
+        *,
+        seed: int,
+        length: int | None,
+        mode: Mode,
+        preset: Preset | None,
+        blend: int,
+        people: int,
+        block: ComMDM | str | Path | None,
+        path: Sequence[tuple[float, float]] | None,
+        most_jerk: float | None,
+        control: Control | None,
+        ranks: Ranks | None,
+        journal: Journal | None,
+        checkpoint_every: int,
+        on_step: OnStep | None,
+        output_type: str,
+        **settings: Any,
+    ) -> MotionOutput:
+        """One motion; see ``__call__``."""
+        started = time.monotonic()
+        ranks = ranks or current() or Ranks.single(self.model.device, self.model.dtype)
+        if most_jerk is not None and not most_jerk > 0:
+            raise UserError(f"most_jerk is greater than 0 m/s3, or None; given {most_jerk}")
+        timeline = self._timeline(prompt)
+        if path is not None and control is not None:
+            raise UserError("path and control both say what is held: give one of them")
+        way = FloorPath(tuple(path)) if path is not None else control.path if isinstance(control, PathControl) else None
+        run, prompts = self.prepare(timeline, length, seed=seed, control=control, **settings)
+        stretch = None
+        if way is not None:
+            run, prompts, stretch = self._on_its_way(way, run, prompts, timeline, length, control, settings)
+        self._refuse(run, mode, preset, blend, ranks, people, block)
+        check_same((run.plan.lengths, run.plan.handshakes, run.seed, run.steps, prompts, people), "the run", ranks)
+        take = self._first_take(run, mode, ranks, people, block)
+        whole = self._run(take, run, ranks, journal, checkpoint_every, on_step)
+        done, stopped = take.state.step, take.state.stopped
         if preset is not None and not stopped and run.plan.rows > 1:
-            whole = self._take_two(run, whole, preset, blend, ranks, engine)
-        if not torch.isfinite(whole).all():
-            raise FloatingPointError("the run ended with NaN or infinity; the journal keeps the last step")
-        info = {
+            whole = self._take_two(run, whole, preset, blend, ranks, mode)
+        info: dict[str, Any] = {
             "frames": len(whole),
             "rows": list(run.plan.lengths),
             "handshakes": list(run.plan.handshakes),
             "seed": seed,
             "steps": done,
-            "mode": str(engine),
+            "mode": "pair" if people == 2 else str(mode),
             "take2": None if preset is None else str(preset),
+            "people": people,
             "completed": not stopped,
-            "seconds": round(time.monotonic() - started, 2),
         }
-        return self.output(run.plan, prompts, whole, info)
+        output = self.output(run.plan, prompts, whole if people == 1 else whole[:, 0], info)
+        if output_type == "latent":
+            output.features, output.joints = whole.float().cpu(), np.zeros((len(whole), 0, 3), np.float32)
+        else:
+            if isinstance(take, PairTake):
+                self._second(output, whole[:, 1], take)
+            self._finish(output, way, stretch, most_jerk)
+        if output_type == "pt":
+            output.to_tensors()
+        info["seconds"] = round(time.monotonic() - started, 2)
+        return output
 
-    def pair(self, prompt: str | Timeline, frames: int | None = None, **settings: Any) -> MotionOutput:
-        """Two people in one world; both hear the same prompts: see ``pair_pipeline.generate_pair``."""
-        from longtake.motion.pair.pipeline import generate_pair
+    def _second(self, output: MotionOutput, features: torch.Tensor, take: PairTake) -> None:
+        """Put the second person (N, J) into the world of the first."""
+        joints = self.space.joints(features).cpu()
+        output.second = in_one_world(torch.from_numpy(output.joints), joints, take.token).numpy()
+        _, at = decode_canon(take.token)
+        output.info["second_stands_at"] = [round(float(at[axis]), 3) for axis in (0, 2)]
 
-        return generate_pair(self, prompt, frames, **settings)
+    def _finish(
+        self, output: MotionOutput, way: FloorPath | None, stretch: float | None, most_jerk: float | None
+    ) -> None:
+        """Joints without pops, in the world of the path, and what is to be known about both."""
+        people, metre = [torch.from_numpy(joints) for joints in output.people], self.space.form.metre
+        if most_jerk is not None and people[0].numel():
+            people = [limit_jerk(joints, output.fps, metre * most_jerk) for joints in people]
+        if way is not None:
+            people = [way.place(joints, metre) for joints in people]
+            gaps = [round(gap, 4) for gap in way.deviations(people[0], metre)]
+            output.info["path_deviation_m"] = {"points": gaps, "largest": max(gaps)}
+            output.info["path_stretch"] = None if stretch is None else round(stretch, 3)
+        output.joints = people[0].float().numpy()
+        if output.second is not None:
+            output.second = people[1].float().numpy()
+        if people[0].numel() and len(people[0]) > 3:
+            worst = max(float(frame_jerk(joints, output.fps).max()) for joints in people) / metre
+            output.info["worst_jerk"] = round(worst, 1)
 
-    def path_control(self, points: Sequence[tuple[float, float]], frames: int) -> Control:
-        """A control that walks along floor points (n, 2), metres x and z, at even speed; ``prompt`` says how it looks.
-        Corners are rounded by a spline through the points (a body does not turn in one frame).
+    def _on_its_way(
+        self,
+        way: FloorPath,
+        run: MotionRun,
+        prompts: list[str],
+        timeline: Timeline,
+        length: int | None,
+        control: Control | None,
+        settings: dict[str, Any],
+    ) -> tuple[MotionRun, list[str], float | None]:
+        """The run with its root held to the way, at the prompts' own speeds; and how much faster than them it goes."""
+        fps = float(self.space.config.fps)
+        check_form(self.space)
+        speeds = self._speeds(run)
+        if length is None and control is None:
+            starts = [start for start, _ in timeline.starts]
+            by_prompt = dict(zip(prompts, speeds, strict=True))
+            own = [by_prompt[name] for _, name in timeline.starts]
+            frames = frames_of(frames_for(way, starts, own, fps, round(LAST_SECONDS * fps)))
+            run, prompts = self.prepare(timeline, frames, seed=run.seed, **settings)
+            speeds = [by_prompt[name] for name in prompts]
+        pace = pace_of(run.plan.row_of_frames(), speeds)
+        stretch = way.stretch(run.plan.total, fps, pace)
+        if not 0.5 <= stretch <= 2.0:
+            warnings.warn(
+                f"the path of {way.length:.1f} m in {run.plan.total} frames takes {stretch:.2g} times the speed of its "
+                f"prompts: about {max(2, round(run.plan.total * stretch))} frames would suit it",
+                stacklevel=5,
+            )
+        return replace(run, control=way.control(self.space, run.plan.total, pace)), prompts, stretch
 
-        Inpainting, as this is for priors that were not fine-tuned for control. Raises UserError for a form without a
-        root in 263 or 251 features, and for points that cannot be walked.
-        """
-        form = self.space.form
-        if isinstance(form, RotationFeatures):
-            raise UserError(f"{form.name} has no root path to hold: use a prior in HumanML3D's or KIT's form")
-        given = torch.zeros(frames, form.width)
-        try:
-            given[:, :3] = root_path(smooth_path(torch.tensor(points)), frames)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        return Control(mask_features("root_horizontal", form), self.space.normalize(given), quiet=False)
+    def _speeds(self, run: MotionRun) -> list[float]:
+        """m/s at which each row's prompt goes, when nothing is held: the mean over a few short samples, the same for
+        any run of this prior and prompt."""
+        net, space = run.denoise, self.space
+        text = net.text  # type: ignore[attr-defined]
+        if text is None:
+            return [1.0] * run.plan.rows
+        different, back = torch.unique(text.float().cpu(), dim=0, return_inverse=True)
+        frames = max(int(space.config.shortest_row), min(int(space.config.longest_row), _SPEED_FRAMES))
+        rows = different.repeat_interleave(_SPEED_SAMPLES, 0).to(text)
+        alone = TextDenoiser(self.model, rows, net.scale, lengths=[frames] * len(rows))  # type: ignore[attr-defined]
+        names = [number for row in range(len(rows)) for number in numbers(_SPEED, row, frames)]
+        start = noise(0, 0, names, 0, (run.width,)).to(run.device)
 
-    # ------------------------------------------------------------------------------------------------------ its parts
+        def predict(samples: Tensors, t: Any, step: int) -> Tensors:
+            x = samples["latents"].unflatten(0, (len(rows), frames))
+            parts = torch.arange(len(rows)).split(run.chunk_rows)
+            clean = [alone(x[part].to(run.dtype), int(t), part.tolist()) for part in parts]
+            return {"latents": torch.cat(clean).flatten(0, 1).to(x.dtype)}
+
+        state = Denoising({"latents": Strand(start, names)}, 0)
+        steps = min(_SPEED_STEPS, int(self.scheduler.config.num_train_timesteps))
+        scheduler = copy.deepcopy(self.scheduler)
+        final = denoise(scheduler, state, predict, steps=steps, ranks=Ranks.single(run.device, run.dtype))
+        made = space.denormalize(final["latents"].float()).unflatten(0, (len(rows), frames))
+        root = space.form.root(made)[1][..., [0, 2]]
+        # over half a second, so that swaying does not count
+        apart = max(1, round(space.config.fps / 2))
+        speed = (root[:, apart:] - root[:, :-apart]).norm(dim=-1).mean(1) * space.config.fps / apart
+        mean = speed.unflatten(0, (-1, _SPEED_SAMPLES)).mean(1)
+        return [float(mean[place]) / space.form.metre for place in back.tolist()]
+
+    def _first_take(
+        self, run: MotionRun, mode: Mode, ranks: Ranks, people: int = 1, block: ComMDM | str | Path | None = None
+    ) -> FirstTake:
+        if people == 2:
+            model = block if isinstance(block, ComMDM) else kept_block(self, block or DEFAULT_BLOCK)
+            return pair_take(run, self.schedule(run.steps), model, ranks)
+        if mode is Mode.ROWS:
+            return rows_take(run, self.schedule(run.steps))
+        return canvas_take(run, self.scheduler, ranks)
 
     def solve(
         self,
-        run: Run,
+        run: MotionRun,
         ranks: Ranks,
         journal: Journal | None = None,
-        checkpoint_every: int = 1,
-        callback: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
         *,
+        mode: Mode = Mode.CANVAS,
         first_frame: int = 0,
         known: Known | None = None,
         quiet: bool = False,
     ) -> tuple[torch.Tensor, Denoising]:
-        """First take on a canvas: the whole (N, J) on every rank, and this rank's state.
+        """The first take of one person: the whole (N, J) on every rank, and this rank's state; see ``canvas_take``."""
+        if mode is Mode.ROWS:
+            take = self._first_take(run, mode, ranks)
+        else:
+            take = canvas_take(run, self.scheduler, ranks, first_frame=first_frame, known=known)
+        return self._run(take, run, ranks, journal, quiet=quiet), take.state
 
-        first_frame: number of the run's frame 0, which names the noise. known: frames held, in this rank's order.
-        """
-        canvas = Canvas(run.plan, run.denoise, ranks, chunk_rows=run.chunk_rows, mixed=run.mixed)
-        mine = canvas.frames
-        numbers = range(first_frame + mine.start, first_frame + mine.stop)
-        start = noise(run.seed, run.item, numbers, 0, (run.width,))
-        state = Denoising.of(start.to(run.device), numbers, run.seed, run.item, offset=first_frame, known=known)
-        held = None if run.control is None else _part(run.control, mine)
-
-        def predict(samples: Tensors, t: Any, step: int) -> Tensors:
-            sample = samples["latents"]
-            if held is not None:
-                sample.copy_(held.settle(sample, float(self.scheduler.alphas_cumprod[int(t)])))
-            clean = canvas.estimate(sample.to(self.model.dtype), int(t)).to(sample.dtype)
-            for hook in run.hooks:
-                clean = hook(clean, step)
-            return {"latents": clean if held is None else held.adjust(clean)}
-
+    def _run(
+        self,
+        take: FirstTake,
+        run: MotionRun,
+        ranks: Ranks,
+        journal: Journal | None = None,
+        checkpoint_every: int = 1,
+        on_step: OnStep | None = None,
+        *,
+        quiet: bool = False,
+    ) -> torch.Tensor:
         bar = self.progress_bar(total=run.steps) if ranks.is_main and not quiet else None
         final = denoise(
-            self.scheduler,
-            state,
-            predict,
+            take.scheduler,
+            take.state,
+            take.predict,
             steps=run.steps,
             ranks=ranks,
             journal=journal,
             checkpoint_every=checkpoint_every,
             progress=bar,
-            on_step=self.watcher(callback),
+            on_step=on_step,
             should_stop=lambda: self.interrupt,
-        )["latents"]
+            after=take.after,
+        )
         if bar is not None:
             bar.close()
-        if held is not None:
-            final = held.adjust(final)
-        return canvas.gather(final.float()), state
+        return take.whole(final)
 
     def schedule(self, steps: int) -> Schedule:
         """The scheduler's steps as float64 tables, for the engines that inject their noise."""
@@ -363,76 +558,55 @@ class LongMotionPipeline(LongTakePipeline):
         times = [int(t) for t in self.scheduler.timesteps]
         return Schedule.of_times(betas(int(self.scheduler.config.num_train_timesteps), kind), times, eta)
 
-    def _take_one_rows(self, run: Run) -> torch.Tensor:
-        plan = run.plan
-
-        def draw(count: int) -> torch.Tensor:
-            rows = [
-                noise(run.seed, run.item, _numbers(_ROWS, row, plan.longest), count, (run.width,))
-                for row in range(plan.rows)
-            ]
-            return torch.stack(rows).to(run.device)
-
-        rows = take_one_rows(plan, run.denoise, self.schedule(run.steps), draw, chunk_rows=run.chunk_rows)
-        return plan.unfold(rows).float()
-
     def _take_two(
-        self, run: Run, whole: torch.Tensor, preset: Preset, blend: int, ranks: Ranks, mode: Mode
+        self, run: MotionRun, whole: torch.Tensor, preset: Preset, blend: int, ranks: Ranks, mode: Mode
     ) -> torch.Tensor:
-        plan, net = run.plan, run.denoise
-        every = sandwiches(plan)
+        plan, every = run.plan, sandwiches(run.plan)
         # nets that attend to padding get the released padding in the released mode, none otherwise
         pad_to = None
         if mode is Mode.ROWS and not run.mixed:
             pad_to = max(part.length for part in every)
-
-        def draw(count: int, pairs: Sequence[int]) -> torch.Tensor:
-            frames = pad_to or max(every[pair].length for pair in pairs)
-            parts = [
-                noise(run.seed, run.item, _numbers(_SANDWICHES, pair, frames), count, (run.width,)) for pair in pairs
-            ]
-            return torch.stack(parts).to(run.device)
-
+        second = SecondTake(preset, blend, chunk_rows=run.chunk_rows, mixed=run.mixed, pad_to=pad_to)
+        draw = draws(run, SANDWICHES, lambda pairs: pad_to or max(every[pair].length for pair in pairs))
         groups = grouped(every, range(len(every)), run.chunk_rows, run.mixed or pad_to is not None)
         mine = [pair for index in Partition.even(len(groups), ranks.world).range(ranks.rank) for pair in groups[index]]
-        bare = net.unconditional([part.length for part in every])  # type: ignore[attr-defined]
-        made = remake(
-            plan,
-            whole,
-            bare,
-            self.schedule(run.steps),
-            draw,
-            preset=preset,
-            blend=blend,
-            pairs=mine,
-            chunk_rows=run.chunk_rows,
-            mixed=run.mixed,
-            pad_to=pad_to,
-        )
+        bare = run.denoise.unconditional([part.length for part in every])  # type: ignore[attr-defined]
+        made = second.remake(plan, whole, bare, self.schedule(run.steps), draw, mine)
         together: dict[int, torch.Tensor] = {}
         for share in ranks.gather_object({pair: part.cpu() for pair, part in made.items()}):
             together.update({pair: part.to(whole) for pair, part in share.items()})
-        result = write_back(plan, whole, together, preset, blend)
+        result = second.write_back(plan, whole, together)
         return result if run.control is None else run.control.adjust(result)
 
     def _refuse(
-        self, run: Run, mode: Mode, preset: Preset | None, blend: int, ranks: Ranks, journal: Journal | None
+        self,
+        run: MotionRun,
+        mode: Mode,
+        preset: Preset | None,
+        blend: int,
+        ranks: Ranks,
+        people: int,
+        block: ComMDM | str | Path | None,
     ) -> None:
+        """Raise UserError for settings that do not go together."""
+        if people not in (1, 2):
+            raise UserError(f"people is 1 or 2; given {people!r}")
+        if people == 1 and block is not None:
+            raise UserError("block is the two-person block: it needs people=2")
+        if people == 2 and (mode is Mode.ROWS or preset is not None):
+            raise UserError("two people know no take2 and no mode but 'canvas'")
         if mode is Mode.ROWS:
             for given, what in (
                 (ranks.world > 1, "several ranks"),
-                (journal is not None, "a journal"),
                 (run.control is not None or run.hooks, "control or hooks"),
             ):
                 if given:
                     raise UserError(f"mode 'rows' repeats the released sampler and knows no {what}; use mode 'canvas'")
         if run.hooks and ranks.world > 1:
             raise UserError("hooks see the whole motion: run them in one process")
-        if (mode is Mode.ROWS or preset is not None) and type(self.scheduler).__name__ not in (
-            "DDPMScheduler",
-            "DDIMScheduler",
-        ):
-            raise UserError("mode 'rows' and second takes need a DDPMScheduler or DDIMScheduler")
+        linear = type(self.scheduler).__name__ in ("DDPMScheduler", "DDIMScheduler")
+        if (people == 2 or mode is Mode.ROWS or preset is not None) and not linear:
+            raise UserError("two people, mode 'rows' and second takes need a DDPMScheduler or DDIMScheduler")
         if preset is not None:
             for part in sandwiches(run.plan):
                 try:
@@ -440,38 +614,36 @@ class LongMotionPipeline(LongTakePipeline):
                 except ValueError as error:
                     raise UserError(f"no second take: {error}") from error
 
-    def output(self, plan: Plan, prompts: Sequence[str], whole: torch.Tensor, info: dict[str, Any]) -> MotionOutput:
+    def output(self, plan: RowPlan, prompts: Sequence[str], whole: torch.Tensor, info: dict[str, Any]) -> MotionOutput:
         """The result from normalised features (N, J) on a plan's rows."""
-        form = self.space.form
-        features = self.space.denormalize(whole)
+        form, whole = self.space.form, whole.float()
         owners = plan.row_of_frames()
-        if isinstance(form, RotationFeatures) and not bool(self.space.offsets.any()):
+        if form.needs_offsets and not bool(self.space.offsets.any()):
             joints = torch.zeros(len(whole), 0, 3)
         else:
-            joints = self.space.joints(whole)
-            if isinstance(form, RotationFeatures):
-                joints = z_up_to_y_up(joints)
+            joints = form.y_up(self.space.joints(whole))
         captions = [prompts[row] for row in owners]
         return MotionOutput(
-            features=features.cpu().numpy(),
+            features=self.space.denormalize(whole).cpu().numpy(),
             joints=joints.cpu().numpy(),
             captions=captions,
             fps=float(self.space.config.fps),
             boundaries=[i for i in range(1, len(captions)) if owners[i] != owners[i - 1]],
-            chains=() if isinstance(form, RotationFeatures) else form.skeleton.chains,
+            chains=form.chains,
             info=info,
         )
 
 
-def _numbers(kind: int, index: int, frames: int) -> range:
-    start = kind + index * _STRIDE
-    return range(start, start + frames)
-
-
-def _part(control: Control, frames: range) -> Control:
-    whole = control.mask.expand(control.given.shape)
-    place = slice(frames.start, frames.stop)
-    return Control(whole[place], control.given[place], control.quiet)
+def _seeds(count: int, seed: int | None, generator: Any, journal: Any, text: Any) -> list[int]:
+    """The seed of each prompt of a batch. Raises UserError for what one run alone can have."""
+    if journal is not None or text is not None:
+        raise UserError("a list of prompts is several runs: a journal or text features belong to one of them")
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != count:
+            raise UserError(f"{count} prompts need as many generators; given {len(generator)}")
+        return [seed_of(seed, one) for one in generator]
+    first = seed_of(seed, generator)
+    return [seed_of((first + number) % 2**64) for number in range(count)]
 
 
 def _choice(kind: Any, value: Any, what: str) -> Any:

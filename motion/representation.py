@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from longtake.errors import UserError
 from longtake.motion.kinematics import (
     HUMANML,
     KIT,
@@ -61,13 +62,14 @@ class JointFeatures:
     """The features of HumanML3D and KIT-ML: one layout for any skeleton with feet and a front.
 
     contact: a foot's joint is in contact when it moves less than this in one frame, squared, in the data's units.
-    fps: frames per second of the public data.
+    fps: frames per second of the public data. metre: so many of the data's units are a metre.
     """
 
     name: str
     skeleton: Skeleton
     contact: float
     fps: float
+    metre: float = 1.0
 
     @property
     def slices(self) -> dict[str, slice]:
@@ -92,6 +94,27 @@ class JointFeatures:
     def width(self) -> int:
         """D."""
         return self.slices["contacts"].stop
+
+    @property
+    def joints(self) -> int:
+        return self.skeleton.joints
+
+    @property
+    def chains(self) -> tuple[tuple[int, ...], ...]:
+        """Joints of the skeleton's lines."""
+        return self.skeleton.chains
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The parts whose numbers share one deviation in the public statistics."""
+        return tuple(self.slices)
+
+    needs_offsets = False  # joints come from the features alone
+    holds_paths = True  # the root's way is in features of its own, in the heading frame
+
+    def y_up(self, points: torch.Tensor) -> torch.Tensor:
+        """Recovered points (*, 3) in the world of all outputs, y up: these are."""
+        return points
 
     def align(self, joints: torch.Tensor, offsets: torch.Tensor | None = None, *, published: bool = True) -> Alignment:
         """Fit to a skeleton, stand on the floor, begin at the origin, face +z; and the smoothed heading.
@@ -160,8 +183,8 @@ class JointFeatures:
         path = quat_rotate(quat_inverse(heading), F.pad(step, (0, 0, 1, 0))).cumsum(-2)
         return heading, torch.stack([path[..., 0], features[..., 3], path[..., 2]], -1)
 
-    def recover(self, features: torch.Tensor) -> torch.Tensor:
-        """Joint positions (*, N, J, 3) from the root's numbers and the local positions."""
+    def recover(self, features: torch.Tensor, offsets: torch.Tensor | None = None) -> torch.Tensor:
+        """Joint positions (*, N, J, 3) from the root's numbers and the local positions; offsets are not needed."""
         heading, path = self.root(features)
         local = features[..., self.slices["positions"]].unflatten(-1, (-1, 3))
         joints = quat_rotate(quat_inverse(heading).unsqueeze(-2), local)
@@ -195,7 +218,7 @@ class JointFeatures:
 
 
 HUMANML3D = JointFeatures("HumanML3D-263", HUMANML, contact=0.002, fps=20.0)
-KIT_ML = JointFeatures("KIT-251", KIT, contact=0.05, fps=12.5)
+KIT_ML = JointFeatures("KIT-251", KIT, contact=0.05, fps=12.5, metre=1000.0)
 
 
 @dataclass(frozen=True)
@@ -209,9 +232,19 @@ class RotationFeatures:
     parents: tuple[int, ...]
     fps: float
 
+    chains = ()  # the 22 joints are HumanML3D's, whose chains an output without any takes
+    alike = ("root_step",)
+    needs_offsets = True
+    holds_paths = False
+    metre = 1.0
+
     @property
     def joints(self) -> int:
         return len(self.parents)
+
+    def y_up(self, points: torch.Tensor) -> torch.Tensor:
+        """See ``JointFeatures.y_up``."""
+        return z_up_to_y_up(points)
 
     @property
     def width(self) -> int:
@@ -247,8 +280,11 @@ class RotationFeatures:
         rotations = matrix_from_rows(features[..., 3:].unflatten(-1, (-1, 6)))
         return rotations, torch.cat([path, features[..., :1]], -1)
 
-    def recover(self, features: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Joint positions (*, N, 22, 3), z up, on a skeleton of rest offsets (22, 3) (joint minus parent, metres)."""
+    def recover(self, features: torch.Tensor, offsets: torch.Tensor | None = None) -> torch.Tensor:
+        """Joint positions (*, N, 22, 3), z up, on a skeleton of rest offsets (22, 3) (joint minus parent, metres).
+        Raises UserError without offsets."""
+        if offsets is None or not bool(offsets.any()):
+            raise UserError(f"{self.name} gives joints only with rest offsets: set_statistics(offsets=...)")
         rotations, position = self.recover_rotations(features)
         return forward_tree(self.parents, rotations, position, offsets.to(features))
 

@@ -14,8 +14,9 @@ import torch
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
 from longtake.motion.control import Control
-from longtake.motion.doubletake import Fade, Plan
+from longtake.motion.doubletake import Fade, RowPlan
 from longtake.motion.sampling import Denoise
+from longtake.motion.space import MotionSpace
 from longtake.timeline import Timeline
 
 HANDSHAKE = 20  # frames, a second at 20 fps (PriorMDM's setting for HumanML3D)
@@ -30,7 +31,7 @@ def plan_of(
     handshake: int = HANDSHAKE,
     longest: int = 196,
     fade: Fade | str = Fade.RELEASED,
-) -> tuple[Plan, list[str]]:
+) -> tuple[RowPlan, list[str]]:
     """Rows for a timeline, and their prompts. The handshake between two rows lies around the frame where the prompt
     changes: half before, half after.
 
@@ -50,14 +51,17 @@ def plan_of(
     lengths = [
         size + around[row] // 2 + (around[row + 1] - around[row + 1] // 2) for row, (size, _) in enumerate(pieces)
     ]
-    return Plan(tuple(lengths), tuple(shakes), Fade(fade)), [prompt for _, prompt in pieces]
+    return RowPlan(tuple(lengths), tuple(shakes), Fade(fade)), [prompt for _, prompt in pieces]
 
 
 @dataclass
-class Run:
-    """One run's decisions: where rows lie, which net with which texts, how it samples."""
+class MotionRun:
+    """One run's decisions: where rows lie, which net with which texts, how it samples.
 
-    plan: Plan
+    mixed: rows of different lengths may share a call of the net. width: J. dtype: of what the net is given.
+    """
+
+    plan: RowPlan
     denoise: Denoise
     steps: int
     seed: int
@@ -66,12 +70,14 @@ class Run:
     mixed: bool
     width: int
     device: torch.device
+    dtype: torch.dtype
+    space: MotionSpace
     control: Control | None = None
     hooks: tuple[Hook, ...] = ()
 
-    def part(self, rows: range) -> Run:
+    def part(self, rows: range) -> MotionRun:
         """The run of some rows that follow each other, with the noise and texts they have in the whole."""
-        plan = Plan(
+        plan = RowPlan(
             self.plan.lengths[rows.start : rows.stop],
             self.plan.handshakes[rows.start : rows.stop - 1],
             self.plan.fade,

@@ -16,9 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
+from longtake.denoising import OnStep, Step
 
 GUIDANCE = 2.5  # the public code's default scale for HumanML3D
 MAX_BETA = 0.999
@@ -155,6 +157,35 @@ class Schedule:
         return variance.log()
 
 
+class LinearSteps:
+    """A schedule with the head of a diffusers scheduler, for ``longtake.denoising.denoise``: the net's answer is the
+    clean motion, and a step is ``Schedule.update`` with the frames' own noise."""
+
+    init_noise_sigma = 1.0
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.timesteps = torch.tensor(schedule.timesteps)
+
+    def set_timesteps(self, steps: int, device: Any = None) -> None:
+        """The steps are the schedule's. Raises ValueError for another number of them."""
+        if steps != len(self.schedule):
+            raise ValueError(f"this schedule has {len(self.schedule)} steps, not {steps}")
+
+    def scale_model_input(self, sample: torch.Tensor, t: Any) -> torch.Tensor:
+        return sample
+
+    def step(self, prediction: torch.Tensor, t: Any, sample: torch.Tensor, generator: Any = None) -> Any:
+        """prev_sample and pred_original_sample (n, *). generator: one a frame, read where the step draws noise."""
+        count = self.schedule.timesteps.index(int(t))
+        draw = None
+        if float(self.schedule.sigma[count]):
+            shape = tuple(sample.shape[1:])
+            draw = torch.stack([torch.randn(shape, generator=one) for one in generator]).to(sample.device)
+        moved = self.schedule.update(count, prediction, sample, draw)
+        return SimpleNamespace(prev_sample=moved, pred_original_sample=prediction)
+
+
 class TextDenoiser:
     """A net with its texts: guidance in one batch, text features computed once.
 
@@ -217,13 +248,14 @@ def sample(
     first: int = 0,
     adjust: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
     quiet: torch.Tensor | None = None,
-    on_step: Callable[[int, torch.Tensor], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Plain sampling of rows (R, T, J).
 
     noise(0) is x_T (or what ``start``, a clean motion, is noised with); noise(k) that of the k-th step of the schedule.
     first: step to begin with. adjust(x0, step): the clean estimate as it is to be used (inpainting, guidance).
-    quiet: bool, broadcasting to (R, T, J): entries that take no noise, at the start and in every step.
+    quiet: bool, broadcasting to (R, T, J): entries that take no noise, at the start and in every step. on_step: sees
+    every step; True ends the run with its clean estimate.
     """
 
     def draw(count: int) -> torch.Tensor:
@@ -237,5 +269,8 @@ def sample(
             x0 = adjust(x0, step)
         x = schedule.update(step, x0, x, draw(step + 1) if float(schedule.sigma[step]) else None)
         if on_step is not None:
-            on_step(step, x)
+            now = Step(step + 1, len(schedule), schedule.timesteps[step], x, x0)
+            if on_step(now):
+                return x0
+            x = now.latents
     return x

@@ -28,6 +28,7 @@ from longtake.motion.metrics import (
     seam_windows,
 )
 from longtake.motion.representation import HUMANML3D, JointFeatures
+from longtake.motion.smoothing import MOST_JERK, frame_jerk
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Seam:
 
     peak_jerk: m a frame cubed, worst joint. jerk_ratio: that by the interior's median peak, None without an interior.
     jerk_area: sum over the window of the distance from real motion's mean jerk. root_residual: metres. foot_skate: m/s
-    in the window.
+    in the window. worst_jerk: m/s3, mean over joints, of the window's worst frame, which is ``worst_frame``.
     """
 
     frame: int
@@ -48,11 +49,17 @@ class Seam:
     jerk_area: float
     root_residual: float
     foot_skate: float
+    worst_jerk: float
+    worst_frame: int
 
 
 @dataclass(frozen=True)
 class SeamReport:
-    """All boundaries of a motion, and what its interior is like (None: no stretch of a window's length without one)."""
+    """All boundaries of a motion, and what its interior is like (None: no stretch of a window's length without one).
+
+    worst_jerk: m/s3, mean over joints, of the whole motion's worst frame, which is ``worst_frame``; real people stay
+    below ``smoothing.MOST_JERK``.
+    """
 
     frames: int
     fps: float
@@ -60,6 +67,8 @@ class SeamReport:
     interior_windows: int
     interior_peak_jerk: float | None
     foot_skate: float
+    worst_jerk: float
+    worst_frame: int
     seams: tuple[Seam, ...]
 
     def to_json(self) -> str:
@@ -76,22 +85,27 @@ class SeamReport:
         return path
 
     def text(self) -> str:
-        """A table for people to read; a ratio over 1.5 is marked."""
+        """A table for people to read; a ratio over 1.5 and a frame that no real person has are marked."""
         inside = "none" if self.interior_peak_jerk is None else f"{self.interior_peak_jerk:.4f}"
         lines = [
             f"{self.frames} frames at {self.fps:g} fps, {len(self.seams)} boundaries, windows of {self.window} frames",
             f"interior: median peak jerk {inside} ({self.interior_windows} windows), "
             f"foot skate {self.foot_skate:.3f} m/s over all",
+            f"worst frame: {self.worst_frame} with {self.worst_jerk:.0f} m/s3 (real people: up to {MOST_JERK:.0f})",
         ]
         if self.seams:
-            lines.append(f"{'frame':>6} {'second':>7} {'peak':>8} {'ratio':>6} {'root mm':>8} {'skate':>6}  prompts")
+            lines.append(
+                f"{'frame':>6} {'second':>7} {'peak':>8} {'ratio':>6} {'root mm':>8} {'skate':>6} "
+                f"{'m/s3':>5}  prompts"
+            )
         for seam in self.seams:
             ratio = "-" if seam.jerk_ratio is None else f"{seam.jerk_ratio:.2f}"
-            mark = " !" if seam.jerk_ratio is not None and seam.jerk_ratio > 1.5 else ""
+            far = seam.jerk_ratio is not None and seam.jerk_ratio > 1.5
+            mark = " !" if far or seam.worst_jerk > MOST_JERK else ""
             words = f"{_short(seam.before)} | {_short(seam.after)}" if seam.before or seam.after else ""
             lines.append(
                 f"{seam.frame:>6} {seam.second:>7.2f} {seam.peak_jerk:>8.4f} {ratio:>6} "
-                f"{1000 * seam.root_residual:>8.2f} {seam.foot_skate:>6.3f}  {words}{mark}"
+                f"{1000 * seam.root_residual:>8.2f} {seam.foot_skate:>6.3f} {seam.worst_jerk:>5.0f}  {words}{mark}"
             )
         return "\n".join(lines)
 
@@ -126,6 +140,7 @@ def seam_report(
     floor = float(points[:, list(form.skeleton.feet), 1].min())
     interior = _interior(points, boundaries, window)
     inside = float(peak_jerk(jerk(interior)).median()) if len(interior) else None
+    frames_jerk = frame_jerk(points, fps) / form.metre
     seams = []
     windows, lengths = seam_windows(points, boundaries, window)
     curves = jerk(windows, lengths)
@@ -133,6 +148,8 @@ def seam_report(
     for place, frame in enumerate(boundaries):
         length = int(lengths[place])
         peak = float(peak_jerk(curves[place]))
+        start = max(0, frame - window // 2)
+        near = frames_jerk[start : start + max(1, length - 3)]
         seams.append(
             Seam(
                 frame=frame,
@@ -144,10 +161,15 @@ def seam_report(
                 jerk_area=float(area_under_jerk(curves[place, : max(0, length - 3)])),
                 root_residual=float(residuals[place]),
                 foot_skate=float(foot_skate(windows[place, :length], fps, form, floor=floor)),
+                worst_jerk=float(near.max()),
+                worst_frame=start + int(near.argmax()),
             )
         )
     total = float(foot_skate(points, fps, form))
-    return SeamReport(len(points), fps, window, len(interior), inside, total, tuple(seams))
+    worst = int(frames_jerk.argmax())
+    return SeamReport(
+        len(points), fps, window, len(interior), inside, total, float(frames_jerk[worst]), worst, tuple(seams)
+    )
 
 
 def _interior(points: torch.Tensor, boundaries: Sequence[int], window: int) -> torch.Tensor:

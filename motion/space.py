@@ -17,7 +17,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from longtake.errors import UserError
-from longtake.motion.representation import Normalizer, RotationFeatures, representation_of
+from longtake.motion.representation import Normalizer, representation_of
 
 SHORTEST_ROW, LONGEST_ROW = 40, 196  # frames of HumanML3D's clips
 CLIP_CONTEXT = 22  # tokens of a text, start and end included, that the public nets were trained on
@@ -43,10 +43,9 @@ class MotionSpace(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.form = representation_of(features)
-        count = self.form.joints if isinstance(self.form, RotationFeatures) else self.form.skeleton.joints
         self.mean = torch.nn.Parameter(torch.zeros(features), requires_grad=False)
         self.std = torch.nn.Parameter(torch.ones(features), requires_grad=False)
-        self.offsets = torch.nn.Parameter(torch.zeros(count, 3), requires_grad=False)
+        self.offsets = torch.nn.Parameter(torch.zeros(self.form.joints, 3), requires_grad=False)
 
     @property
     def normalizer(self) -> Normalizer:
@@ -71,7 +70,7 @@ class MotionSpace(ModelMixin, ConfigMixin):
         mean, std = frames.mean(0), frames.std(0, correction=0)
         parts = self.form.slices
         for name, place in parts.items():
-            if not isinstance(self.form, RotationFeatures) or name == "root_step":
+            if name in self.form.alike:
                 std[place] = std[place].mean()
         return self.set_statistics(mean.float(), std.clamp_min(1e-6).float(), offsets)
 
@@ -83,12 +82,7 @@ class MotionSpace(ModelMixin, ConfigMixin):
 
     def joints(self, normalised: torch.Tensor) -> torch.Tensor:
         """Joint positions (*, N, joints, 3) in metres of normalised features (*, N, J)."""
-        features = self.denormalize(normalised.float())
-        if isinstance(self.form, RotationFeatures):
-            if not bool(self.offsets.any()):
-                raise UserError(f"{self.form.name} gives joints only with rest offsets: set_statistics(offsets=...)")
-            return self.form.recover(features, self.offsets)
-        return self.form.recover(features)
+        return self.form.recover(self.denormalize(normalised.float()), self.offsets)
 
     @classmethod
     def from_numpy(cls, mean: str | Path, std: str | Path, **config: float) -> MotionSpace:

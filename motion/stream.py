@@ -21,7 +21,7 @@ import torch
 from longtake.denoising import Known
 from longtake.distributed import Ranks
 from longtake.errors import UserError
-from longtake.motion.doubletake import Plan
+from longtake.motion.doubletake import RowPlan
 from longtake.motion.pipeline import LongMotionPipeline
 from longtake.timeline import Timeline
 
@@ -31,7 +31,7 @@ def light_cone(steps: int, rows: int) -> int:
     return min(steps, rows - 1)
 
 
-def pieces(plan: Plan) -> list[range]:
+def pieces(plan: RowPlan) -> list[range]:
     """The frames that become final with each row: from its start to the next row's."""
     stops = [*plan.starts[1:], plan.total]
     return [range(start, stop) for start, stop in zip(plan.starts, stops, strict=True)]
@@ -81,7 +81,7 @@ def roll(
         yield finished[row]
 
 
-def deviation(plan: Plan, rolled: torch.Tensor, full: torch.Tensor) -> list[float]:
+def deviation(plan: RowPlan, rolled: torch.Tensor, full: torch.Tensor) -> list[float]:
     """Root-mean-square difference of each row's frames between a rolled and a full solve (N, J), in the units of the
     features (normalised: deviations)."""
     gap = (rolled - full).square()

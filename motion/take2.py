@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
-from longtake.motion.doubletake import CHUNK_ROWS, Plan
+from longtake.motion.doubletake import CHUNK_ROWS, RowPlan
 from longtake.motion.sampling import Denoise, Schedule, sample
 
 HELD = 0.85  # share of the first take at the outer end of the ramp (release), on the cores (paper)
@@ -53,7 +54,7 @@ class Sandwich:
         return slice(self.start, self.start + self.length)
 
 
-def sandwiches(plan: Plan) -> list[Sandwich]:
+def sandwiches(plan: RowPlan) -> list[Sandwich]:
     """One sandwich a pair of rows. The first row's core leaves out as many frames as its one handshake has, as
     released; likewise the last."""
     found = []
@@ -70,7 +71,20 @@ def sandwiches(plan: Plan) -> list[Sandwich]:
 
 
 def held_share(sandwich: Sandwich, preset: Preset, blend: int, core: float = 1.0) -> torch.Tensor:
-    """(length,) float32: the share m of the first take in each frame. core: m on the cores, of the paper preset."""
+    r"""(length,) float32: the share m of the first take in each frame. core: m on the cores, of the paper preset.
+
+    ::
+
+        release  1 ______               ____________                ______
+                         \  0.85      |             |      0.77 /|
+                 0        \___________|             |__________/ |
+                  core     blend        handshake      blend        core
+                                                                            (the jump to 1 is the released ramp's)
+        paper    1 ______                                          ______
+                         \_                                     _/
+                 0.1       \___________________________________/
+                  core     blend        handshake      blend        core
+    """
     left, middle = sandwich.left, sandwich.middle
     blend = blend if blend >= 2 else 0
     if blend > min(left, sandwich.right):
@@ -99,119 +113,113 @@ def first_timestep(preset: Preset, train_steps: int) -> int:
     return max(round(0.7 * train_steps) - 1, 0)
 
 
+@dataclass(frozen=True)
+class SecondTake:
+    """How a second take is made.
+
+    blend: frames beside a handshake that are made again; below 2 with "release" nothing changes. core: share of the
+    first take on the cores, "paper" only. timestep: where to begin; default the preset's. pad_to: pad every sandwich
+    with zeros to so many frames, as the released code does for nets that attend to padding. chunk_rows, mixed: see
+    ``RowPlan.chunks``. Raises ValueError for settings that do not go together.
+    """
+
+    preset: Preset = Preset.RELEASE
+    blend: int = 10
+    core: float = 1.0
+    timestep: int | None = None
+    chunk_rows: int = CHUNK_ROWS
+    mixed: bool = False
+    pad_to: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preset", Preset(self.preset))
+        if self.core != 1.0 and self.preset is Preset.RELEASE:
+            raise ValueError("core is a setting of the paper preset; the released one holds cores altogether")
+
+    def share(self, sandwich: Sandwich) -> torch.Tensor:
+        """(length,) see ``held_share``."""
+        return held_share(sandwich, self.preset, self.blend, self.core)
+
+    def remake(
+        self,
+        plan: RowPlan,
+        whole: torch.Tensor,
+        denoise: Denoise,
+        schedule: Schedule,
+        noise: Callable[[int, Sequence[int]], torch.Tensor],
+        pairs: Sequence[int] | None = None,
+    ) -> dict[int, torch.Tensor]:
+        """Pair -> its sandwich (length, J) as the second take has it; arguments as of ``take_two``."""
+        every = sandwiches(plan)
+        first_time = first_timestep(self.preset, schedule.train_steps) if self.timestep is None else self.timestep
+        begin = schedule.first_at(first_time)
+        made: dict[int, torch.Tensor] = {}
+        if self.preset is Preset.RELEASE and self.blend < 2:
+            return made
+        wanted = [pair for pair in (range(len(every)) if pairs is None else pairs) if plan.handshakes[pair] > 0]
+        for group in grouped(every, wanted, self.chunk_rows, self.mixed or self.pad_to is not None):
+            frames = self.pad_to or max(every[pair].length for pair in group)
+            first = whole.new_zeros(len(group), frames, whole.shape[-1])
+            share = whole.new_ones(len(group), frames, 1)
+            for place, pair in enumerate(group):
+                length = every[pair].length
+                first[place, :length] = whole[every[pair].span]
+                share[place, :length, 0] = self.share(every[pair]).to(whole)
+
+            def hold(
+                x0: torch.Tensor, step: int, first: torch.Tensor = first, share: torch.Tensor = share
+            ) -> torch.Tensor:
+                return share * first + (1 - share) * x0
+
+            def draw(count: int, group: Sequence[int] = group) -> torch.Tensor:
+                return noise(count, group)
+
+            out = sample(denoise, schedule, draw, rows=group, start=first, first=begin, adjust=hold)
+            made.update({pair: out[place, : every[pair].length] for place, pair in enumerate(group)})
+        return made
+
+    def write_back(self, plan: RowPlan, whole: torch.Tensor, made: dict[int, torch.Tensor]) -> torch.Tensor:
+        """The whole with the sandwiches' changed frames; a frame that two of them changed fades from one to the
+        other."""
+        every = sandwiches(plan)
+        result = whole.clone()
+        weight = whole.new_zeros(len(whole), 1)
+        for pair in sorted(made):
+            sandwich = every[pair]
+            changed = self.share(sandwich) < 1
+            frames = torch.arange(sandwich.start, sandwich.start + sandwich.length)[changed].to(whole.device)
+            new = made[pair][changed.to(whole.device)]
+            twice = weight[frames] > 0
+            # on a core that both its sandwiches changed, the share of the later one grows along the core
+            rise = ((torch.arange(sandwich.length) + 1) / (sandwich.left + 1)).clamp(max=1.0)
+            rise = rise[changed].to(whole).unsqueeze(1)
+            result[frames] = torch.where(twice, (1 - rise) * result[frames] + rise * new, new)
+            weight[frames] = 1.0
+        return result
+
+
 def take_two(
-    plan: Plan,
+    plan: RowPlan,
     whole: torch.Tensor,
     denoise: Denoise,
     schedule: Schedule,
     noise: Callable[[int, Sequence[int]], torch.Tensor],
     *,
-    preset: Preset | str = Preset.RELEASE,
-    blend: int = 10,
-    core: float = 1.0,
-    timestep: int | None = None,
     pairs: Sequence[int] | None = None,
-    chunk_rows: int = CHUNK_ROWS,
-    mixed: bool = False,
-    pad_to: int | None = None,
+    **how: Any,
 ) -> torch.Tensor:
     """The whole (N, J) with its transitions made again; frames that are held altogether stay bit for bit.
 
     denoise: unconditional; its rows are the pairs. noise(0, pairs): what the sandwiches (P', K', J) are noised with, in
-    the shape of the call; noise(k, pairs): the k-th step's of the schedule. blend below 2 with "release" changes
-    nothing. core: share of the first take on the cores, "paper" only. timestep: where to begin; default the preset's.
-    pairs: the transitions to make (default all). pad_to: pad every sandwich with zeros to so many frames, as the
-    released code does for nets that attend to padding. mixed: see ``Plan.chunks``.
+    the shape of the call; noise(k, pairs): the k-th step's of the schedule. pairs: the transitions to make (default
+    all). how: the fields of ``SecondTake``.
     """
-    preset = Preset(preset)
-    if core != 1.0 and preset is Preset.RELEASE:
-        raise ValueError("core is a setting of the paper preset; the released one holds cores altogether")
-    changes = remake(
-        plan,
-        whole,
-        denoise,
-        schedule,
-        noise,
-        preset=preset,
-        blend=blend,
-        core=core,
-        timestep=timestep,
-        pairs=pairs,
-        chunk_rows=chunk_rows,
-        mixed=mixed,
-        pad_to=pad_to,
-    )
-    return write_back(plan, whole, changes, preset, blend, core)
-
-
-def remake(
-    plan: Plan,
-    whole: torch.Tensor,
-    denoise: Denoise,
-    schedule: Schedule,
-    noise: Callable[[int, Sequence[int]], torch.Tensor],
-    *,
-    preset: Preset,
-    blend: int,
-    core: float = 1.0,
-    timestep: int | None = None,
-    pairs: Sequence[int] | None = None,
-    chunk_rows: int = CHUNK_ROWS,
-    mixed: bool = False,
-    pad_to: int | None = None,
-) -> dict[int, torch.Tensor]:
-    """Pair -> its sandwich (length, J) as the second take has it; see ``take_two``."""
-    every = sandwiches(plan)
-    begin = schedule.first_at(first_timestep(preset, schedule.train_steps) if timestep is None else timestep)
-    made: dict[int, torch.Tensor] = {}
-    if preset is Preset.RELEASE and blend < 2:
-        return made
-    wanted = [pair for pair in (range(len(every)) if pairs is None else pairs) if plan.handshakes[pair] > 0]
-    for group in grouped(every, wanted, chunk_rows, mixed or pad_to is not None):
-        frames = pad_to or max(every[pair].length for pair in group)
-        first = whole.new_zeros(len(group), frames, whole.shape[-1])
-        share = whole.new_ones(len(group), frames, 1)
-        for place, pair in enumerate(group):
-            length = every[pair].length
-            first[place, :length] = whole[every[pair].span]
-            share[place, :length, 0] = held_share(every[pair], preset, blend, core).to(whole)
-
-        def hold(
-            x0: torch.Tensor, step: int, first: torch.Tensor = first, share: torch.Tensor = share
-        ) -> torch.Tensor:
-            return share * first + (1 - share) * x0
-
-        def draw(count: int, group: Sequence[int] = group) -> torch.Tensor:
-            return noise(count, group)
-
-        out = sample(denoise, schedule, draw, rows=group, start=first, first=begin, adjust=hold)
-        made.update({pair: out[place, : every[pair].length] for place, pair in enumerate(group)})
-    return made
-
-
-def write_back(
-    plan: Plan, whole: torch.Tensor, made: dict[int, torch.Tensor], preset: Preset, blend: int, core: float = 1.0
-) -> torch.Tensor:
-    """The whole with the sandwiches' changed frames; a frame that two of them changed fades from one to the other."""
-    every = sandwiches(plan)
-    result = whole.clone()
-    weight = whole.new_zeros(len(whole), 1)
-    for pair in sorted(made):
-        sandwich = every[pair]
-        changed = held_share(sandwich, preset, blend, core) < 1
-        frames = torch.arange(sandwich.start, sandwich.start + sandwich.length)[changed].to(whole.device)
-        new = made[pair][changed.to(whole.device)]
-        twice = weight[frames] > 0
-        # on a core that both its sandwiches changed, the share of the later one grows along the core
-        rise = ((torch.arange(sandwich.length) + 1) / (sandwich.left + 1)).clamp(max=1.0)
-        rise = rise[changed].to(whole).unsqueeze(1)
-        result[frames] = torch.where(twice, (1 - rise) * result[frames] + rise * new, new)
-        weight[frames] = 1.0
-    return result
+    second = SecondTake(**how)
+    return second.write_back(plan, whole, second.remake(plan, whole, denoise, schedule, noise, pairs))
 
 
 def grouped(every: Sequence[Sandwich], wanted: Sequence[int], most: int, mixed: bool) -> list[list[int]]:
-    """The wanted sandwiches in runs of at most ``most`` for one call of the net; see ``Plan.chunks``."""
+    """The wanted sandwiches in runs of at most ``most`` for one call of the net; see ``RowPlan.chunks``."""
     groups: list[list[int]] = []
     for pair in wanted:
         fits = groups and len(groups[-1]) < most

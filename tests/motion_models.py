@@ -89,6 +89,16 @@ def injected(seed: int, shape: Sequence[int]) -> Callable[[int], torch.Tensor]:
     return draw
 
 
+def kept(seen: dict[int, torch.Tensor]) -> Callable[[Any], bool]:
+    """An ``OnStep`` that keeps what each step ended with, by its number from 0."""
+
+    def on_step(now: Any) -> bool:
+        seen[now.number - 1] = now.latents.clone()
+        return False
+
+    return on_step
+
+
 class Oracle:
     """A denoiser that knows the answer: row i's clean motion is a given crop, whatever x is."""
 

@@ -26,6 +26,7 @@ from longtake.motion.kinematics import forward_tree, quat_multiply, quat_to_matr
 UNITS = {"m": 1.0, "cm": 100.0}  # numbers in a metre
 USUAL_ORDER = "ZXY"
 _ORDERS = (USUAL_ORDER, "ZYX", "XYZ", "XZY", "YXZ", "YZX")
+_LOCKED = 1e-5  # cosine of the middle angle below which the first and third axes are one
 _CALM = 30.0  # degrees a frame; a joint that turns faster in the usual order of axes looks for a better one
 _ENDS = {"head": (0.0, 0.14, 0.0), "foot": (0.0, 0.0, 0.07), "wrist": (0.09, 0.0, 0.0)}  # End Sites, metres
 
@@ -38,7 +39,7 @@ def write_bvh(
     unit: str = "m",
     overwrite: bool = False,
 ) -> list[Pose]:
-    """Write one or more people, each (F, 22, 3) metres; returns what was solved for each (see ``export_rig.solve``).
+    """Write one or more people, each (F, 22, 3) metres; returns what was solved for each (see ``rig.solve``).
 
     unit: "m" or "cm". Frame time is 1 / fps. Raises UserError.
     """
@@ -121,7 +122,11 @@ def euler(quats: np.ndarray, order: str | None = None) -> tuple[np.ndarray, str]
 
 
 def _unwrapped(quats: np.ndarray, order: str) -> np.ndarray:
-    """Tait-Bryan angles of rotations (F, 4), continued from frame to frame, degrees."""
+    """Tait-Bryan angles of rotations (F, 4), continued from frame to frame, degrees.
+
+    Where the middle angle is a quarter turn the first and third axes are one and only their sum or difference is told:
+    the third angle then stays as it was in the frame before, and the first one is solved for.
+    """
     matrix = quat_to_matrix(torch.from_numpy(quats)).numpy()
     i, j, k = ("XYZ".index(axis) for axis in order)
     sign = 1.0 if (j - i) % 3 == 1 else -1.0
@@ -132,7 +137,14 @@ def _unwrapped(quats: np.ndarray, order: str) -> np.ndarray:
     other = np.stack([one[:, 0] + 180.0, 180.0 - one[:, 1], one[:, 2] + 180.0], 1)
     found = np.empty_like(one)
     now = np.zeros(3)
+    locked = np.hypot(matrix[:, i, i], matrix[:, i, j]) < _LOCKED
     for frame, both in enumerate(np.stack([one, other], 1)):
+        if locked[frame]:
+            # R times the third turn's inverse is R_first R_middle, whose column j the first turn alone has moved
+            cos, sin = np.cos(np.radians(now[2])), np.sin(np.radians(now[2]))
+            column = cos * matrix[frame, :, j] + sign * sin * matrix[frame, :, i]
+            first_angle = np.degrees(np.arctan2(sign * column[k], column[j]))
+            both = np.array([[first_angle, one[frame, 1], now[2]]])
         near = both + 360.0 * np.round((now - both) / 360.0)
         now = near[np.abs(near - now).sum(1).argmin()]
         found[frame] = now

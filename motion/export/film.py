@@ -248,20 +248,35 @@ def _write(pen: Any, scene: Scene, frame: int, bar: bool, note: str) -> None:
 
 
 def _lines(text: str, font: Any, width: float, most: int = 2) -> list[str]:
-    """A caption on at most two lines; what does not fit ends in an ellipsis."""
+    """A caption on at most ``most`` lines; what does not fit ends in an ellipsis.
+
+    Linear in the text: letters beyond one a pixel of the lines cannot be shown and are not measured.
+    """
+    shown = text[: round(most * width)]
     lines = [""]
-    for word in text.split():
+    for word in shown.split():
         longer = f"{lines[-1]} {word}".strip()
         if not lines[-1] or font.getlength(longer) <= width:
             lines[-1] = longer
+        elif len(lines) == most:
+            return [*lines[:-1], _cut(longer, font, width)]
         else:
             lines.append(word)
-    cut = lines[:most]
-    if len(lines) > most or font.getlength(cut[-1]) > width:
-        while cut[-1] and font.getlength(cut[-1] + "…") > width:
-            cut[-1] = cut[-1][:-1]
-        cut[-1] = cut[-1].rstrip() + "…"
-    return cut
+        if font.getlength(lines[-1]) > width:
+            return [*lines[:-1], _cut(lines[-1], font, width)]
+    return lines if len(shown) == len(text) else [*lines[:-1], _cut(lines[-1], font, width)]
+
+
+def _cut(text: str, font: Any, width: float) -> str:
+    """The longest beginning of a text that fits with its ellipsis, found by halving."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if font.getlength(text[:middle].rstrip() + "…") <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low].rstrip() + "…"
 
 
 def _frames(scene: Scene) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ _SIDES = ("middle", "left", "right")
 _RING, _CAP = 12, 3  # vertices around a capsule, rings of each of its caps
 _FLOAT, _USHORT, _UBYTE = 5126, 5123, 5121  # glTF component types
 _ARRAY, _ELEMENTS = 34962, 34963  # buffer view targets
+_MAGIC, _JSON = 0x46546C67, 0x4E4F534A  # "glTF", "JSON"
 _TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 
 
@@ -237,3 +239,23 @@ def _capsule(start: np.ndarray, stop: np.ndarray, radius: float) -> tuple[np.nda
     # at the poles a ring is one point: one triangle of each pair has no area
     faces = np.concatenate([lower[1:].reshape(-1, 3), upper[:-1].reshape(-1, 3)])
     return points.reshape(-1, 3), normals.reshape(-1, 3), faces
+
+
+def check_glb(path: str | os.PathLike[str]) -> None:
+    """Raise UserError when a .glb file is missing, cut off, or its parts do not lie end to end."""
+    try:
+        data = Path(path).read_bytes()
+        magic, _, length = struct.unpack_from("<3I", data)
+        if magic != _MAGIC or length != len(data):
+            raise ValueError("its length is not the one it states")
+        size, kind = struct.unpack_from("<2I", data, 12)
+        if kind != _JSON:
+            raise ValueError("it does not begin with JSON")
+        document = json.loads(data[20 : 20 + size])
+        binary, _ = struct.unpack_from("<2I", data, 20 + size)
+        if 28 + size + binary != length or document["buffers"][0]["byteLength"] > binary:
+            raise ValueError("its parts do not lie end to end")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
+        raise UserError(f"{path} is no whole glTF file: {error}") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -96,3 +97,14 @@ def write_csv(
         for frame, row in enumerate(table.tolist()):
             numbers = [str(frame), f"{frame / fps:.4f}", *(f"{value:.6f}" for value in row)]
             writer.writerow(numbers + ([captions[frame]] if captions is not None else []))
+
+
+def check_csv(path: str | os.PathLike[str]) -> None:
+    """Raise UserError when a table is missing, cut off, or has rows of different lengths."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        rows = list(csv.reader(text.splitlines()))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is no readable table: {error}") from error
+    if not text.endswith("\n") or len({len(row) for row in rows}) != 1:
+        raise UserError(f"{path} is no whole table")

@@ -15,6 +15,7 @@ import base64
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,16 @@ def unpack(page: str) -> dict[str, Any]:
 
 def _base64(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
+
+
+def check_viewer(path: str | os.PathLike[str]) -> None:
+    """Raise UserError when a page is missing, cut off, or its data cannot be read."""
+    try:
+        page = Path(path).read_text(encoding="utf-8")
+        unpack(page)
+        if not page.rstrip().endswith("</html>"):
+            raise ValueError("its end is missing")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no whole page: {error}") from error

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from longtake.motion.doubletake import Plan
+from longtake.motion.doubletake import RowPlan
 from longtake.motion.model import FEEDFORWARD, HEADS, MDM
 from longtake.motion.sampling import Schedule
 from torch import nn
@@ -193,7 +193,7 @@ class PairDenoiser:
 
 
 def sample_long_pair(
-    plan: Plan,
+    plan: RowPlan,
     denoise: PairDenoiser,
     schedule: Schedule,
     noise: Callable[[int], tuple[torch.Tensor, torch.Tensor]],

@@ -1,36 +1,45 @@
-"""Two people from one prompt or Timeline: the frozen prior, the two-person block, and a DoubleTake canvas a person.
+"""Two people: the two-person block of a prior, and a first take in which both see each other (a canvas of two).
 
-    out = LongMotionPipeline.from_prior("bandai-small").pair("two people walk side by side", 120, seed=1)
-    out.save("walk.glb")                                          # both people in one file
+    take = pair_take(run, schedule, kept_block(pipe, "bandai-pair"), ranks)      # for ``denoise``, as first_take's own
+    a, b = take.whole(final).unbind(1)                                           # (N, J) each
+    second = in_one_world(pipe.space.joints(a), pipe.space.joints(b), take.token)
 
-Legend: N frames, B rows, J features.
+Both hear the same prompts. The state has three tensors: each person's frames, and the canon tokens of the rows, which
+say how the second person stands to the first. Legend: N frames, n of this rank, B rows, b of this rank, J features.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from longtake.denoising import Denoising, Strand, Tensors
+from longtake.distributed import Ranks
 from longtake.errors import UserError
-from longtake.motion.outputs import MotionOutput
-from longtake.motion.pair.model import ComMDM, PairDenoiser, decode_canon, first_token, place_pair, sample_long_pair
+from longtake.motion.canvas import Canvas
+from longtake.motion.control import root_features
+from longtake.motion.first_take import CANON, SECOND, FirstTake
+from longtake.motion.pair.model import ComMDM, PairDenoiser, decode_canon, first_token, place_pair
+from longtake.motion.path import PathControl
+from longtake.motion.rows import MotionRun
+from longtake.motion.sampling import LinearSteps, Schedule
 from longtake.noise import noise
-
-if TYPE_CHECKING:
-    from longtake.motion.pipeline import LongMotionPipeline
-    from longtake.timeline import Timeline
 
 DEFAULT_BLOCK = "bandai-pair"
 WEIGHTS, CONFIG = "comm.safetensors", "pair.json"
-# A frame's noise is named by its number: the second person and the canon tokens have ranges of their own.
-_SECOND, _CANON = 3 << 48, 4 << 48
 
 
-def load_block(pipe: LongMotionPipeline, name: str | Path = DEFAULT_BLOCK) -> ComMDM:
+class HasPrior(Protocol):
+    """What a block is put around: a pipeline with its net."""
+
+    model: Any
+
+
+def load_block(pipe: HasPrior, name: str | Path = DEFAULT_BLOCK) -> ComMDM:
     """The two-person block of a shipped prior's name, or of a folder with pair.json and comm.safetensors, around the
     pipeline's prior. Raises UserError when it is missing, damaged, or made for a prior of another shape."""
     from longtake.weights import load_state, resolve
@@ -43,10 +52,10 @@ def load_block(pipe: LongMotionPipeline, name: str | Path = DEFAULT_BLOCK) -> Co
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{folder} holds no two-person block for this prior: {reason}") from error
-    return model.to(pipe.model.device, pipe.model.dtype).eval()
+    return _moved(model, pipe).eval()
 
 
-def _kept_block(pipe: LongMotionPipeline, name: str | Path) -> ComMDM:
+def kept_block(pipe: HasPrior, name: str | Path) -> ComMDM:
     """`load_block`, read from disk once for each pipeline, name and date of the file."""
     from longtake.weights import resolve
 
@@ -56,74 +65,104 @@ def _kept_block(pipe: LongMotionPipeline, name: str | Path) -> ComMDM:
     blocks = pipe.__dict__.setdefault("_pair_blocks", {})
     if key not in blocks:
         blocks[key] = load_block(pipe, name)
-    kept: ComMDM = blocks[key].to(pipe.model.device, pipe.model.dtype)
-    return kept
+    return _moved(blocks[key], pipe)
 
 
-@torch.no_grad()
-def generate_pair(
-    pipe: LongMotionPipeline,
-    prompt: str | Timeline,
-    frames: int | None = None,
-    *,
-    block: ComMDM | str | Path = DEFAULT_BLOCK,
-    seed: int = 0,
-    item: int = 0,
-    callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
-    **settings: Any,
-) -> MotionOutput:
-    """Two people for ``frames`` frames; both hear the same prompts. settings: as ``LongMotionPipeline.prepare`` takes
-    them. callback_on_step_end gets the first person's {"latents", "clean"}, (N, J).
+def _moved(model: ComMDM, pipe: HasPrior) -> ComMDM:
+    # torch's own ``to``: that of diffusers warns about parts to keep in float32, of which there are none
+    torch.nn.Module.to(model, pipe.model.device, pipe.model.dtype)
+    return model
 
-    The result's ``second`` is the other person in the same world. Raises UserError.
+
+@dataclass
+class PairTake(FirstTake):
+    """A first take of two; ``whole`` gives (N, 2, J) and leaves in ``token`` (J,) where the second person stands."""
+
+    token: torch.Tensor = field(default_factory=lambda: torch.zeros(0), kw_only=True)
+
+
+def pair_take(run: MotionRun, schedule: Schedule, model: ComMDM, ranks: Ranks) -> PairTake:
+    """Two people on one canvas; ranks share rows as for one person.
+
+    The first person's token is given to the net at every step without noise, as the block was trained. A control holds
+    the first person's features; on a path the second one keeps his place beside, in front or behind, as their bodies
+    turn. Raises UserError for hooks.
     """
-    started = time.monotonic()
-    if settings.get("control") is not None or settings.get("hooks"):
-        raise UserError("two people know no control and no hooks")
-    model = block if isinstance(block, ComMDM) else _kept_block(pipe, block)
-    run, prompts = pipe.prepare(prompt, frames, seed=seed, item=item, **settings)
-    plan, net = run.plan, run.denoise
-    denoise = PairDenoiser(model, net.text, net.scale, plan.lengths)  # type: ignore[attr-defined]
-    schedule = pipe.schedule(run.steps)
-    width = run.width
-
-    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        people = [noise(seed, item, range(first, first + plan.total), count, (width,)) for first in (0, _SECOND)]
-        tokens = noise(seed, item, range(_CANON, _CANON + 2 * plan.rows), count, (width,)).unflatten(0, (plan.rows, 2))
-        return torch.stack(people, 1).to(run.device), tokens.to(run.device)
-
-    pipe.begin()
-    done = 0
-    bar = pipe.progress_bar(total=run.steps)
-
-    def on_step(step: int, clean: torch.Tensor) -> bool:
-        nonlocal done
-        done = step
-        bar.update(1)
-        if callback_on_step_end is not None:
-            tensors = {"latents": clean[:, 0], "clean": clean[:, 0]}
-            callback_on_step_end(pipe, step, schedule.timesteps[step - 1], tensors)
-        return pipe.interrupt
-
+    if run.hooks:
+        raise UserError("two people know no hooks; a control holds the first person's features")
+    plan, width = run.plan, run.width
+    net = PairDenoiser(model, run.denoise.text, run.denoise.scale, plan.lengths)  # type: ignore[attr-defined]
     first = first_token(width).to(run.device)
-    whole, canon = sample_long_pair(plan, denoise, schedule, draw, first_canon=first, on_step=on_step)
-    bar.close()
-    if not torch.isfinite(whole).all():
-        raise FloatingPointError("the run ended with NaN or infinity")
-    info = {
-        "frames": len(whole),
-        "rows": list(plan.lengths),
-        "handshakes": list(plan.handshakes),
-        "seed": seed,
-        "steps": done,
-        "mode": "pair",
-        "people": 2,
-        "completed": done == run.steps,
-        "seconds": round(time.monotonic() - started, 2),
+    estimates = torch.zeros(plan.rows, 2, width, device=run.device)  # canon tokens that the net took them to have
+    tokens: torch.Tensor = estimates[:0]
+
+    def see(x: torch.Tensor, timestep: int, rows: Sequence[int]) -> torch.Tensor:
+        """Clean estimates (R, T, 2, J) of both people's rows; the tokens' go into ``estimates``."""
+        place = [row - canvas.rows.start for row in rows]
+        state = torch.cat([tokens[place].unsqueeze(2), x.transpose(1, 2)], 2)
+        clean = net(state.to(run.dtype), timestep, rows).to(x.dtype)
+        estimates[list(rows)] = clean[:, :, 0]
+        return clean[:, :, 1:].transpose(1, 2)
+
+    canvas = Canvas(plan, see, ranks, chunk_rows=run.chunk_rows, mixed=False)
+    mine, rows = canvas.frames, canvas.rows
+    strands = {
+        "latents": _strand(run, mine, 0),
+        "second": _strand(run, mine, SECOND),
+        "canon": _strand(run, range(2 * rows.start, 2 * rows.stop), CANON),
     }
-    output = pipe.output(plan, prompts, whole[:, 0].float(), info)
-    a, b = (pipe.space.joints(whole[:, person].float()).cpu() for person in (0, 1))
-    output.second = place_pair(a, b, first.cpu().float(), canon[0, 1].cpu().float())[1].numpy()
-    _, place = decode_canon(canon[0, 1].cpu().float())
-    output.info["second_stands_at"] = [round(float(place[axis]), 3) for axis in (0, 2)]
-    return output
+    state = Denoising(strands, run.seed, run.item)
+
+    def held(clean: torch.Tensor, token: torch.Tensor, frames: range) -> torch.Tensor:
+        """Clean features (n, 2, J) of ``frames`` with what the control holds."""
+        if run.control is None:
+            return clean
+        people = [run.control.part(frames).adjust(clean[:, 0]), clean[:, 1]]
+        if isinstance(run.control, PathControl):
+            beside = _beside(run.control, token.float().cpu(), run)
+            people[1] = beside.part(frames).adjust(people[1])
+        return torch.stack(people, 1)
+
+    def second_token() -> torch.Tensor:
+        return ranks.broadcast_object(estimates[0, 1].cpu()) if run.control is not None else estimates[0, 1]
+
+    def predict(samples: Tensors, t: Any, step: int) -> Tensors:
+        nonlocal tokens
+        tokens = samples["canon"].unflatten(0, (len(rows), 2))
+        tokens[:, 0] = first
+        clean = canvas.estimate(torch.stack([samples["latents"], samples["second"]], 1), int(t))
+        clean = held(clean, second_token(), mine)
+        canon = estimates[rows.start : rows.stop].flatten(0, 1).clone()
+        return {"latents": clean[:, 0], "second": clean[:, 1], "canon": canon}
+
+    def whole(final: Tensors) -> torch.Tensor:
+        canon = final["canon"].unflatten(0, (len(rows), 2))
+        take.token = ranks.broadcast_object(canon[0, 1].float().cpu())
+        both = canvas.gather(torch.stack([final["latents"], final["second"]], 1))
+        return held(both, take.token, range(plan.total)).float()
+
+    take = PairTake(LinearSteps(schedule), state, predict, whole)
+    return take
+
+
+def _strand(run: MotionRun, places: range, kind: int) -> Strand:
+    names = range(kind + places.start, kind + places.stop)
+    return Strand(noise(run.seed, run.item, names, 0, (run.width,)).to(run.device), names, places.start)
+
+
+def _beside(control: PathControl, token: torch.Tensor, run: MotionRun) -> PathControl:
+    """The path's control for a second person who stands as the token (J,) says and keeps that place."""
+    place, angle = control.path.places(len(control.given), control.pace)
+    turn, at = decode_canon(token)
+    sideways, ahead = float(at[0]), float(at[2])
+    facing = torch.atan2(turn[2, 0], turn[0, 0]).to(angle)  # a body turned by the transpose of R, as in place_pair
+    cos, sin = angle.cos(), angle.sin()
+    beside = place + torch.stack([cos * sideways + sin * ahead, cos * ahead - sin * sideways], 1)
+    given = torch.zeros(len(control.given), run.width)
+    given[:, :3] = root_features(run.space.form.metre * beside, angle + facing)
+    return PathControl(control.mask, run.space.normalize(given), quiet=False, path=control.path, pace=control.pace)
+
+
+def in_one_world(a: torch.Tensor, b: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """Joints (N, 22, 3) of the second person b in the world of the first."""
+    return place_pair(a, b, first_token(len(token)), token)[1]

@@ -46,7 +46,7 @@ class AsReleased(torch.nn.Module):
 
 
 def contest(width: int, layers: int, steps: int, rounds: int, with_text: bool) -> None:
-    from longtake.motion.doubletake import Plan, take_one_canvas
+    from longtake.motion.doubletake import RowPlan, take_one_canvas
     from longtake.motion.model import MDM
     from longtake.motion.sampling import Schedule, TextDenoiser
     from longtake.motion.take2 import sandwiches, take_two
@@ -63,7 +63,7 @@ def contest(width: int, layers: int, steps: int, rounds: int, with_text: bool) -
         encoder = SentenceEncoder()
         encoder.encode(prompts)
     released_net = AsReleased(twin, None if encoder is None else lambda rows: encoder.encode(prompts[:rows]))
-    plan, schedule = Plan.make(LENGTHS, HANDSHAKE), Schedule.make(steps)
+    plan, schedule = RowPlan.make(LENGTHS, HANDSHAKE), Schedule.make(steps)
     longest = max(LENGTHS)
     rows = injected(1, (plan.rows, longest, 263))
     field = injected(2, (plan.total, 263))

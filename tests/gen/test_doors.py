@@ -1,5 +1,5 @@
-"""Every door behaves: a mistake is one line before anything is written, a stopped run is not complete, and what is asked
-for is made or refused, never dropped."""
+"""Every door behaves: a mistake is one line before anything is written, a stopped run is not complete, what is asked for
+is made or refused, never dropped."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def content(name: str) -> object:
 
 
 @pytest.mark.parametrize("modality", ["video", "motion"])
-def test_a_stopped_run_is_not_complete_and_goes_on_to_the_same_end(tmp_path: Path, monkeypatch, modality, capsys) -> None:
+def test_a_stopped_run_is_not_complete_and_goes_on_to_the_same_end(tmp_path, monkeypatch, modality, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     out = OUT[modality]
     words = [*RUN[modality], "--steps", "5", "--out"]

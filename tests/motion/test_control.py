@@ -5,10 +5,10 @@ import torch
 from longtake.motion.blending import Blend
 from longtake.motion.control import Control, WorldGoals, feature_numbers, mask_features, mask_frames, root_path
 from longtake.motion.convert import build
-from longtake.motion.doubletake import Plan, take_one_canvas
+from longtake.motion.doubletake import RowPlan, take_one_canvas
 from longtake.motion.representation import HUMANML3D, KIT_ML, Normalizer
 from longtake.motion.sampling import Schedule, TextDenoiser, sample
-from motion_models import Golden, injected, theirs, tiny_net
+from motion_models import Golden, injected, kept, theirs, tiny_net
 
 
 @pytest.mark.parametrize("case", ["M6_left_wrist", "M6_root_horizontal", "M6_blend_30_70", "M6_blend_50_50"])
@@ -31,7 +31,7 @@ def test_d3_m6_control_equals_the_original(case: str) -> None:
         start=given,
         quiet=control.mask,
         adjust=control.adjust,
-        on_step=lambda step, x: seen.update({step: x}),
+        on_step=kept(seen),
     )
     golden.check("sample", theirs(out))
     golden.check("x_mid", theirs(seen[steps // 2 - 1]))
@@ -117,7 +117,7 @@ def test_d4_blending_is_a_weighted_mean_of_nets() -> None:
 
 @torch.no_grad()
 def test_d4_weights_may_differ_by_frame_feature_and_time() -> None:
-    plan, text = Plan.make([30, 26], 6), torch.randn(2, 8)
+    plan, text = RowPlan.make([30, 26], 6), torch.randn(2, 8)
     a, b = (TextDenoiser(tiny_net(seed), text, 1.0, lengths=plan.lengths) for seed in (1, 2))
     share = torch.linspace(0, 1, plan.total).unsqueeze(1).expand(-1, 12).clone()
     share[:, 6:] = 0.0

@@ -4,18 +4,19 @@ import itertools
 
 import pytest
 import torch
+from longtake.denoising import Step
 from longtake.motion.convert import build
-from longtake.motion.doubletake import Fade, Plan, shake_hands, take_one_canvas, take_one_rows
+from longtake.motion.doubletake import Fade, RowPlan, shake_hands, take_one_canvas, take_one_rows
 from longtake.motion.metrics import jerk, overlap_gap, seam_windows
 from longtake.motion.sampling import Schedule, TextDenoiser, sample
-from motion_models import Golden, Oracle, injected, released_take_one, tiny_net
+from motion_models import Golden, Oracle, injected, kept, released_take_one, tiny_net
 
 
-def rows_noise(plan: Plan, seed: int = 0, features: int = 12):
+def rows_noise(plan: RowPlan, seed: int = 0, features: int = 12):
     return injected(seed, (plan.rows, plan.longest, features))
 
 
-def tied(plan: Plan, seed: int = 0, features: int = 12):
+def tied(plan: RowPlan, seed: int = 0, features: int = 12):
     """One noise field, as a canvas and as rows that share it in their overlaps (padding: noise of its own)."""
     canvas = injected(seed, (plan.total, features))
     padding = injected(seed + 77, (plan.rows, plan.longest, features))
@@ -33,13 +34,13 @@ def tied(plan: Plan, seed: int = 0, features: int = 12):
 @torch.no_grad()
 def test_m3_rows_equal_the_original(case: str) -> None:
     golden = Golden(case)
-    steps, plan = golden["schedule"]["steps"], Plan.make(golden["lengths"], golden["handshake"])
+    steps, plan = golden["schedule"]["steps"], RowPlan.make(golden["lengths"], golden["handshake"])
     assert list(plan.starts) == golden["row_starts"] and plan.total == golden["total_frames"]
     flags = plan.transition_flags() if golden["transition_flags"] else None
     denoise = TextDenoiser(build(golden.state()), golden.text(), golden["guidance"]["scale"], transition=flags)
     seen: dict[int, torch.Tensor] = {}
     rows = take_one_rows(
-        plan, denoise, Schedule.make(steps), golden.noise(steps), on_step=lambda s, x: seen.update({s: x.clone()})
+        plan, denoise, Schedule.make(steps), golden.noise(steps), on_step=kept(seen)
     )
     golden.check("unfolded", plan.unfold(rows).T)
     golden.check("unfolded_mid", plan.unfold(seen[4]).T)
@@ -48,16 +49,16 @@ def test_m3_rows_equal_the_original(case: str) -> None:
 
 @torch.no_grad()
 def test_b1_overlaps_are_equal_bit_for_bit_and_short_rows_are_refused() -> None:
-    plan = Plan.make([40, 33, 52], 12)
+    plan = RowPlan.make([40, 33, 52], 12)
     assert plan.total == 40 + 33 + 52 - 24
     rows = take_one_rows(plan, TextDenoiser(tiny_net(), torch.randn(3, 8)), Schedule.make(6), rows_noise(plan))
     assert float(overlap_gap(rows, plan.lengths, plan.handshakes).max()) == 0.0
     for lengths, h in (([40, 23, 40], 12), ([11, 40], 12)):
         with pytest.raises(ValueError, match="fewer than its handshakes"):
-            Plan.make(lengths, h)
-    assert Plan.make([20, 200], 20, blend=10, clamp=True).lengths == (70, 200)
-    assert Plan.make([20, 40], 30, blend=10, clamp=True).lengths == (90, 90)
-    each = Plan.make([40, 50, 60, 30], [5, 0, 21])
+            RowPlan.make(lengths, h)
+    assert RowPlan.make([20, 200], 20, blend=10, clamp=True).lengths == (70, 200)
+    assert RowPlan.make([20, 40], 30, blend=10, clamp=True).lengths == (90, 90)
+    each = RowPlan.make([40, 50, 60, 30], [5, 0, 21])
     assert each.total == 180 - 26 and each.starts == (0, 35, 85, 124)
     assert each.row_of_frames() == [0] * 37 + [1] * 48 + [2] * 49 + [3] * 20
 
@@ -66,7 +67,7 @@ def test_b1_overlaps_are_equal_bit_for_bit_and_short_rows_are_refused() -> None:
 def test_b2_rows_equal_the_released_loop() -> None:
     net, schedule = tiny_net(), Schedule.make(8)
     for h, lengths in itertools.product((0, 1, 20), ([44, 44], [60, 41, 52, 47, 44])):
-        plan = Plan.make(lengths, h)
+        plan = RowPlan.make(lengths, h)
         text, noise = torch.randn(len(lengths), 8), rows_noise(plan, h)
         got = take_one_rows(plan, TextDenoiser(net, text, 2.5), schedule, noise)
         want = released_take_one(net, text, 2.5, lengths, h, 8, noise)
@@ -77,7 +78,7 @@ def test_b2_rows_equal_the_released_loop() -> None:
 def test_b3_the_canvas_equals_rows_that_share_their_noise() -> None:
     schedule = Schedule.make(10)
     for padding, lengths in (("attend", [60, 60, 60]), ("mask", [60, 45, 71, 52])):
-        plan = Plan.make(lengths, 15)
+        plan = RowPlan.make(lengths, 15)
         denoise = TextDenoiser(tiny_net(padding=padding), torch.randn(plan.rows, 8), lengths=plan.lengths)
         canvas, rows = tied(plan)
         one = take_one_canvas(plan, denoise, schedule, canvas, mixed=padding == "mask")
@@ -90,19 +91,19 @@ def test_b4_when_a_row_is_the_plain_prior() -> None:
     """Without handshakes or neighbours always; inside a row after the first step; to the end without temporal mixing.
     For a real net with handshakes it is not, from the second step on."""
     net, schedule, text = tiny_net(), Schedule.make(6), torch.randn(2, 8)
-    plan = Plan.make([40, 40], 10)
+    plan = RowPlan.make([40, 40], 10)
     noise = rows_noise(plan)
     denoise = TextDenoiser(net, text)
     plain: dict[int, torch.Tensor] = {}
     joined: dict[int, torch.Tensor] = {}
-    sample(denoise, schedule, noise, rows=range(2), on_step=lambda s, x: plain.update({s: x.clone()}))
-    take_one_rows(plan, denoise, schedule, noise, on_step=lambda s, x: joined.update({s: x.clone()}))
+    sample(denoise, schedule, noise, rows=range(2), on_step=kept(plain))
+    take_one_rows(plan, denoise, schedule, noise, on_step=kept(joined))
     inside = (slice(None), slice(10, 30))
     assert torch.equal(plain[0][inside], joined[0][inside])
     assert not torch.allclose(plain[5][inside], joined[5][inside], atol=1e-3)
-    apart = Plan.make([40, 40], 0)
+    apart = RowPlan.make([40, 40], 0)
     assert torch.equal(take_one_rows(apart, denoise, schedule, noise), plain[5])
-    alone, single = Plan.make([40], 10), TextDenoiser(net, text[:1])
+    alone, single = RowPlan.make([40], 10), TextDenoiser(net, text[:1])
     field = injected(3, (40, 12))
     expected = sample(single, schedule, lambda k: field(k).unsqueeze(0))
     assert torch.equal(take_one_canvas(alone, single, schedule, field), expected[0])
@@ -118,7 +119,7 @@ def test_b4_when_a_row_is_the_plain_prior() -> None:
 @torch.no_grad()
 def test_b5_a_step_reaches_one_row() -> None:
     net, schedule = tiny_net(), Schedule.make(4)
-    plan = Plan.make([30] * 6, 8)
+    plan = RowPlan.make([30] * 6, 8)
     denoise = TextDenoiser(net, torch.randn(6, 8))
     noise = rows_noise(plan)
 
@@ -130,8 +131,8 @@ def test_b5_a_step_reaches_one_row() -> None:
 
     runs: list[list[torch.Tensor]] = [[], []]
     for draws, seen in ((noise, runs[0]), (poked, runs[1])):
-        keep = seen.append
-        take_one_rows(plan, denoise, schedule, draws, chunk_rows=1, on_step=lambda s, x, keep=keep: keep(x.clone()))
+        keep = lambda now, seen=seen: seen.append(now.latents.clone())  # noqa: E731
+        take_one_rows(plan, denoise, schedule, draws, chunk_rows=1, on_step=keep)
     for step, (one, two) in enumerate(zip(*runs, strict=True), 1):
         moved = [not torch.equal(one[row], two[row]) for row in range(6)]
         assert moved == [row <= step for row in range(6)], step
@@ -139,7 +140,7 @@ def test_b5_a_step_reaches_one_row() -> None:
 
 @torch.no_grad()
 def test_b6_the_order_of_pairs_and_the_direction_of_time() -> None:
-    plan = Plan.make([32, 24, 40, 30], 12)
+    plan = RowPlan.make([32, 24, 40, 30], 12)
     rows = torch.randn(4, 40, 3)
     shaken = shake_hands(plan, rows.clone())
     for order in itertools.permutations(range(3)):
@@ -151,8 +152,8 @@ def test_b6_the_order_of_pairs_and_the_direction_of_time() -> None:
 
     schedule = Schedule.make(5)
     for fade, same in ((Fade.SYMMETRIC, True), (Fade.RELEASED, False)):
-        forwards = Plan.make([32, 24, 40], 12, fade=fade)
-        backwards = Plan.make([40, 24, 32], 12, fade=fade)
+        forwards = RowPlan.make([32, 24, 40], 12, fade=fade)
+        backwards = RowPlan.make([40, 24, 32], 12, fade=fade)
         field = injected(5, (forwards.total, 12))
         one = take_one_canvas(forwards, FrameLocal(), schedule, field)
         two = take_one_canvas(backwards, FrameLocal(), schedule, lambda k, field=field: field(k).flip(0)).flip(0)
@@ -172,7 +173,7 @@ def test_b6_the_order_of_pairs_and_the_direction_of_time() -> None:
 
 @torch.no_grad()
 def test_b7_chunks_change_nothing_but_the_memory() -> None:
-    plan = Plan.make([40] * 9, 10)
+    plan = RowPlan.make([40] * 9, 10)
     schedule, net = Schedule.make(6), tiny_net()
     sizes: list[int] = []
 
@@ -199,15 +200,17 @@ def test_b8_the_canvas_keeps_the_variance_and_rows_lose_it() -> None:
         def __call__(self, x, timestep, rows):
             return torch.zeros_like(x)
 
-    plan = Plan.make([60] * 4, 20)
+    plan = RowPlan.make([60] * 4, 20)
     schedule = Schedule.make(50)
     looks = (0.3, 0.5, 0.8)
     steps = [int(share * 50) for share in looks]
     spread: dict[int, torch.Tensor] = {}
 
-    def look(step: int, x: torch.Tensor) -> None:
+    def look(now: Step) -> bool:
+        step = now.number - 1
         if step in steps:
-            spread[step] = x.std(-1) / float((1 - schedule.previous[step]).sqrt())
+            spread[step] = now.latents.std(-1) / float((1 - schedule.previous[step]).sqrt())
+        return False
 
     take_one_canvas(plan, Zero(), schedule, injected(0, (plan.total, 4096)), on_step=look)
     for step in steps:
@@ -229,7 +232,7 @@ def test_b11_a_known_motion_comes_back_whole() -> None:
     schedule = Schedule.make(8)
     for lengths, h in (([50, 41, 60], 0), ([50, 41, 60], 1), ([50, 41, 60], 13), ([44, 40, 40, 61], 20)):
         for fade in Fade:
-            plan = Plan.make(lengths, h, fade=fade)
+            plan = RowPlan.make(lengths, h, fade=fade)
             total = torch.zeros(plan.total, 1)
             for row in range(plan.rows):
                 total[plan.span(row)] += plan.weights(row)
@@ -245,7 +248,7 @@ def test_b11_a_known_motion_comes_back_whole() -> None:
 @torch.no_grad()
 def test_b12_jerk_at_the_seams() -> None:
     schedule = Schedule.make(8)
-    plan = Plan.make([60] * 4, 16)
+    plan = RowPlan.make([60] * 4, 16)
     motion = known_motion(plan.total)
     out = take_one_canvas(plan, Oracle(plan.fold(motion)), schedule, injected(1, (plan.total, 12)))
     joints = out.view(-1, 4, 3)
@@ -255,7 +258,7 @@ def test_b12_jerk_at_the_seams() -> None:
     assert float(jerk(at).mean()) == pytest.approx(float(jerk(between).mean()), rel=0.1)
     peaks = []
     for h in (0, 4, 12, 20):
-        steps = Plan.make([60] * 4, h)
+        steps = RowPlan.make([60] * 4, h)
         broken = torch.arange(4.0).view(4, 1, 1).expand(4, 60, 12).clone()  # each row stands somewhere else
         take = take_one_canvas(steps, Oracle(broken), schedule, injected(2, (steps.total, 12))).view(-1, 4, 3)
         windows, _ = seam_windows(take, [start + h // 2 for start in steps.starts[1:]], 40)

@@ -3,6 +3,7 @@
 import csv
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from longtake.motion.kinematics import (
     quat_multiply,
     quat_to_matrix,
 )
+from longtake.motion.outputs import FILES, MotionOutput, kind_of
+from motion_data import swaying
 from motion_models import Golden
 
 FPS = 20.0
@@ -229,3 +232,84 @@ def test_what_cannot_be_exported_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="not a readable BVH"):
         read_bvh(tmp_path / "bad.bvh")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.bvh"]
+
+
+# ------------------------------------------------------------------------------------------------------ kinds of files
+
+
+def some_output(frames: int = 12) -> MotionOutput:
+    joints = swaying(0, frames, 0.0).numpy().astype(np.float32)
+    features = np.zeros((frames, 263), np.float32)
+    return MotionOutput(features, joints, ["walks"] * frames, 20.0, [], HUMANML.chains)
+
+
+@pytest.mark.parametrize("suffix", list(FILES))
+def test_every_kind_of_file_is_whole_as_written_and_not_when_it_is_cut(suffix: str, tmp_path: Path) -> None:
+    path = some_output().save(tmp_path / f"take{suffix}")
+    kind = kind_of(path)
+    kind.whole(path)
+    data = path.read_bytes()
+    for damaged in (b"", b"garbage", data[: len(data) // 2], data[: len(data) - 20]):
+        path.write_bytes(damaged)
+        with pytest.raises((UserError, OSError)):
+            kind.whole(path)
+    path.unlink()
+    with pytest.raises((UserError, OSError)):
+        kind.whole(path)
+    assert kind_of(Path("A.AMASS.NPZ")) is FILES[".amass.npz"] and kind_of(Path("a.npz")) is FILES[".npz"]
+    with pytest.raises(UserError, match="no file of motion"):
+        kind_of(Path("a.txt"))
+
+
+# ------------------------------------------------------------------------------------------------------ locked angles
+
+
+def turns(order: str, degrees: np.ndarray) -> np.ndarray:
+    """(F, 4) quaternions of Tait-Bryan angles (F, 3)."""
+    quats = torch.zeros(len(degrees), 4, dtype=torch.float64)
+    quats[:, 0] = 1.0
+    for axis, angle in zip(order, torch.deg2rad(torch.from_numpy(degrees)).unbind(1), strict=True):
+        turn = torch.zeros_like(quats)
+        turn[:, 0], turn[:, 1 + "XYZ".index(axis)] = (angle / 2).cos(), (angle / 2).sin()
+        quats = quat_multiply(quats, turn)
+    return quats.numpy()
+
+
+def apart(one: np.ndarray, two: np.ndarray) -> float:
+    """Largest angle between rotations, degrees; linear in small ones."""
+    gap = quat_to_matrix(torch.from_numpy(one)) - quat_to_matrix(torch.from_numpy(two))
+    return float(torch.rad2deg(gap.abs().max()))
+
+
+@pytest.mark.parametrize("order", ["ZXY", "ZYX", "XYZ", "XZY", "YXZ", "YZX"])
+@pytest.mark.parametrize("quarter", [90.0, -90.0])
+def test_b6_angles_at_exactly_a_quarter_turn_are_the_rotation(order: str, quarter: float) -> None:
+    middle = np.array([0.9 * quarter] + [quarter] * 5 + [quarter + 1e-7, quarter - 1e-9, quarter])
+    frames = np.stack([np.linspace(40.0, 60.0, 9), middle, np.linspace(25.0, -25.0, 9)], 1)
+    given = turns(order, frames)
+    angles, _ = euler(given, order)
+    assert apart(given, turns(order, angles)) < 1e-3
+    assert np.abs(np.diff(angles, axis=0)).max() < 10, "no flip from frame to frame"
+
+
+def test_b6_a_joint_that_comes_to_a_quarter_turn_and_stays_does_not_flip() -> None:
+    middle = np.concatenate([np.linspace(70.0, 90.0, 11), np.full(10, 90.0), np.linspace(90.0, 70.0, 11)])
+    frames = np.stack([np.full(32, 40.0), middle, np.full(32, 25.0)], 1)
+    angles, order = euler(turns("ZXY", frames))
+    assert order == "ZXY" and np.abs(angles - frames).max() < 1e-4
+
+
+def test_b6_a_seated_person_with_shins_splayed_keeps_his_feet_in_the_file(tmp_path: Path) -> None:
+    pose = swaying(1, 2, 0.0)[:1].double().clone()
+    index = {name: place for place, name in enumerate(HUMANML.names)}
+    for side, out in (("left", 1.0), ("right", -1.0)):
+        hip, knee, ankle, foot = (pose[0, index[f"{side}_{part}"]].clone() for part in ("hip", "knee", "ankle", "foot"))
+        thigh, shin = (knee - hip).norm(), (ankle - knee).norm()
+        knee = hip + torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) * thigh
+        down = torch.tensor([out * 0.6, -0.8, 0.0], dtype=torch.float64)
+        pose[0, index[f"{side}_knee"]], pose[0, index[f"{side}_ankle"]] = knee, knee + shin * down
+        pose[0, index[f"{side}_foot"]] = knee + shin * down + torch.tensor([0.0, 0.0, (foot - ankle).norm()])
+    seated = pose.expand(8, -1, -1).clone()
+    (solved,) = write_bvh(tmp_path / "seated.bvh", [seated], 20.0)
+    read = read_bvh(tmp_path / "seated.bvh").person(0, solved.rig)
+    assert float((read - solved.joints()).abs().max()) < 1e-4

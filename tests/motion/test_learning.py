@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from longtake.motion.doubletake import Plan, take_one_canvas
+from longtake.motion.doubletake import RowPlan, take_one_canvas
 from longtake.motion.metrics import jerk, seam_windows
 from longtake.motion.model import MDM
 from longtake.motion.sampling import Schedule, TextDenoiser, betas, sample
@@ -45,7 +45,7 @@ def test_a_tiny_net_learns_and_its_takes_join_without_a_jerk() -> None:
     assert 10 * sum(losses[-50:]) / 50 <= sum(losses[:5]) / 5, (losses[:5], losses[-5:])
 
     net.eval()
-    plan, schedule = Plan.make([FRAMES] * 3, 16), Schedule.make(STEPS)
+    plan, schedule = RowPlan.make([FRAMES] * 3, 16), Schedule.make(STEPS)
     text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     denoise = TextDenoiser(net, text, 1.0)
     joined, pasted, inside = [], [], []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from longtake.motion.control import Control
 from longtake.motion.convert import build
-from longtake.motion.doubletake import Plan
+from longtake.motion.doubletake import RowPlan
 from longtake.motion.kinematics import axis_angle_to_matrix
 from longtake.motion.pair.model import (
     ComMDM,
@@ -15,7 +15,7 @@ from longtake.motion.pair.model import (
     sample_long_pair,
 )
 from longtake.motion.sampling import Schedule, sample
-from motion_models import Golden, injected, theirs, tiny_net
+from motion_models import Golden, injected, kept, theirs, tiny_net
 
 
 @pytest.mark.parametrize("case", ["M5_forward_mid_comm2", "M5_forward_end_comm1"])
@@ -52,7 +52,7 @@ def test_m5_sampling_equals_the_original(case: str) -> None:
         Schedule.make(steps),
         lambda k: people(lambda person: noise(k, person=person)),
         rows=range(golden["batch"]),
-        on_step=lambda step, x: seen.update({step: x}),
+        on_step=kept(seen),
         **settings,
     )
     for place, person in enumerate("ab"):
@@ -115,13 +115,13 @@ def test_d2_the_canon_token_places_the_second_person() -> None:
 @torch.no_grad()
 def test_d2_a_long_pair_has_two_people_over_all_prompts() -> None:
     net = PairDenoiser(ComMDM.around(tiny_net(features=30), comm_layers=1).eval(), torch.randn(3, 8), 1.0)
-    plan, schedule = Plan.make([30, 30, 40], 8), Schedule.make(5)
+    plan, schedule = RowPlan.make([30, 30, 40], 8), Schedule.make(5)
     canvas, canon = injected(1, (plan.total, 2, 30)), injected(2, (3, 2, 30))
     x, tokens = sample_long_pair(plan, net, schedule, lambda k: (canvas(k), canon(k)))
     assert x.shape == (plan.total, 2, 30) and tokens.shape == (3, 2, 30)
     swapped, _ = sample_long_pair(plan, net, schedule, lambda k: (canvas(k).flip(1), canon(k).flip(1)))
     assert torch.equal(swapped.flip(1), x)
-    alone = Plan.make([30], 0)
+    alone = RowPlan.make([30], 0)
     one = PairDenoiser(net.model, net.text[:1], 1.0)
     long, _ = sample_long_pair(alone, one, schedule, lambda k: (canvas(k)[:30], canon(k)[:1]))
     state = lambda k: torch.cat([canon(k)[:1].unsqueeze(2), canvas(k)[:30].transpose(0, 1).unsqueeze(0)], 2)  # noqa: E731

@@ -140,7 +140,7 @@ def test_two_people_over_several_prompts_by_seed_and_stop(pipe) -> None:
 
     def stop(pipeline, step, timestep, tensors):
         assert tensors["clean"].shape == (150, 263)
-        if step == 2:
+        if step == 1:
             pipeline.stop()
         return tensors
 

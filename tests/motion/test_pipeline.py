@@ -11,7 +11,7 @@ from longtake.distributed import Ranks, setup
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.motion.control import Control, mask_features
-from longtake.motion.doubletake import Plan, take_one_canvas
+from longtake.motion.doubletake import Mode, RowPlan, take_one_canvas
 from longtake.motion.model import MDM
 from longtake.motion.pipeline import LongMotionPipeline
 from longtake.motion.rows import plan_of
@@ -70,7 +70,8 @@ def test_captions_follow_the_timeline_exactly() -> None:
 
 def test_a_call_gives_features_joints_and_captions(tmp_path: Path) -> None:
     pipe = make_pipe()
-    out = pipe(TIMELINE, FRAMES, seed=1, text=texts(), take2="release", blend=4)
+    settings = {"text": texts(), "num_inference_steps": 6}
+    out = pipe(TIMELINE, FRAMES, seed=1, take2="release", blend=4, **settings)
     assert out.features.shape == (FRAMES, 263) and out.joints.shape == (FRAMES, 22, 3)
     assert out.boundaries == [50, 110, 150] and out.captions[49:51] == ["a person walks", "waves"]
     assert out.info["completed"] and np.isfinite(out.joints).all()
@@ -80,9 +81,9 @@ def test_a_call_gives_features_joints_and_captions(tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "prior")
     again = LongMotionPipeline.from_prior(tmp_path / "prior")
     again.set_progress_bar_config(disable=True)
-    same = again(TIMELINE, FRAMES, seed=1, text=texts(), take2="release", blend=4)
+    same = again(TIMELINE, FRAMES, seed=1, take2="release", blend=4, **settings)
     assert np.array_equal(same.features, out.features)
-    assert not np.array_equal(again(TIMELINE, FRAMES, seed=2, text=texts()).features, out.features)
+    assert not np.array_equal(again(TIMELINE, FRAMES, seed=2, **settings).features, out.features)
     import longtake
 
     assert longtake.LongMotionPipeline is LongMotionPipeline and longtake.MDM is MDM
@@ -101,7 +102,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         ({"text": None}, "no text encoder"),
     ):
         with pytest.raises(UserError, match=message):
-            pipe(TIMELINE, FRAMES, **{"text": text, **settings})
+            pipe(TIMELINE, FRAMES, **{"text": text, "num_inference_steps": 6, **settings})
     with pytest.warns(UserWarning, match="shorter than the 10"):
         pipe("0: a | 4: b", 60, text=texts(2), num_inference_steps=1)
 
@@ -115,25 +116,27 @@ def test_a_first_take_keeps_what_a_control_holds_and_hooks_see_every_step() -> N
         steps.append(step)
         return clean
 
-    run, _ = pipe.prepare(TIMELINE, FRAMES, text=texts(), control=control, hooks=[hook])
+    run, _ = pipe.prepare(TIMELINE, FRAMES, text=texts(), control=control, hooks=[hook], num_inference_steps=6)
     whole, _ = pipe.solve(run, Ranks.single("cpu"))
     assert torch.equal(whole[:, control.mask], control.given[:, control.mask])
     assert steps == list(range(6))
-    free, _ = pipe.solve(pipe.prepare(TIMELINE, FRAMES, text=texts())[0], Ranks.single("cpu"))
+    free, _ = pipe.solve(
+        pipe.prepare(TIMELINE, FRAMES, text=texts(), num_inference_steps=6)[0], Ranks.single("cpu")
+    )
     assert not torch.allclose(whole[:, ~control.mask], free[:, ~control.mask], atol=1e-3), "the rest answers to it"
 
 
 def test_rows_mode_is_the_released_sampler() -> None:
     pipe = make_pipe(padding="attend")
-    run, _ = pipe.prepare(TIMELINE, FRAMES, text=texts(), seed=7, handshake=10)
+    run, _ = pipe.prepare(TIMELINE, FRAMES, text=texts(), seed=7, handshake=10, num_inference_steps=6)
     with torch.no_grad():
-        got = pipe._take_one_rows(run)
-    from longtake.motion.pipeline import _ROWS, _numbers
+        got, _ = pipe.solve(run, Ranks.single("cpu"), mode=Mode.ROWS)
+    from longtake.motion.first_take import ROWS, numbers
     from longtake.noise import noise
 
     def draw(count: int) -> torch.Tensor:
         frames = run.plan.longest
-        return torch.stack([noise(7, 0, _numbers(_ROWS, row, frames), count, (263,)) for row in range(4)])
+        return torch.stack([noise(7, 0, numbers(ROWS, row, frames), count, (263,)) for row in range(4)])
 
     with torch.no_grad():
         want = released_take_one(pipe.model, texts(), 2.5, run.plan.lengths, 10, 6, draw)
@@ -157,11 +160,12 @@ def every_way(rank: int, world: int) -> dict[str, np.ndarray]:
         ("held", "DDPMScheduler", {}, {"control": Control(mask_features("root"), torch.ones(FRAMES, 263))}),
     ):
         pipe = make_pipe(kind, **config)
-        out = pipe(TIMELINE, FRAMES, seed=1, text=texts(), chunk_rows=1, ranks=ranks, **settings)
+        given = {"text": texts(), "num_inference_steps": 6, "chunk_rows": 1, **settings}
+        out = pipe(TIMELINE, FRAMES, seed=1, ranks=ranks, **given)
         found[name] = out.features
     if world > 1:
         try:
-            make_pipe()("0: a", 40, text=texts(1), ranks=ranks)
+            make_pipe()("0: a", 40, text=texts(1), num_inference_steps=6, ranks=ranks)
             found["refused"] = np.zeros(1)
         except UserError as error:
             found["refused"] = np.ones(1) if "cannot be shared" in str(error) else np.zeros(1)
@@ -188,7 +192,8 @@ def go_on(rank: int, world: int, folder: str) -> np.ndarray:
     ranks.barrier()
     if not ranks.is_main:
         journal.attach(plan)
-    out = make_pipe()(TIMELINE, FRAMES, seed=1, text=texts(), chunk_rows=1, ranks=ranks, journal=journal)
+    given = {"text": texts(), "num_inference_steps": 6, "chunk_rows": 1}
+    out = make_pipe()(TIMELINE, FRAMES, seed=1, ranks=ranks, journal=journal, **given)
     journal.close()
     return out.features
 
@@ -196,17 +201,17 @@ def go_on(rank: int, world: int, folder: str) -> np.ndarray:
 @pytest.mark.distributed
 def test_a_stopped_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     pipe = make_pipe()
-    whole = pipe(TIMELINE, FRAMES, seed=1, text=texts(), chunk_rows=1).features
+    whole = pipe(TIMELINE, FRAMES, seed=1, text=texts(), num_inference_steps=6, chunk_rows=1).features
 
     def stop(pipe: Any, step: int, t: Any, tensors: dict[str, Any]) -> None:
         assert tensors["clean"].shape == (FRAMES, 263)
         if step == 2:
-            pipe.stop()  # the run ends after the next step
+            pipe.stop()  # steps count from 0: the run ends after this one, its third
 
     with Journal(tmp_path / "run") as journal:
         journal.open({"what": "test"})
-        settings = {"seed": 1, "text": texts(), "chunk_rows": 1, "take2": "release", "blend": 4}
-        early = pipe(TIMELINE, FRAMES, journal=journal, callback_on_step_end=stop, **settings)
+        settings = {"seed": 1, "text": texts(), "num_inference_steps": 6, "chunk_rows": 1, "take2": "release"}
+        early = pipe(TIMELINE, FRAMES, journal=journal, callback_on_step_end=stop, blend=4, **settings)
     assert not early.info["completed"] and early.info["steps"] == 3
     for features in run_ranks(go_on, 3, str(tmp_path / "run"), timeout=120):
         assert np.array_equal(features, whole)
@@ -218,7 +223,8 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> N
 def test_rolling_is_exact_within_the_light_cone_and_close_outside() -> None:
     pipe = make_pipe(steps=3)
     timeline = Timeline(tuple((40 * i, f"action {i}") for i in range(8)))
-    text, settings = texts(8), {"seed": 2, "handshake": 10, "chunk_rows": 1}
+    text = texts(8)
+    settings = {"seed": 2, "handshake": 10, "chunk_rows": 1, "num_inference_steps": 3}
     run, _ = pipe.prepare(timeline, 320, text=text, **settings)
     with torch.no_grad():
         full, _ = pipe.solve(run, Ranks.single("cpu"))
@@ -246,7 +252,7 @@ def test_memory_of_a_long_run_does_not_grow_with_its_rows() -> None:
     for rows in (3, 30):
         seen.clear()
         timeline = Timeline(tuple((60 * i, f"action {i}") for i in range(rows)))
-        out = pipe(timeline, 60 * rows, text=texts(rows), seed=1, num_inference_steps=2)
+        out = pipe(timeline, 60 * rows, text=texts(rows), seed=1, num_inference_steps=2, chunk_rows=4)
         assert len(out.features) == 60 * rows
         assert max(seen) == 2 * min(rows, 4) * 80 * 263
 
@@ -255,7 +261,7 @@ def test_the_sampler_evaluates_the_net_half_as_often_as_the_released_loop() -> N
     """Both takes on one net: guidance is one call and texts are ready, the second take evaluates each row once, and
     rows are padded to their chunk's length, not to the run's. Seconds: tests/benchmarks/motion.py."""
     net = tiny_net(features=30, padding="mask")
-    plan, steps = Plan.make([60, 150, 70, 64, 110, 62], 20), 10
+    plan, steps = RowPlan.make([60, 150, 70, 64, 110, 62], 20), 10
     schedule, text = Schedule.make(steps), texts(6)
     calls: list[tuple[int, int]] = []
     net.register_forward_pre_hook(lambda module, args: calls.append((1, args[0].shape[0] * args[0].shape[1])))

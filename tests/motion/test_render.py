@@ -1,10 +1,12 @@
 """Pictures show the person: both sides in their colours, the ground, the path, the words; films keep their length."""
 
+import time
+
 import numpy as np
 import pytest
 from longtake.errors import UserError
 from longtake.media import read_video
-from longtake.motion.export.film import Scene, draw, render_film, render_sheet
+from longtake.motion.export.film import Scene, _font, _lines, draw, render_film, render_sheet
 from longtake.motion.kinematics import HUMANML
 from longtake.motion.outputs import MotionOutput
 from motion_models import Golden
@@ -116,3 +118,16 @@ def test_what_an_output_cannot_write_is_refused(tmp_path) -> None:
     made.preview(tmp_path / "a.png")
     with pytest.raises(UserError, match="NaN"):
         render_sheet(tmp_path / "b.png", [walk() * np.nan], HUMANML)
+
+
+def test_f4_a_caption_of_any_length_is_fitted_in_no_time_and_keeps_its_beginning() -> None:
+    font = _font(12)
+    for text in ("[" * 10_000, "word " * 2_000, "a" * 300 + " b" * 5_000, "\u0301" * 10_000, "[" * 100_000):
+        started = time.process_time()
+        lines = _lines(text, font, 300.0)
+        assert time.process_time() - started < 0.2, text[:10]
+        assert 1 <= len(lines) <= 2 and lines[-1].endswith("…")
+        assert all(font.getlength(line) <= 300 for line in lines)
+    assert _lines("a person walks", font, 300.0) == ["a person walks"] and _lines("", font, 300.0) == [""]
+    two = _lines("a person walks and then turns to the left and goes on walking", font, 300.0)
+    assert len(two) == 2 and " ".join(two) == "a person walks and then turns to the left and goes on walking"

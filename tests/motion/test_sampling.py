@@ -4,7 +4,7 @@ import pytest
 import torch
 from longtake.motion.convert import build
 from longtake.motion.sampling import Schedule, TextDenoiser, betas, sample
-from motion_models import Golden, injected, theirs, tiny_net
+from motion_models import Golden, injected, kept, theirs, tiny_net
 
 
 def test_a3_schedule_constants() -> None:
@@ -42,7 +42,7 @@ def test_m2_ancestral_sampling_equals_the_original(case: str) -> None:
     denoise = TextDenoiser(build(golden.state()), golden.text(), golden["guidance"]["scale"])
     seen: dict[int, torch.Tensor] = {}
     rows = range(golden["batch"])
-    out = sample(denoise, schedule, golden.noise(steps), rows=rows, on_step=lambda step, x: seen.update({step: x}))
+    out = sample(denoise, schedule, golden.noise(steps), rows=rows, on_step=kept(seen))
     golden.check("sample", theirs(out))
     golden.check("x_after_first", theirs(seen[0]))
     golden.check("x_mid", theirs(seen[(steps + 1) // 2 - 1]))

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from longtake.motion.convert import build
-from longtake.motion.doubletake import Plan, take_one_rows
+from longtake.motion.doubletake import RowPlan, take_one_rows
 from longtake.motion.sampling import Schedule, TextDenoiser
 from longtake.motion.take2 import Preset, first_timestep, held_share, sandwiches, take_two
 from motion_models import Golden, injected, released_both_takes, tiny_net
 
 
-def noise_of(plan: Plan, frames: int, features: int = 12):
+def noise_of(plan: RowPlan, frames: int, features: int = 12):
     draws = injected(9, (plan.rows - 1, frames, features))
     return lambda count, pairs: draws(count)[list(pairs)]
 
@@ -18,7 +18,7 @@ def noise_of(plan: Plan, frames: int, features: int = 12):
 @torch.no_grad()
 def test_b9_m4_both_takes_equal_the_original(case: str) -> None:
     golden = Golden(case)
-    steps, plan = golden["schedule"]["steps"], Plan.make(golden["lengths"], golden["handshake"])
+    steps, plan = golden["schedule"]["steps"], RowPlan.make(golden["lengths"], golden["handshake"])
     net, schedule = build(golden.state()), Schedule.make(steps)
     denoise = TextDenoiser(net, golden.text(), golden["guidance"]["scale"])
     first = plan.unfold(take_one_rows(plan, denoise, schedule, golden.noise(steps)))
@@ -44,7 +44,7 @@ def test_b9_m4_both_takes_equal_the_original(case: str) -> None:
 @torch.no_grad()
 def test_b9_both_takes_equal_the_released_loop() -> None:
     net, steps, text = tiny_net(), 10, torch.randn(3, 8)
-    plan, schedule = Plan.make([60, 52, 66], 8), Schedule.make(10)
+    plan, schedule = RowPlan.make([60, 52, 66], 8), Schedule.make(10)
     frames = 2 * (66 - 16) + 8
     first, second = injected(1, (3, 66, 12)), injected(2, (2, frames, 12))
     want = released_both_takes(net, text, 2.5, plan.lengths, 8, 6, steps, first, second)
@@ -57,7 +57,7 @@ def test_b9_both_takes_equal_the_released_loop() -> None:
 
 @torch.no_grad()
 def test_b9_release_changes_only_the_margins() -> None:
-    plan = Plan.make([120, 90, 100], 20)
+    plan = RowPlan.make([120, 90, 100], 20)
     denoise = TextDenoiser(tiny_net(), None, 0.0)
     schedule, first = Schedule.make(10), torch.randn(plan.total, 12)
     second = take_two(plan, first, denoise, schedule, noise_of(plan, 180), blend=10, pad_to=180)
@@ -74,13 +74,13 @@ def test_b9_release_changes_only_the_margins() -> None:
         same = take_two(plan, first, denoise, schedule, noise_of(plan, 180), blend=blend, pad_to=180)
         assert torch.equal(same, first)
     for blend in range(2, 41):  # the released float steps break at 27
-        assert len(held_share(sandwiches(Plan.make([150, 150], 20))[0], Preset.RELEASE, blend)) == 240
+        assert len(held_share(sandwiches(RowPlan.make([150, 150], 20))[0], Preset.RELEASE, blend)) == 240
     assert [first_timestep(Preset.RELEASE, steps) for steps in (1000, 50, 20, 10)] == [899, 44, 17, 8]
 
 
 @torch.no_grad()
 def test_b10_the_paper_preset_makes_the_handshake_again() -> None:
-    plan = Plan.make([60, 50, 55], 10)
+    plan = RowPlan.make([60, 50, 55], 10)
     part = sandwiches(plan)[0]
     want = torch.ones(part.length)
     left, right = part.left, part.left + 10
@@ -109,7 +109,7 @@ def test_b10_the_paper_preset_makes_the_handshake_again() -> None:
 
 @torch.no_grad()
 def test_a_second_take_of_some_pairs_in_chunks_is_the_same() -> None:
-    plan = Plan.make([40] * 5, 8)
+    plan = RowPlan.make([40] * 5, 8)
     denoise, schedule = TextDenoiser(tiny_net(), None, 0.0), Schedule.make(10)
     first = torch.randn(plan.total, 12)
     noise = noise_of(plan, 56)
@@ -118,6 +118,6 @@ def test_a_second_take_of_some_pairs_in_chunks_is_the_same() -> None:
     border = plan.starts[2] + 20  # behind the second transition's margin, before the third's
     assert float((whole - some)[:border].abs().max()) <= 2e-6 and torch.equal(some[border:], first[border:])
     assert not torch.equal(whole[border:], first[border:])
-    alone = Plan.make([40], 8)
+    alone = RowPlan.make([40], 8)
     one = take_two(alone, first[:40], denoise, schedule, noise, blend=5)
     assert torch.equal(one, first[:40]), "one row has no seam"
