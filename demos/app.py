@@ -30,26 +30,74 @@ _POLICY = (
     "frame-src 'self'; worker-src 'self' blob:; form-action 'self'; frame-ancestors 'self'; base-uri 'self'; "
     "object-src 'none'"
 )
+# labels are quieter than what they name, fields have an outline, and boxes none
+_LOOK: dict[str, str] = {
+    "block_background_fill": "transparent",
+    "block_background_fill_dark": "transparent",
+    "block_border_width": "0px",
+    "block_shadow": "none",
+    "block_padding": "0px",
+    "block_label_background_fill": "transparent",
+    "block_label_background_fill_dark": "transparent",
+    "block_label_border_width": "0px",
+    "block_label_text_color": "*neutral_500",
+    "block_label_text_weight": "500",
+    "block_title_background_fill": "transparent",
+    "block_title_background_fill_dark": "transparent",
+    "block_title_text_color": "*neutral_600",
+    "block_title_text_color_dark": "*neutral_400",
+    "block_title_text_weight": "500",
+    "block_title_text_size": "*text_sm",
+    "block_title_padding": "0px",
+    "form_gap_width": "0px",
+    "input_background_fill": "*background_fill_primary",
+    "input_background_fill_dark": "*neutral_900",
+    "input_border_width": "1px",
+    "input_border_color": "*neutral_300",
+    "input_border_color_dark": "*neutral_700",
+    "input_shadow": "none",
+    "button_secondary_background_fill": "*background_fill_primary",
+    "button_secondary_background_fill_dark": "*neutral_800",
+    "button_border_width": "1px",
+    "button_secondary_border_color": "*neutral_300",
+    "button_secondary_border_color_dark": "*neutral_700",
+    "button_secondary_shadow": "none",
+    "button_primary_shadow": "none",
+    "button_large_text_weight": "600",
+    "button_large_padding": "8px 18px",
+}
 _STYLE = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
-.masthead h1 { margin: 0 0 .1rem; font-size: 1.5rem; letter-spacing: -.01em; }
-.masthead p, .about p { margin: 0; opacity: .8; }
-.dice { align-self: flex-end; }
-.estimate p { margin: .1rem 0; font-variant-numeric: tabular-nums; }
+.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+.masthead h1 { margin: 0 0 .15rem; font-size: 1.45rem; letter-spacing: -.01em; }
+.masthead p { margin: 0; opacity: .7; }
+.about p { margin: 0; opacity: .8; max-width: 60rem; }
+.examples { flex-wrap: wrap !important; gap: .5rem !important; justify-content: flex-start !important; }
+.examples button { flex: 0 0 auto !important; width: auto !important; font-weight: 500; }
+.studio { align-items: flex-start !important; gap: 2rem !important; }
+.form { background: transparent !important; border: 0 !important; gap: 1rem !important; box-shadow: none !important; }
+.label-wrap { text-align: left; }
+.label-wrap .icon { flex-shrink: 0; margin-left: .5rem; }
+.lengths { align-items: flex-end !important; }
+.lengths .block { flex: 1 1 7rem !important; min-width: 7rem !important; }
+.lengths button { flex: 0 0 auto !important; font-weight: 500; }
+.estimate p { margin: .1rem 0; font-size: .9rem; opacity: .85; font-variant-numeric: tabular-nums; }
+.progress { scroll-margin-top: 1rem; }
 .bar { display: grid; gap: .35rem; }
 .bar span { font-variant-numeric: tabular-nums; }
-.bar progress { width: 100%; height: .55rem; appearance: none; border: 0; border-radius: 4px; overflow: hidden; }
+.bar progress { width: 100%; height: .5rem; appearance: none; border: 0; border-radius: 4px; overflow: hidden; }
 .bar progress, .bar progress::-webkit-progress-bar { background: var(--border-color-primary); }
 .bar progress::-webkit-progress-value { background: var(--color-accent); }
 .bar progress::-moz-progress-bar { background: var(--color-accent); }
-.files .empty, .film .empty { min-height: 5rem; }
+.files .empty { display: none; }
+.film video { background: #fff; border-radius: 8px; margin: 0 auto; }
+.film.crisp video, .glimpse { image-rendering: pixelated; }
 .mono textarea { font-family: var(--font-mono); font-size: .8rem; white-space: pre; overflow-x: auto; }
 .column, .cm-editor, .codemirror-wrapper { min-width: 0; max-width: 100%; }
-.hint { opacity: .75; }
+.hint { opacity: .75; margin: .2rem 0; }
 .done { font-weight: 600; margin: .2rem 0; }
-.glimpse { width: 100%; border-radius: 10px; margin-top: .6rem; background: #fff; }
+.glimpse { width: 100%; border-radius: 8px; margin-top: .6rem; background: #fff; }
 .viewer iframe {
-  width: 100%; height: min(60vh, 460px); border: 1px solid var(--border-color-primary); border-radius: 10px;
+  width: 100%; height: min(62vh, 440px); border: 1px solid var(--border-color-primary); border-radius: 8px;
 }
 .plots figure { margin: 0 0 .6rem; }
 .plots figcaption { font-size: .85rem; opacity: .8; }
@@ -59,7 +107,9 @@ _STYLE = """
 .plots .grid { stroke: currentColor; opacity: .15; }
 .plots .mark { stroke: currentColor; opacity: .6; stroke-dasharray: 4 4; }
 .mask img { image-rendering: pixelated; }
+footer { opacity: .6; }
 @media (max-width: 620px) {
+  .film.crisp video { height: 256px !important; width: auto; }
   .gradio-container { padding: .5rem !important; }
   .ranks .table-container, .ranks .table-wrap { max-width: calc(100vw - 4.5rem); overflow-x: auto; }
 }
@@ -82,19 +132,21 @@ def build(bench: Any) -> tuple[Any, dict[str, Any]]:
         gr.HTML(
             '<div class="masthead"><h1>longtake</h1>'
             "<p>Long takes from short-clip generators, on this machine.</p></div>",
+            padding=False,
             js_on_load=None,
         )
         with gr.Tabs():
             for name in installed():
                 with gr.Tab(name.capitalize(), id=name):
                     Form(bench, domain_of(name)).build()
-            with gr.Tab("Kernels", id="kernels"):
-                kernels_tab()
+            with gr.Tab("Kernels", id="kernels") as kernels:
+                kernels_tab(kernels)
     demo.queue(max_size=QUEUE, default_concurrency_limit=4)
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    theme = gr.themes.Soft(
-        primary_hue="blue", font=fonts, font_mono=["ui-monospace", "Consolas", "Menlo", "monospace"]
-    )  # fmt: skip
+    theme = gr.themes.Base(
+        primary_hue="blue", neutral_hue="slate", radius_size="md", font=fonts,
+        font_mono=["ui-monospace", "Consolas", "Menlo", "monospace"],
+    ).set(**_LOOK)  # fmt: skip
     return demo, {"theme": theme, "css": _STYLE}
 
 

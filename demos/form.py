@@ -203,7 +203,7 @@ class Form:
         first = self.examples[0]
         gr.Markdown(self.domain.SUMMARY or self.domain.ABOUT, elem_classes="about")
         with gr.Row(elem_classes="examples"):
-            buttons = [gr.Button(f"▶ {example.title}", size="sm", min_width=80) for example in self.examples]
+            buttons = [gr.Button(f"▶ {example.title}", size="md", min_width=60) for example in self.examples]
         with gr.Row(elem_classes="studio"):
             with gr.Column(scale=5, min_width=320):
                 inputs = self._controls(first)
@@ -213,9 +213,8 @@ class Form:
                     stop = gr.Button("Stop", min_width=140)
             with gr.Column(scale=6, min_width=320):
                 progress = gr.HTML(
-                    '<p class="hint">Press an example above, or write your own and press Generate. Stop keeps what is '
-                    "done.</p>",
-                    label="Progress", elem_classes="progress", elem_id=f"{self.domain.NAME}-progress", js_on_load=None,
+                    self._welcome(), label="Progress", padding=False, elem_classes="progress",
+                    elem_id=f"{self.domain.NAME}-progress", js_on_load=None,
                 )  # fmt: skip
                 views = self.tab.views()
                 download = gr.File(label="Files", file_count="multiple", interactive=False, elem_classes="files")
@@ -238,6 +237,14 @@ class Form:
             [progress, *views, download, settings, python, command],
         )  # fmt: skip
         return list(inputs.values())
+
+    def _welcome(self) -> str:
+        """What stands above the result before anything was made."""
+        made = f"Below: <code>{html.escape(self.tab.sample)}</code>" if self.tab.sample else ""
+        return (
+            '<p class="hint">Press an example, or write your own and press Generate. Stop keeps what is done. '
+            f"{made}</p>"
+        )
 
     def first_line(self) -> dict[str, Any]:
         """The job line that the page opens with."""
@@ -265,7 +272,7 @@ class Form:
                 made["timeline"] = timeline_editor(values["timeline"], fps=self.fps, gap=self.tab.gap)
             else:
                 made["timeline"] = gr.Textbox(values["timeline"], label="Text", lines=4, max_length=MOST_PROMPTS)
-        with gr.Row():
+        with gr.Row(elem_classes="lengths"):
             if self.has_length:
                 made["seconds"] = gr.Number(
                     values["seconds"], label="Length in seconds", minimum=0, maximum=self.domain.MOST_SECONDS,
@@ -274,7 +281,7 @@ class Form:
             made["seed"] = gr.Number(
                 values["seed"], label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120
             )
-            made["dice"] = gr.Button("New seed ↻", min_width=110, elem_classes="dice")
+            made["dice"] = gr.Button("New seed ↻", min_width=90)
         with gr.Accordion("More settings", open=False):
             for knob in self.knobs:
                 made[knob.name] = _control(knob, values[knob.name])
@@ -323,7 +330,8 @@ class Form:
             "inputs": inputs, "outputs": outputs, "concurrency_id": DEVICE, "concurrency_limit": 1,
             "show_progress": "minimal", "show_progress_on": progress,
         }  # fmt: skip
-        seen = f"() => document.getElementById('{progress.elem_id}')?.scrollIntoView({{block: 'nearest'}})"
+        place = f"document.getElementById('{progress.elem_id}')"
+        seen = f"() => {{ {place}?.scrollIntoView({{block: 'nearest'}}); return []; }}"
         go.click(expect, queue=False, api_name=f"{name}_join", show_progress="hidden", js=seen).then(
             generate, api_name=name, **work
         )

@@ -160,8 +160,8 @@ def _python(question: Question, mask: Mask) -> str:
     )
 
 
-def kernels_tab() -> None:
-    """Build the tab inside gr.Blocks. Its event is /kernels."""
+def kernels_tab(tab: Any) -> None:
+    """Build the tab inside gr.Blocks. Its event is /kernels; the first plan is drawn when the tab is opened."""
     import gradio as gr
 
     gr.Markdown(
@@ -186,7 +186,7 @@ def kernels_tab() -> None:
                 kv_heads = gr.Number(8, label="Key heads", precision=0, minimum=1, min_width=90)
                 head_dim = gr.Number(64, label="Head width", precision=0, minimum=1, min_width=90)
                 dtype = gr.Dropdown(list(DTYPES), value="bfloat16", label="Numbers", min_width=110)
-            go = gr.Button("Draw the plan", variant="primary")
+            go = gr.Button("Draw the plan", variant="primary", min_width=140)
         with gr.Column(scale=5, min_width=300):
             picture = gr.Image(
                 label="Mask and ranks", show_label=False, interactive=False, format="png",
@@ -198,11 +198,15 @@ def kernels_tab() -> None:
                 elem_classes="about",
             )
             summary = gr.Markdown()
-            table = gr.Dataframe(
-                headers=["rank", "tokens", "MFLOP forward", "kB sent forward", "kB sent backward"],
-                datatype="number", interactive=False, label="By rank", elem_classes="ranks",
-            )  # fmt: skip
-            python = gr.Code(label="Python", language="python", interactive=False, wrap_lines=True)
+            with gr.Accordion("Figures: work and bytes by rank", open=False):
+                table = gr.Dataframe(
+                    headers=["rank", "tokens", "MFLOP forward", "kB sent forward", "kB sent backward"],
+                    datatype="number", interactive=False, label="By rank", elem_classes="ranks",
+                )  # fmt: skip
+            with gr.Accordion("Python", open=False):
+                python = gr.Code(
+                    label="Python", show_label=False, language="python", interactive=False, wrap_lines=True
+                )
 
     def plan(
         mask: str, length: int, ranks: int, layout: str, strategy: str, window: int, others: int, heads: int,
@@ -218,10 +222,9 @@ def kernels_tab() -> None:
             raise gr.Error(one_line(error), print_exception=False) from error
 
     inputs = [mask, length, ranks, layout, strategy, window, others, heads, kv_heads, head_dim, dtype]
-    go.click(
-        plan, inputs, [picture, table, summary, python], api_name="kernels", concurrency_id="kernels",
-        concurrency_limit=1,
-    )  # fmt: skip
+    outputs = [picture, table, summary, python]
+    go.click(plan, inputs, outputs, api_name="kernels", concurrency_id="kernels", concurrency_limit=1)
+    tab.select(plan, inputs, outputs, api_visibility="private", concurrency_id="kernels", concurrency_limit=1)
 
 
 def _whole(value: Any) -> int:

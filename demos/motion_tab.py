@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.demos.tab import Tab
+from longtake.demos.tab import SAMPLES, Tab
 
 if TYPE_CHECKING:
     from longtake.request import Request
@@ -16,10 +16,19 @@ if TYPE_CHECKING:
 def _views() -> list[Any]:
     import gradio as gr
 
-    return [
-        gr.HTML(label="Motion", elem_classes="viewer", js_on_load=None),
-        gr.Textbox(label="Transitions: jerk, root step, foot skate", lines=3, max_lines=14, elem_classes="mono"),
-    ]
+    text = (SAMPLES / "walk.html").read_text(encoding="utf-8")
+    viewer = gr.HTML(_frame(text), label="Motion", padding=False, elem_classes="viewer", js_on_load=None)
+    with gr.Accordion("Figures: jerk, root step and foot skate at each transition", open=False):
+        seams = gr.Textbox(label="Transitions", show_label=False, lines=3, max_lines=14, elem_classes="mono")
+    return [viewer, seams]
+
+
+def _frame(text: str) -> str:
+    """A viewer page in a frame of its own."""
+    return (
+        '<iframe title="3-D view of the motion: drag to turn, wheel to zoom, space to play" sandbox="allow-scripts" '
+        f'srcdoc="{html.escape(text)}"></iframe>'
+    )
 
 
 def show(output: Any, files: list[Path], request: Request) -> list[Any]:
@@ -27,11 +36,7 @@ def show(output: Any, files: list[Path], request: Request) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         page = next((path for path in files if path.suffix == ".html"), None)
         text = (page or output.save(Path(folder) / "viewer.html")).read_text(encoding="utf-8")
-    frame = (
-        '<iframe title="3-D view of the motion: drag to turn, wheel to zoom, space to play" sandbox="allow-scripts" '
-        f'srcdoc="{html.escape(text)}"></iframe>'
-    )
-    return [frame, output.seams().text() if output.boundaries else "One prompt: there are no transitions."]
+    return [_frame(text), output.seams().text() if output.boundaries else "One prompt: there are no transitions."]
 
 
 def glimpse(pipe: Any, clean: Any, path: Path) -> None:
@@ -43,4 +48,12 @@ def glimpse(pipe: Any, clean: Any, path: Path) -> None:
     render_sheet(path, [joints], pipe.space.form.skeleton, frames=frames)
 
 
-TAB = Tab(views=_views, view_count=2, show=show, glimpse=glimpse, usual=(".bvh", ".glb", ".html", ".npz"))
+TAB = Tab(
+    views=_views,
+    view_count=2,
+    show=show,
+    glimpse=glimpse,
+    usual=(".bvh", ".glb", ".html", ".npz"),
+    sample='longtake motion "0s: a person walks | 4s: waves with the right hand | 7s: runs" --seconds 11 --seed 1 '
+    "--out walk.html",
+)

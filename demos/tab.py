@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tab:
-    """views: builds the components of the result, so many; show(output, files, request) gives their values. glimpse
-    (pipe, clean, path) draws a preview of the clean estimate, None draws none. first() gives the views' values before
-    anything was made. usual: suffixes ticked at the start; kinds: those that can be had, None for all of the domain's;
-    most_seconds, gap: the longest run, and seconds between a prompt and one added after it."""
+    """views: builds the components of the result, so many, with a finished sample in them where one ships;
+    show(output, files, request) gives their values. glimpse(pipe, clean, path) draws a preview of the clean estimate,
+    None draws none. usual: suffixes ticked at the start; kinds: those that can be had, None for all of the domain's;
+    gap: seconds between a prompt and one added after it. sample: the command that made what is shown at first."""
 
     views: Callable[[], list[Any]]
     view_count: int
     show: Callable[[Any, list[Path], Request], list[Any]]
     glimpse: Callable[[Any, Any, Path], None] | None = None
-    first: Callable[[], list[Any]] | None = None
     usual: tuple[str, ...] = ()
     kinds: tuple[str, ...] | None = None
     gap: float = 4.0
+    sample: str = ""
+
+
+SAMPLES = Path(__file__).parent / "samples"  # made by the commands that the tabs name
 
 
 def tab_of(name: str) -> Tab:

@@ -40,7 +40,7 @@ button {
 .tools button { width: 2.2rem; padding: 0; }
 button:hover:not(:disabled) { border-color: var(--color-accent); }
 button:disabled { opacity: .35; cursor: default; }
-.under { display: flex; gap: .8rem; align-items: center; flex-wrap: wrap; }
+.under { margin-top: .2rem; display: flex; gap: .8rem; align-items: center; flex-wrap: wrap; }
 .hint { font-size: .82rem; opacity: .7; }
 @media (max-width: 620px) {
   .row { grid-template-columns: 5.2rem 1fr; padding-bottom: .5rem; }

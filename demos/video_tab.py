@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.demos.plots import line_plot
-from longtake.demos.tab import Tab
+from longtake.demos.tab import SAMPLES, Tab
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,13 +15,30 @@ if TYPE_CHECKING:
 WINDOW = 16  # frames at a segment's start that the later ones are compared with
 
 
+CRISP = 384  # pixels that a small film is blown up to, in whole steps, with hard edges
+
+
 def _views() -> list[Any]:
     import gradio as gr
 
-    return [
-        gr.Video(label="Film", loop=True, interactive=False, elem_classes="film"),
-        gr.HTML(label="Plots", elem_classes="plots", js_on_load=None),
-    ]
+    film = gr.Video(
+        str(SAMPLES / "running.mp4"), label="Film", show_label=False, loop=True, autoplay=True, interactive=False,
+        height=CRISP, elem_classes=["film", "crisp"],
+    )  # fmt: skip
+    with gr.Accordion("Figures: what each frame changes, and how alike it stays", open=False):
+        plots = gr.HTML(label="Plots", elem_classes="plots", js_on_load=None)
+    return [film, plots]
+
+
+def film_view(path: Path, height: int, width: int) -> Any:
+    """A film in the page: a small one in whole multiples of its size with hard edges, another as large as there is
+    room."""
+    import gradio as gr
+
+    times = CRISP // max(height, width)
+    if times < 2:
+        return gr.update(value=str(path), height=min(height, 540), elem_classes=["film"])
+    return gr.update(value=str(path), height=times * height, elem_classes=["film", "crisp"])
 
 
 def likeness(latents: np.ndarray, starts: list[int]) -> np.ndarray:
@@ -54,7 +71,7 @@ def show(output: Any, files: list[Path], request: Request) -> list[Any]:
         )
         alike = likeness(output.latents.numpy(), starts)
         plots += line_plot("Likeness to the start of the prompt (cosine of latents)", alike, fps, marks, high=1.0)
-    return [str(film), plots]
+    return [film_view(film, *frames.shape[1:3]), plots]
 
 
 def glimpse(pipe: Any, clean: Any, path: Path) -> None:
@@ -67,4 +84,10 @@ def glimpse(pipe: Any, clean: Any, path: Path) -> None:
     contact_sheet(list(decode_chunk(pipe.vae, clean[places.to(clean.device)])), path, columns=8)
 
 
-TAB = Tab(views=_views, view_count=2, show=show, glimpse=glimpse)
+TAB = Tab(
+    views=_views,
+    view_count=2,
+    show=show,
+    glimpse=glimpse,
+    sample='longtake video "person running" --frames 96 --seed 1 --out running.mp4',
+)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longtake.motion.objective import DIFFERENCE_WEIGHT, FOOT_WEIGHT, ROOT_WEIGHT, SCHEDULE
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -29,16 +31,8 @@ MODEL: dict[str, Any] = {
     "text_width": 384,
     "padding": "mask",
 }
-SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "sample",
-    "clip_sample": False,
-    "timestep_spacing": "trailing",
-}
 LENGTHS = (40, 64, 80, 100, 128, 160)  # frames of a batch's rows, drawn anew each step
 FRAMES_A_STEP = 3200
-ROOT_WEIGHT, DIFFERENCE_WEIGHT, FOOT_WEIGHT = 6.0, 5.0, 0.05
 STANDING_SPEED = 0.0076  # metres a frame: root mean square speed of the real feet that are in contact
 DROP_TEXT = 0.1
 

@@ -56,13 +56,13 @@ def test_a_killed_count_goes_on_where_it_was(counter: Path) -> None:
     words = [sys.executable, "-m", "longtake", "counter", "sheep", "--to", "60", "--out", "a.txt"]
     running = subprocess.Popen([*words, "--slow", "0.1"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(list(Path("a.txt.run").glob("count*"))) < 3 and time.monotonic() < deadline:
+    while len(list(Path("a.txt.run").glob("count*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert not Path("a.txt").exists()
     done = max(int(path.stem.removeprefix("count")) for path in Path("a.txt.run").glob("count*.json"))
-    assert 3 <= done < 60
+    assert 2 <= done < 60
     head = Path("a.txt.run") / f"count{done:06d}.json"
     head.write_text(json.dumps([f"was {n}" for n in range(done)]))  # proves that it is gone on from
     assert main(["counter", "sheep", "--to", "60", "--out", "a.txt"]) == 2

@@ -94,9 +94,9 @@ def table(pipe: LongMotionPipeline, data: Path, block: str, seeds: int, seed: in
     """The table as markdown."""
     from diffusers import DDIMScheduler
     from longtake.motion.data import load_motions
+    from longtake.motion.objective import SCHEDULE
     from longtake.motion.pair.pipeline import load_block
     from longtake.motion.pair.train import held_out, silence
-    from longtake.motion.train import SCHEDULE
 
     pipe.set_progress_bar_config(disable=True)
     scheduler = DDIMScheduler(**SCHEDULE)

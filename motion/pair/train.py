@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from longtake.motion.objective import DIFFERENCE_WEIGHT, ROOT_WEIGHT, SCHEDULE
 from longtake.motion.pair.data import KINDS, PairBatch, Pairs
 from longtake.motion.pair.model import CANON, CANON_SCALE, ComMDM, first_token
 from longtake.motion.pair.pipeline import CONFIG, WEIGHTS
-from longtake.motion.train import DIFFERENCE_WEIGHT, ROOT_WEIGHT, SCHEDULE
 
 if TYPE_CHECKING:
     import argparse

@@ -101,11 +101,15 @@ def test_an_example_is_one_click_stop_keeps_what_is_done_and_a_reload_begins_ane
     seen = visit("Video", width=390, scheme="dark")
     seen.panel.get_by_role("button", name="Penguin").click()
     seen.panel.locator("img.glimpse").wait_for(timeout=60_000)
+    top = seen.progress.bounding_box()["y"]
+    assert 0 <= top < 860, "the page scrolled to the progress"
     seen.panel.get_by_role("button", name="Stop").click()
     seen.panel.locator(".done").wait_for(timeout=60_000)
     assert "stopped after step" in seen.progress.inner_text()
     assert seen.prompts() == ["a penguin waddles"]
     seen.window.wait_for_function("document.querySelector('video')?.readyState >= 2", timeout=20_000)
+    seen.panel.get_by_text("Figures: what each frame").click()
+    seen.panel.locator(".plots svg").nth(1).wait_for(timeout=10_000)
     assert seen.panel.locator(".plots svg").count() == 2
     assert seen.window.evaluate("document.documentElement.scrollWidth <= innerWidth"), "fits a phone"
     seen.window.reload()
@@ -137,10 +141,22 @@ def test_a_mistake_is_one_line_on_the_page(visit) -> None:
     assert "has no prompt" in toast.inner_text() and "Traceback" not in toast.inner_text()
 
 
-def test_a_plan_is_drawn(visit) -> None:
+def test_the_first_view_shows_a_film_and_a_moving_figure(visit) -> None:
+    seen = visit("Video")
+    seen.window.wait_for_function("document.querySelector('.film video')?.readyState >= 2", timeout=20_000)
+    size = seen.window.evaluate("(film => [film.videoWidth, film.clientHeight])(document.querySelector('.film video'))")
+    assert size[0] == 64 and size[1] % 64 == 0, "in whole multiples of its size"
+    seen.window.get_by_role("tab", name="Motion").click()
+    inside = seen.window.frame_locator("iframe:visible")
+    inside.locator("#caption").wait_for(timeout=10_000)
+
+
+def test_a_plan_is_drawn_at_once_and_again(visit) -> None:
     seen = visit("Kernels", width=390)
+    seen.panel.locator(".mask img").wait_for(timeout=30_000)
     seen.panel.get_by_role("button", name="Draw the plan").click()
     seen.panel.locator(".mask img").wait_for(timeout=30_000)
+    seen.window.wait_for_function("document.body.innerText.includes('kB sent by all ranks')")
     assert "kB sent by all ranks" in seen.panel.inner_text()
     assert seen.window.evaluate("document.documentElement.scrollWidth <= innerWidth")
 

@@ -1,5 +1,5 @@
-"""Every door behaves: a mistake is one line before anything is written, a stopped run is not complete, what is asked for
-is made or refused, never dropped."""
+"""Every door behaves: a mistake is one line before anything is written, a stopped run is not complete, and what is
+asked for is made or refused, never dropped."""
 
 import json
 import os
