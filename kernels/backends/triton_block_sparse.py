@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from longtake.kernels.backends.registry import Capabilities, Request, accelerators, lacks
+from longtake.kernels.backends.contract import Capabilities, Request, accelerators, lacks
 from longtake.kernels.backends.triton_dual_scope import DTYPES, tiles_module
 from longtake.kernels.masks.basic import Positions, as_positions
 from longtake.kernels.masks.tables import BlockSparse

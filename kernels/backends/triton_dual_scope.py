@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from longtake.kernels.backends.registry import Capabilities, Request, accelerators, lacks
+from longtake.kernels.backends.contract import Capabilities, Request, accelerators, lacks
 from longtake.kernels.masks.basic import DualScope, Edge, Overlap, Positions, as_positions
 from longtake.kernels.plan.tiles import Tile, positions_of
 from torch import Tensor

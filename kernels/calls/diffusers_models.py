@@ -21,13 +21,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from longtake.kernels.calls.api import as_transport, attention
+from longtake.kernels.calls.api import attention
 from longtake.kernels.errors import CapabilityError
 from longtake.kernels.masks.basic import Causal, Full, Mask
 from longtake.kernels.masks.combined import And
 from longtake.kernels.masks.tables import KeyMask
 from longtake.kernels.partition import Partition
 from longtake.kernels.plan.plan import Plan, make_plan
+from longtake.kernels.ranks.mesh import as_transport
 from longtake.kernels.ranks.rows import gather_rows
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor

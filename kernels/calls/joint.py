@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from longtake.kernels.calls.api import as_transport, attention
+from longtake.kernels.calls.api import attention
 from longtake.kernels.errors import ShapeError
 from longtake.kernels.masks.basic import Full
 from longtake.kernels.masks.tables import KeyPadding
@@ -22,6 +22,7 @@ from longtake.kernels.partition import Partition
 from longtake.kernels.plan.layout import Layout
 from longtake.kernels.plan.plan import make_plan
 from longtake.kernels.ranks.agreement import agree
+from longtake.kernels.ranks.mesh import as_transport
 from longtake.kernels.ranks.rows import gather_rows
 from torch import Tensor
 

@@ -24,7 +24,7 @@ from longtake.kernels.errors import ShapeError
 from longtake.kernels.masks.basic import Causal, Full
 from longtake.kernels.plan.plan import Plan
 from longtake.kernels.plan.tiles import Runs, positions_of
-from longtake.kernels.strategies.engine import accumulator_dtype
+from longtake.kernels.precision import accumulator_dtype
 from torch import Tensor
 
 

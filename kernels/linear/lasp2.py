@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from longtake.kernels.linear.scan import alone, gather_summaries
+from longtake.kernels.precision import accumulator_dtype
 from longtake.kernels.ranks.agreement import agree
+from longtake.kernels.ranks.mesh import alone
+from longtake.kernels.ranks.summaries import gather_summaries
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
@@ -65,7 +67,7 @@ def linear_attention(
         "causal": int(causal), "normalize": int(normalize), "width of the decay": 0 if decay is None else decay.dim(),
     }  # fmt: skip
     agree(transport, {**told, "dtype": q.dtype.itemsize}, q.device)
-    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
+    accumulate = accumulator_dtype(q.dtype)
     log_decay = None if decay is None else _spread(decay, q).to(accumulate)
     wide = log_decay is not None and log_decay.shape[-1] > 1
     values = v.to(accumulate)

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.agreement import agree
-from longtake.kernels.ranks.transport import DryTransport, Transport
+from longtake.kernels.ranks.mesh import alone
+from longtake.kernels.ranks.summaries import Summary, gather_summaries
+from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
-Summary = tuple[Tensor, ...]
 Combine = Callable[[Summary, Summary], Summary]
 
 
@@ -32,32 +33,6 @@ class Discretization(StrEnum):
 
     ZOH = "zoh"  # exp(A dt), (exp(A dt) - 1) / A B: the input is constant during a step (S4D, S5)
     BILINEAR = "bilinear"  # (1 + A dt / 2) / (1 - A dt / 2), dt / (1 - A dt / 2) B (S4)
-
-
-def alone() -> Transport:
-    """A world of one, also where torch.distributed is initialised: what an operator without a transport runs on."""
-    return DryTransport(0, 1)
-
-
-def gather_summaries(transport: Transport, summary: Summary) -> list[Summary]:
-    """The summaries of all ranks, in rank order: one call, (P - 1) times my summary's bytes each way.
-
-    summary: tensors of one dtype and device whose shapes are the same on every rank.
-    """
-    if transport.world == 1:
-        return [summary]
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in summary])[None]
-    complex_dtype = flat.dtype if flat.is_complex() else None
-    if complex_dtype is not None:
-        flat = torch.view_as_real(flat).flatten(1)
-    everyone = Partition.even(transport.world, transport.world)
-    (gathered,) = transport.start_gather([flat], 0, everyone, range(transport.world)).wait()
-    if complex_dtype is not None:
-        gathered = torch.view_as_complex(gathered.view(transport.world, -1, 2))
-    sizes, shapes = [tensor.numel() for tensor in summary], [tensor.shape for tensor in summary]
-    return [
-        tuple(piece.view(shape) for piece, shape in zip(row.split(sizes), shapes, strict=True)) for row in gathered
-    ]
 
 
 def prefix_scan(

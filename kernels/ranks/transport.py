@@ -103,7 +103,7 @@ class Transport:
         self.world = dist.get_world_size(group) if alive else 1
         if self.rank < 0:
             raise ValueError("this process is not a member of the given group")
-        self.verified: set[Any] = set()  # plans and shapes that all ranks were found to agree on
+        self.verified: dict[Any, Any] = {}  # what all ranks were found to agree on -> what they told beside it
         self._in_round = False
         self._round_used = False
         self._connected = False
@@ -440,7 +440,7 @@ class DryTransport(Transport):
         self.group = None
         self.counter = counter if counter is not None else Counter()
         self.rank, self.world = rank, world
-        self.verified = set()
+        self.verified = {}
         self._in_round, self._round_used, self._connected = False, False, True
 
     def compare(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from longtake.kernels.linear.scan import alone, gather_summaries
 from longtake.kernels.masks.tables import BlockSparse
+from longtake.kernels.ranks.mesh import alone
+from longtake.kernels.ranks.summaries import gather_summaries
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
