@@ -22,7 +22,7 @@ from enum import StrEnum
 
 import torch
 from longtake.kernels.heads import gather_heads, spread_heads
-from longtake.kernels.precision import accumulator_dtype
+from longtake.kernels.precision import accumulator_dtype, exact
 from torch import Tensor
 
 
@@ -38,6 +38,7 @@ def partial_backend(q: Tensor, k: Tensor, v: Tensor) -> PartialBackend:
     return PartialBackend.ATEN_CPU if q.device.type == "cpu" and q.shape[-1] == v.shape[-1] else PartialBackend.MATH
 
 
+@exact
 def partial_attention(
     q: Tensor,
     k: Tensor,
@@ -99,6 +100,7 @@ def partial_attention(
     return out, lse
 
 
+@exact
 def partial_backward(
     d_out: Tensor,
     q: Tensor,
@@ -210,6 +212,7 @@ def _math_backward(
     return d_q, gather_heads(d_k, kv_heads), gather_heads(d_v, kv_heads)
 
 
+@exact
 def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
     """Two parts over disjoint key sets as one. O (B, H, Lq, D) in any dtype, L (B, H, Lq); both returned in L's dtype
     (float32 or float64).

@@ -21,7 +21,7 @@ from longtake.kernels.heads import gather_heads, spread_heads
 from longtake.kernels.masks.basic import Bounds, Mask, Positions, TileKind
 from longtake.kernels.plan.plan import Plan, Strategy, make_plan
 from longtake.kernels.plan.tiles import Runs, Span, Tile, positions_of, rows_within, run_bounds, sub_runs, take
-from longtake.kernels.precision import accumulator_dtype
+from longtake.kernels.precision import accumulator_dtype, exact
 from longtake.kernels.ranks.agreement import agree, number_of
 from longtake.kernels.ranks.mesh import as_transport
 from longtake.kernels.ranks.transport import Transport
@@ -145,6 +145,7 @@ class _AttendOwn(torch.autograd.Function):
     """make: learned tensors -> a backend that holds them."""
 
     @staticmethod
+    @exact
     def forward(
         ctx: Any,
         q: Tensor,
@@ -162,6 +163,7 @@ class _AttendOwn(torch.autograd.Function):
         return out
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scheme, transport, scale, make, count = ctx.settings
         learned, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]

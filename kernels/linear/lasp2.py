@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from longtake.kernels.precision import accumulator_dtype
+from longtake.kernels.precision import accumulator_dtype, exact
 from longtake.kernels.ranks.agreement import agree
 from longtake.kernels.ranks.mesh import alone
 from longtake.kernels.ranks.summaries import gather_summaries
@@ -29,6 +29,7 @@ from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
 
+@exact
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -189,6 +190,7 @@ class _Lasp2(torch.autograd.Function):
     """State S of each rank (Dk x Dv), all-gathered; gradients of states all-gathered on the way back."""
 
     @staticmethod
+    @exact
     def forward(
         ctx: Any,
         q: Tensor,
@@ -225,6 +227,7 @@ class _Lasp2(torch.autograd.Function):
         return chunks.join(out, q.shape[2])
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         transport, rank = ctx.transport, ctx.transport.rank
         if not ctx.causal:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from longtake.kernels.partition import Partition
+from longtake.kernels.precision import exact
 from longtake.kernels.ranks.agreement import agree
 from longtake.kernels.ranks.mesh import alone
 from longtake.kernels.ranks.summaries import Summary, gather_summaries
@@ -35,6 +36,7 @@ class Discretization(StrEnum):
     BILINEAR = "bilinear"  # (1 + A dt / 2) / (1 - A dt / 2), dt / (1 - A dt / 2) B (S4)
 
 
+@exact
 def prefix_scan(
     summary: Summary, combine: Combine, *, identity: Summary, transport: Transport | None = None, reverse: bool = False
 ) -> Summary:
@@ -72,6 +74,7 @@ class _PrefixScan(torch.autograd.Function):
     cotangents are gathered, everything else is known here."""
 
     @staticmethod
+    @exact
     def forward(
         ctx: Any, combine: Combine, identity: Summary, transport: Transport, reverse: bool, *summary: Tensor
     ) -> Summary:
@@ -83,6 +86,7 @@ class _PrefixScan(torch.autograd.Function):
         return tuple(tensor.clone() for tensor in _others(everyone, transport.rank, combine, identity, reverse))
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved, width, rank = ctx.saved_tensors, ctx.width, ctx.transport.rank
         everyone = [saved[start : start + width] for start in range(0, len(saved), width)]
@@ -106,6 +110,7 @@ class _PrefixScan(torch.autograd.Function):
         return (None, None, None, None, *(z if g is None else g for z, g in zip(zero, found, strict=True)))
 
 
+@exact
 def diagonal_scan(
     a: Tensor,
     u: Tensor,
@@ -177,6 +182,7 @@ class _DiagonalScan(torch.autograd.Function):
     da_t = l_t conj(x_{t-1})."""
 
     @staticmethod
+    @exact
     def forward(ctx: Any, a: Tensor, u: Tensor, transport: Transport, partition: Partition | None) -> Tensor:
         # partition: given exactly when a is constant in time
         x, products = _local_scan(a, u)
@@ -199,6 +205,7 @@ class _DiagonalScan(torch.autograd.Function):
         return x
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         a, x, carry, *factors = ctx.saved_tensors
         transport, steps = ctx.transport, x.shape[0]
@@ -223,6 +230,7 @@ class _DiagonalScan(torch.autograd.Function):
         return grad_a, adjoint, None, None
 
 
+@exact
 def diagonal_ssm(
     u: Tensor,
     a: Tensor,
@@ -257,6 +265,7 @@ def diagonal_ssm(
     return y if d is None else y + u @ d.mT
 
 
+@exact
 def conv_s5(
     u: Tensor,
     a: Tensor,

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from longtake.kernels.precision import accumulator_dtype
+from longtake.kernels.precision import accumulator_dtype, exact
 from torch import Tensor
 
 Triple = tuple[int, int, int]
@@ -160,6 +160,7 @@ def _from_kernel(name: str, given: int, k: int, s: int, tail: Tail) -> Triple:
     return k, s, out
 
 
+@exact
 def global_weights(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
     """The first softmax: g over all T * H * W tokens of each video, float32 (float64 for float64).
 
@@ -169,6 +170,7 @@ def global_weights(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
     return _softmax(scores.flatten(1), 1).view(scores.shape)
 
 
+@exact
 def window_weights(
     windows: Windows,
     *,
@@ -224,6 +226,7 @@ def window_weights(
     return _softmax(cut_flat, 4).view(cut.shape)
 
 
+@exact
 def prompt_guided_pool3d(
     x: Tensor,
     *,
@@ -288,6 +291,7 @@ class _WindowSum(torch.autograd.Function):
     """out[j] = sum over offsets o of share[j, o] * x[j * stride + o]; channels last."""
 
     @staticmethod
+    @exact
     def forward(ctx: Any, x: Tensor, share: Tensor, windows: Windows, frame_mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, share, frame_mask)
         ctx.windows = windows
@@ -305,6 +309,7 @@ class _WindowSum(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, share, frame_mask = ctx.saved_tensors
         exists = None if frame_mask is None else frame_mask[:, :, None, None].expand(x.shape[:4])
