@@ -84,7 +84,7 @@ def mask_of(question: Question) -> Mask:
 def answer(question: Question) -> tuple[Any, list[list[Any]], str, str]:
     """(picture RGB uint8 (S, S, 3), a row of the table a rank, a summary, Python). Raises UserError."""
     import torch
-    from longtake.kernels import make_plan
+    from longtake.kernels import balance, flops, forecast, make_plan
 
     mask = mask_of(question)
     try:
@@ -97,16 +97,16 @@ def answer(question: Question) -> tuple[Any, list[list[Any]], str, str]:
         rows = []
         for rank in range(question.ranks):
             both, forward = (
-                sum(plan.forecast(rank, **shape, dtype=dtype, backward=backward).sent.values())
+                sum(forecast(plan, rank, **shape, dtype=dtype, backward=backward).sent.values())
                 for backward in (True, False)
             )
-            numbers = (plan.flops(rank, **shape) / 1e6, forward / 1e3, (both - forward) / 1e3)
+            numbers = (flops(plan, rank, **shape) / 1e6, forward / 1e3, (both - forward) / 1e3)
             rows.append([rank, plan.queries.sizes[rank], *(round(number, 3) for number in numbers)])
     except (ValueError, RuntimeError) as error:
         raise UserError(one_line(error)) from error
     total = sum(row[3] + row[4] for row in rows)
     summary = (
-        f"**{plan.strategy}**, balance {plan.balance(question.heads):.2f} (busiest rank over the mean), "
+        f"**{plan.strategy}**, balance {balance(plan, question.heads):.2f} (busiest rank over the mean), "
         f"{total:,.0f} kB sent by all ranks, forward and backward. {_why(plan, question)}"
     )
     return draw(plan, mask, question.length), rows, summary, _python(question, mask)
@@ -133,7 +133,7 @@ def draw(plan: Plan, mask: Mask, length: int) -> np.ndarray:
 
 
 def _why(plan: Plan, question: Question) -> str:
-    from longtake.kernels.plan.choose import pick_strategy
+    from longtake.kernels.plan.plan import pick_strategy
 
     if question.strategy != "auto":
         return "Chosen by you."

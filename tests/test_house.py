@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,43 @@ def forbidden_imports(source: str, folder: str) -> list[str]:
     )
 
 
+def import_circles(sources: dict[str, str], rooms: Callable[[str], str] = str) -> list[list[str]]:
+    """The circles among modules (or among their `rooms`) that import each other, each sorted; none is [].
+
+    sources: full module name -> source. An import inside a function is an arrow too, and so is a string that is the
+    full name of one of the modules (`import_module("...")`).
+    """
+    arrows: dict[str, set[str]] = {rooms(module): set() for module in sources}
+    for module, source in sources.items():
+        package = module if any(other.startswith(f"{module}.") for other in sources) else module.rpartition(".")[0]
+        texts = (
+            node.value
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        named = {*imported_modules(source, package), *texts} & set(sources)
+        arrows[rooms(module)] |= {rooms(other) for other in named} - {rooms(module)}
+
+    def reached(start: str) -> set[str]:
+        found, ahead = set[str](), [start]
+        while ahead:
+            fresh = arrows[ahead.pop()] - found
+            found |= fresh
+            ahead += fresh
+        return found
+
+    beyond = {room: reached(room) for room in arrows}
+    circles = {tuple(sorted(o for o in beyond[room] if room in beyond[o])) for room in arrows if room in beyond[room]}
+    return [list(circle) for circle in sorted(circles)]
+
+
+def sources_of(folder: str) -> dict[str, str]:
+    """Full module name -> source of all files of a folder; a package's __init__ stands under the package's name."""
+    paths = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == folder]
+    names = [package_of(path) + ("" if path.stem == "__init__" else f".{path.stem}") for path in paths]
+    return {name: path.read_text() for name, path in zip(names, paths, strict=True)}
+
+
 def device_names(source: str) -> list[int]:
     """Lines that name a CUDA device in a string (docstrings apart) or call `.cuda()`."""
     tree = ast.parse(source)
@@ -90,6 +127,11 @@ def test_the_detectors_detect() -> None:
     assert forbidden_imports("from longtake import noise", "kernels") == ["longtake.noise"]
     assert forbidden_imports("import longtake.demos.app", "video") == ["longtake.demos.app"]
     assert forbidden_imports("from longtake.kernels import masks\nimport torch, video", "gen") == []
+    lazy = {"p.a": "def f():\n    from p import b", "p.b": "import_module('p.c')", "p.c": "from p.a import x"}
+    lazy["p.d"] = "import p.a"
+    assert import_circles(lazy) == [["p.a", "p.b", "p.c"]]
+    assert import_circles({**lazy, "p.c": ""}) == []
+    assert import_circles({"p": "", "p.a": "from . import b", "p.b": "from .a import x"}) == [["p.a", "p.b"]]
     assert device_names('"""cuda"""\nx = "cuda:0"\ny.cuda()\nz = "no CUDA"') == [2, 3]
 
 
@@ -110,6 +152,14 @@ def test_kernels_import_torch_and_the_standard_library_only() -> None:
     for path in sorted((ROOT / "kernels").rglob("*.py")):
         others = {name.split(".")[0] for name in imported_modules(path.read_text(), "longtake.kernels")} - allowed
         assert not others, f"{path.name} imports {others}"
+
+
+def test_no_import_circle_in_kernels() -> None:
+    """Neither among its files nor among its wings. The one table of lazy names, kernels/__init__.py, names modules
+    without the package in front, and is no arrow."""
+    sources = sources_of("kernels")
+    assert len(sources) > 50 and import_circles(sources) == []
+    assert import_circles(sources, lambda module: ".".join(module.split(".")[:3])) == []
 
 
 def test_no_module_hides_a_package_or_the_standard_library() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as nnf
+from longtake.kernels.precision import accumulator_dtype
 from longtake.kernels.ranks.transport import Pending
 from longtake.video.clip import Clip, Mode, Strategy, UnsupportedModule
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ def affine(norm: nn.GroupNorm, mean: Tensor, var: Tensor, dtype: torch.dtype) ->
         weight, bias = norm.weight.double().view(1, groups, -1), norm.bias.double().view(1, groups, -1)
         scale = weight * rstd[..., None]
         shift = bias - mean[..., None] * scale
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator_dtype(dtype)
     return scale.reshape(batch, -1).to(wide), shift.reshape(batch, -1).to(wide)
 
 

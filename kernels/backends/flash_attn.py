@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from longtake.kernels.backends.registry import Backend, Capabilities, Request, lacks
+from longtake.kernels.backends.contract import Backend, Capabilities, Request, lacks
 from longtake.kernels.backends.torch_cuda import HALF, cuda_devices, finite_lse, padded
 from longtake.kernels.plan.tiles import Tile, TileKind
 from torch import Tensor

@@ -15,9 +15,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from longtake.kernels.backends.partial import spread_heads
-from longtake.kernels.backends.registry import Backend, Capabilities, Request, lacks
+from longtake.kernels.backends.contract import Backend, Capabilities, Request, lacks
 from longtake.kernels.backends.torch_cuda import cuda_devices
+from longtake.kernels.heads import spread_heads
 from longtake.kernels.masks.basic import Causal, DualScope, Full, Lambda, Mask, SlidingWindow, TileKind
 from longtake.kernels.masks.combined import And, Or
 from longtake.kernels.masks.tables import BlockSparse, Documents, KeyPadding

@@ -21,6 +21,8 @@ import math
 from enum import StrEnum
 
 import torch
+from longtake.kernels.heads import gather_heads, spread_heads
+from longtake.kernels.precision import accumulator_dtype, exact
 from torch import Tensor
 
 
@@ -36,6 +38,7 @@ def partial_backend(q: Tensor, k: Tensor, v: Tensor) -> PartialBackend:
     return PartialBackend.ATEN_CPU if q.device.type == "cpu" and q.shape[-1] == v.shape[-1] else PartialBackend.MATH
 
 
+@exact
 def partial_attention(
     q: Tensor,
     k: Tensor,
@@ -76,7 +79,7 @@ def partial_attention(
             f"backend aten_cpu needs CPU tensors with D = Dv; given {q.device}, {q.shape[-1]}, {v.shape[-1]}"
         )
     chosen = _serves_cap(fits if backend is None else backend, softcap, backend is not None)
-    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
+    accumulate = accumulator_dtype(q.dtype)
     batch, heads, rows, width = q.shape
     if rows == 0 or k.shape[2] == 0:  # the aten kernel would kill the process (SIGFPE)
         nothing = q.new_full((batch, heads, rows), -math.inf, dtype=accumulate)
@@ -97,6 +100,7 @@ def partial_attention(
     return out, lse
 
 
+@exact
 def partial_backward(
     d_out: Tensor,
     q: Tensor,
@@ -116,7 +120,7 @@ def partial_backward(
     d_out, out: (B, H, Lq, Dv), the gradient of and the output over *all* parts. lse: (B, H, Lq), L over all parts.
     The rest as for `partial_attention`. aten_cpu answers in q's dtype, math in float32 (float64 for float64).
     """
-    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
+    accumulate = accumulator_dtype(q.dtype)
     if q.shape[2] == 0 or k.shape[2] == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -144,7 +148,7 @@ def _fit_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     if bias is None:
         return None
     if bias.dtype != q.dtype:
-        bias = bias.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+        bias = bias.to(accumulator_dtype(q.dtype))
     bias = bias[(None,) * (4 - bias.dim())]
     return bias.expand(*bias.shape[:2], q.shape[2], k.shape[2])
 
@@ -161,16 +165,6 @@ def _logits(
         hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         logits = logits.masked_fill(hidden, -math.inf)
     return logits
-
-
-def spread_heads(x: Tensor, heads: int) -> Tensor:
-    """Each key head once for every query head that shares it: (B, Hk, L, D) -> (B, heads, L, D)."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
-def gather_heads(grad: Tensor, kv_heads: int) -> Tensor:
-    """The gradient of `spread_heads`."""
-    return grad if grad.shape[1] == kv_heads else grad.unflatten(1, (kv_heads, -1)).sum(2)
 
 
 def _math(
@@ -218,6 +212,7 @@ def _math_backward(
     return d_q, gather_heads(d_k, kv_heads), gather_heads(d_v, kv_heads)
 
 
+@exact
 def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
     """Two parts over disjoint key sets as one. O (B, H, Lq, D) in any dtype, L (B, H, Lq); both returned in L's dtype
     (float32 or float64).

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-import torch
+from longtake.kernels.backends.contract import FLOATS, Backend, Capabilities, Request, lacks
 from longtake.kernels.backends.partial import PartialBackend, partial_attention, partial_backward
-from longtake.kernels.backends.registry import FLOATS, Backend, Capabilities, Request, lacks
 from longtake.kernels.plan.tiles import Tile, TileKind
+from longtake.kernels.precision import accumulator_dtype
 from torch import Tensor
 
 
@@ -49,7 +49,7 @@ def bias_on(tile: Tile, q: Tensor) -> Tensor | None:
     """A tile's bias on q's device, in float32 (float64 for float64)."""
     if tile.bias is None:
         return None
-    return tile.bias.to(q.device, torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return tile.bias.to(q.device, accumulator_dtype(q.dtype))
 
 
 def make_backends() -> list[Backend]:

@@ -17,8 +17,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from longtake.kernels.backends.partial import gather_heads, spread_heads
-from longtake.kernels.backends.registry import Backend, Capabilities, Request, accelerators, lacks
+from longtake.kernels.backends.contract import Backend, Capabilities, Request, accelerators, lacks
+from longtake.kernels.heads import gather_heads, spread_heads
 from longtake.kernels.plan.tiles import Tile, TileKind
 from torch import Tensor
 

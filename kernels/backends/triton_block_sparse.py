@@ -11,14 +11,16 @@ import math
 from typing import Any
 
 import torch
-from longtake.kernels.backends.registry import Capabilities, Request, accelerators, lacks
+from longtake.kernels.backends.contract import Capabilities, Request, accelerators, lacks
 from longtake.kernels.backends.triton_dual_scope import DTYPES, tiles_module
 from longtake.kernels.masks.basic import Positions, as_positions
 from longtake.kernels.masks.tables import BlockSparse
 from longtake.kernels.plan.tiles import Tile, positions_of
+from longtake.kernels.precision import exact
 from torch import Tensor
 
 
+@exact
 def block_sparse_triton(
     q: Tensor,
     k: Tensor,
@@ -75,6 +77,7 @@ def _prepare(
 
 class _BlockSparseTriton(torch.autograd.Function):
     @staticmethod
+    @exact
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: BlockSparse, q_pos: Tensor, k_pos: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
@@ -86,6 +89,7 @@ class _BlockSparseTriton(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         mask, q_pos, k_pos, scale = ctx.arguments

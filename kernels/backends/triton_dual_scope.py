@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from longtake.kernels.backends.registry import Capabilities, Request, accelerators, lacks
+from longtake.kernels.backends.contract import Capabilities, Request, accelerators, lacks
 from longtake.kernels.masks.basic import DualScope, Edge, Overlap, Positions, as_positions
 from longtake.kernels.plan.tiles import Tile, positions_of
+from longtake.kernels.precision import exact
 from torch import Tensor
 
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -35,6 +36,7 @@ def unsupported(scope: DualScope) -> str | None:
     return "row_scale" if scope.row_scale is not None else None
 
 
+@exact
 def dual_scope_triton(
     q: Tensor, pieces: Sequence[KeyPiece], scope: DualScope, q_pos: Positions, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -94,6 +96,7 @@ class _DualScopeTriton(torch.autograd.Function):
     """One Function for all pieces: O and L are global, so each piece's gradients are exact sums."""
 
     @staticmethod
+    @exact
     def forward(
         ctx: Any, q: Tensor, scope: DualScope, q_pos: Tensor, k_pos: list[Tensor], scale: float, *flat: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -110,6 +113,7 @@ class _DualScopeTriton(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         module = tiles_module()
         q, out, lse, places, *flat = ctx.saved_tensors

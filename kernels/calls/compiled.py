@@ -1,16 +1,15 @@
 """Attention as one node of torch.compile's graph, for one process.
 
 `attention` calls `compiled_attention` while a graph is being traced. The mask enters the graph as its digest, a
-constant; the node finds it again when it runs. A call with a mesh does not come here:
-it breaks the graph (api.py).
+constant; the node finds it again when it runs. A call with a mesh, a plan or a soft cap does not come here: it breaks
+the graph (`attention` in api.py).
 """
 
 import torch
-from longtake.kernels.backends.registry import choose_backend, takes_whole
+from longtake.kernels.calls.request import Asked, Ready, settle
 from longtake.kernels.masks.basic import Mask
-from longtake.kernels.plan.plan import make_plan
-from longtake.kernels.ranks.transport import DryTransport
-from longtake.kernels.strategies.engine import Run, Scheme, accumulator_dtype
+from longtake.kernels.precision import accumulator_dtype, exact
+from longtake.kernels.ranks.mesh import alone
 from torch import Tensor
 
 _MASKS: dict[str, Mask] = {}  # immutable values by their own digest: an entry never changes
@@ -23,24 +22,15 @@ def _name_mask(mask: Mask) -> str:
     return digest
 
 
-def _ready(q: Tensor, k: Tensor, v: Tensor, name: str, backend: str, scale: float) -> tuple[Scheme, Run, Tensor | None]:
-    from longtake.kernels.calls.api import checked_request
-
-    mask = _MASKS[name]
-    chosen = choose_backend(checked_request(q, k, v, mask), None if backend == "auto" else backend)
-    plan = make_plan(q.shape[2], mask, world=1, key_lengths=k.shape[2], strategy="none")
-    whole = takes_whole(chosen.capabilities(), mask)
-    factors = mask.row_factors(plan.queries.positions(0), plan.keys.total)
-    if factors is not None:
-        factors = factors.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None]
-    return plan.scheme(0, q.shape[1], k.shape[1], whole), Run(DryTransport(0, 1), chosen, scale), factors
+def _ready(q: Tensor, k: Tensor, v: Tensor, name: str, backend: str, scale: float) -> Ready:
+    return settle(Asked(q, k, v, _MASKS[name], "none", backend=backend, scale=scale, grad=True), alone())
 
 
 @torch.library.custom_op("longtake::attention", mutates_args=())
+@exact
 def _forward(q: Tensor, k: Tensor, v: Tensor, mask: str, backend: str, scale: float) -> tuple[Tensor, Tensor]:
-    scheme, run, factors = _ready(q, k, v, mask, backend, scale)
-    q = q if factors is None else (q * factors).to(q.dtype)
-    out, lse, _ = scheme.forward(run, q, k, v)
+    ready = _ready(q, k, v, mask, backend, scale)
+    out, lse, _ = ready.scheme.forward(ready.call, ready.scaled(q), k, v)
     return out.contiguous(), lse.contiguous()
 
 
@@ -50,14 +40,13 @@ def _(q: Tensor, k: Tensor, v: Tensor, mask: str, backend: str, scale: float) ->
 
 
 @torch.library.custom_op("longtake::attention_backward", mutates_args=())
+@exact
 def _backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: str, backend: str, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scheme, run, factors = _ready(q, k, v, mask, backend, scale)
-    q = q if factors is None else (q * factors).to(q.dtype)
-    d_q, d_k, d_v = scheme.backward(run, d_out, (q, k, v, out, lse))
-    d_q = d_q if factors is None else (d_q * factors).to(d_q.dtype)
-    return d_q.contiguous(), d_k.contiguous(), d_v.contiguous()
+    ready = _ready(q, k, v, mask, backend, scale)
+    d_q, d_k, d_v = ready.scheme.backward(ready.call, d_out, (ready.scaled(q), k, v, out, lse))
+    return ready.scaled(d_q).contiguous(), d_k.contiguous(), d_v.contiguous()
 
 
 @_backward.register_fake

@@ -6,8 +6,9 @@
 diffusers says of its transformers where tokens may be cut (`_cp_plan`: after the patch embedding) and where they must
 come together again (the output projection). `shard_transformer` cuts there by a `Partition`, so lengths need not
 divide, and lets every processor run as it is, under `AttentionProcessor`: self-attention goes through `attention` over
-the ranks, cross-attention stays local because every rank holds the whole text. Models whose text and video attend to
-each other in one call (Flux, Qwen-Image) say where to cut the text too: each rank then holds a share of both.
+the ranks, cross-attention stays local because every rank holds the whole text (Wan, LTX). Models whose text and video
+attend to each other in one call (Flux, Qwen-Image) say where to cut the text too: each rank then holds a share of both.
+Under autocast queries, keys and values are brought to its dtype, as for torch's own attention.
 
 Gradients: parameters get the share of this rank's tokens; the sum over ranks is the gradient of one process. Only torch
 is imported: a model is known by its shape (modules with a `processor`), not by its class.
@@ -21,21 +22,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from longtake.kernels.calls.api import as_transport, attention
+from longtake.kernels.calls.api import attention
 from longtake.kernels.errors import CapabilityError
 from longtake.kernels.masks.basic import Causal, Full, Mask
 from longtake.kernels.masks.combined import And
 from longtake.kernels.masks.tables import KeyMask
 from longtake.kernels.partition import Partition
 from longtake.kernels.plan.plan import Plan, make_plan
+from longtake.kernels.precision import as_autocast
+from longtake.kernels.ranks.mesh import as_transport
 from longtake.kernels.ranks.rows import gather_rows
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _SDPA = torch.nn.functional.scaled_dot_product_attention
-
-
 _TEXT = "encoder_hidden_states"
 
 
@@ -111,6 +112,7 @@ class _Redirected(TorchFunctionMode):
                 f"the model brings a mask tensor {attn_mask.dtype} {tuple(attn_mask.shape)}; one over keys is served, "
                 "bool (B, 1, 1, keys); give shard_transformer a Mask instead of others"
             )
+        query, key, value = as_autocast(query, key, value)  # as the dispatcher would for torch's own
         plan = self.owner.plan()
         if attn_mask is not None:
             plan = self._with_key_mask(plan, attn_mask)
@@ -120,7 +122,6 @@ class _Redirected(TorchFunctionMode):
             query, key, value, mesh=self.owner.transport, plan=plan, backend=self.owner.backend, scale=scale,
             dropout_p=dropout_p, enable_gqa=enable_gqa or None,
         )  # fmt: skip
-
 
     def _with_key_mask(self, plan: Plan, mask: Tensor) -> Plan:
         """The plan under a mask over this rank's keys, or over all. Everybody's part is fetched, B bytes a key."""
@@ -165,7 +166,14 @@ def shard_transformer(
     layers = [layer for layer in model.modules() if hasattr(layer, "set_processor") and hasattr(layer, "processor")]
     if not layers:
         raise CapabilityError(f"{type(model).__name__} has no attention layers with processors")
-    joint = any(isinstance(entries, dict) and {"hidden_states", _TEXT} <= set(entries) for entries in cuts.values())
+    if "audio_hidden_states" in _parameters(model):
+        raise CapabilityError(
+            f"{type(model).__name__} has a stream of audio beside its video, which its _cp_plan does not cut: "
+            "transformers with one stream are served"
+        )
+    cuts_text = any(isinstance(entries, dict) and {"hidden_states", _TEXT} <= set(entries) for entries in cuts.values())
+    # A plan may cut text that only cross-attention reads (LTX); joint layers have projections of their own for it.
+    joint = cuts_text and any(getattr(layer, "add_k_proj", None) is not None for layer in layers)
     if joint and mask is not None and not isinstance(mask, Full):
         raise CapabilityError(
             f"{type(model).__name__} attends to text and video in one call: positions of {mask!r} are not defined there"
@@ -232,7 +240,8 @@ def _hooks(
     if not isinstance(entries, dict):
         dim = entries.gather_dim
         return [module.register_forward_hook(lambda _, __, out: gather(out, dim))]
-    inputs = {key: entry for key, entry in entries.items() if not entry.split_output and (joint or key != _TEXT)}
+    text = () if joint else (_TEXT, "encoder_attention_mask")  # whole on every rank, for cross-attention
+    inputs = {key: entry for key, entry in entries.items() if not entry.split_output and key not in text}
     outputs = {key: entry for key, entry in entries.items() if entry.split_output}
     made = []
     if inputs:

@@ -22,6 +22,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from longtake.kernels.masks.basic import DualScope, Edge, Positions
+from longtake.kernels.precision import exact
 from torch import Tensor
 
 WORKSPACE_FLOOR = 1 << 20  # bytes: below this, more chunks only cost calls
@@ -32,6 +33,7 @@ WORKSPACE_SHARE = (
 )
 
 
+@exact
 def dual_scope_attention(
     q: Tensor,
     k: Tensor,

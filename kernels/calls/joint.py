@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from longtake.kernels.calls.api import as_transport, attention
+from longtake.kernels.calls.api import attention
 from longtake.kernels.errors import ShapeError
 from longtake.kernels.masks.basic import Full
 from longtake.kernels.masks.tables import KeyPadding
 from longtake.kernels.partition import Partition
 from longtake.kernels.plan.layout import Layout
 from longtake.kernels.plan.plan import make_plan
+from longtake.kernels.precision import alike
 from longtake.kernels.ranks.agreement import agree
+from longtake.kernels.ranks.mesh import as_transport
 from longtake.kernels.ranks.rows import gather_rows
 from torch import Tensor
 
@@ -51,6 +53,7 @@ def joint_attention(
     Gradients: each rank's copy of the text gets a share; the sum over ranks is the gradient, as for parameters that
     every rank holds. Raises ShapeError, or PlanMismatch on every rank.
     """
+    q, k, v, text_q, text_k, text_v = alike(q, k, v, text_q, text_k, text_v)
     transport, degree = as_transport(mesh)
     length = text_q.shape[2]
     for name, x, text in (("q", q, text_q), ("k", k, text_k), ("v", v, text_v)):

@@ -14,17 +14,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from longtake.kernels.backends.partial import gather_heads, spread_heads
-from longtake.kernels.backends.registry import Capabilities, Request, lacks
-from longtake.kernels.calls.api import as_transport, check_plan
+from longtake.kernels.backends.contract import Capabilities, Request, lacks
+from longtake.kernels.calls.request import check_plan
 from longtake.kernels.errors import CapabilityError, ShapeError
+from longtake.kernels.heads import gather_heads, spread_heads
 from longtake.kernels.masks.basic import Bounds, Mask, Positions, TileKind
 from longtake.kernels.plan.plan import Plan, Strategy, make_plan
-from longtake.kernels.plan.tiles import Runs, Span, Tile, positions_of, rows_within, run_bounds, take
-from longtake.kernels.ranks.agreement import agree
+from longtake.kernels.plan.tiles import Runs, Span, Tile, positions_of, rows_within, run_bounds, sub_runs, take
+from longtake.kernels.precision import accumulator_dtype, exact
+from longtake.kernels.ranks.agreement import agree, number_of
+from longtake.kernels.ranks.mesh import as_transport
 from longtake.kernels.ranks.transport import Transport
-from longtake.kernels.strategies.engine import Run, Scheme, accumulator_dtype, add_keys, zeros_for
-from longtake.kernels.strategies.ring import sub_runs
+from longtake.kernels.strategies.build import scheme as scheme_of
+from longtake.kernels.strategies.engine import Call, Scheme, add_keys, zeros_for
 from torch import Tensor
 
 
@@ -139,10 +141,11 @@ def _wide(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.to(wide), spread_heads(k, q.shape[1]).to(wide), spread_heads(v, q.shape[1]).to(wide)
 
 
-class _Call(torch.autograd.Function):
+class _AttendOwn(torch.autograd.Function):
     """make: learned tensors -> a backend that holds them."""
 
     @staticmethod
+    @exact
     def forward(
         ctx: Any,
         q: Tensor,
@@ -154,17 +157,18 @@ class _Call(torch.autograd.Function):
         make: Callable[..., OwnTiles],
         *learned: Tensor,
     ) -> Tensor:
-        out, _, saved = scheme.forward(Run(transport, make(*learned), scale), q, k, v)
+        out, _, saved = scheme.forward(Call(transport, make(*learned), scale), q, k, v)
         ctx.settings = scheme, transport, scale, make, len(learned)
         ctx.save_for_backward(*learned, *saved)
         return out
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scheme, transport, scale, make, count = ctx.settings
         learned, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         backend = make(*learned)
-        found = scheme.backward(Run(transport, backend, scale), grads[0], saved)
+        found = scheme.backward(Call(transport, backend, scale), grads[0], saved)
         sums = [transport.start_sum("learned_grad", grad).wait() for grad in backend.learned()]
         return *found, None, None, None, None, *(g.to(x.dtype) for g, x in zip(sums, learned, strict=True))
 
@@ -199,8 +203,8 @@ def attend_own(
             problem = error
     told = {
         "batch": q.shape[0], "query heads": q.shape[1], "head size": q.shape[3], "key heads": k.shape[1],
-        "value size": v.shape[3], "plan": 0 if plan is None else int(plan.digest()[:15], 16),
-        "mask": int(mask.digest()[:15], 16), **{f"setting {n}": value for n, value in enumerate(settings)},
+        "value size": v.shape[3], "plan": 0 if plan is None else number_of(plan.digest()),
+        "mask": number_of(mask.digest()), **{f"setting {n}": value for n, value in enumerate(settings)},
     }  # fmt: skip
     lengths = agree(transport, told, q.device, problem, free={"query rows": q.shape[2], "key rows": k.shape[2]})
     if plan is None:
@@ -213,6 +217,6 @@ def attend_own(
     if plan.strategy is Strategy.CONTEXT:
         raise CapabilityError("keys on every rank are not served here; shard them")
     own = replace(plan, mask=HeadRange(mask, 0, q.shape[1]))
-    scheme = own.scheme(transport.rank, q.shape[1], k.shape[1], whole=True)
-    out: Tensor = _Call.apply(q, k, v, scheme, transport, scale, make, *learned)
+    scheme = scheme_of(own, transport.rank, q.shape[1], k.shape[1], whole=True)
+    out: Tensor = _AttendOwn.apply(q, k, v, scheme, transport, scale, make, *learned)
     return out

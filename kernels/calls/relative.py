@@ -24,7 +24,7 @@ from longtake.kernels.errors import ShapeError
 from longtake.kernels.masks.basic import Causal, Full
 from longtake.kernels.plan.plan import Plan
 from longtake.kernels.plan.tiles import Runs, positions_of
-from longtake.kernels.strategies.engine import accumulator_dtype
+from longtake.kernels.precision import accumulator_dtype, exact
 from torch import Tensor
 
 
@@ -37,6 +37,7 @@ def skew(x: Tensor) -> Tensor:
     return padded.reshape(*x.shape[:-2], length + 1, length)[..., 1:, :]
 
 
+@exact
 def relative_bias_tile(q: Tensor, e: Tensor, q0: int, k0: int, keys: int, causal: bool = True) -> Tensor:
     """q_i . e_{j-i} for the rectangle of queries q0, q0 + 1, ... and keys [k0, k0 + keys): (B, H, rows, keys).
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from longtake.kernels.precision import exact
 from torch import Tensor
 
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -25,6 +26,7 @@ DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 CHUNKS = (16, 32, 64)
 
 
+@exact
 def linear_attention_triton(
     q: Tensor,
     k: Tensor,
@@ -138,6 +140,7 @@ def _kernel() -> Any:
 
 class _LinearTriton(torch.autograd.Function):
     @staticmethod
+    @exact
     def forward(
         ctx: Any,
         q: Tensor,
@@ -155,6 +158,7 @@ class _LinearTriton(torch.autograd.Function):
         return chunks.output(states), leaving
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, log_decay, entering, leaving = ctx.saved_tensors
         grad, arriving = grads

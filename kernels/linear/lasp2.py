@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from longtake.kernels.linear.scan import alone, gather_summaries
+from longtake.kernels.precision import accumulator_dtype, exact
 from longtake.kernels.ranks.agreement import agree
+from longtake.kernels.ranks.mesh import alone
+from longtake.kernels.ranks.summaries import gather_summaries
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
 
+@exact
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -65,7 +68,7 @@ def linear_attention(
         "causal": int(causal), "normalize": int(normalize), "width of the decay": 0 if decay is None else decay.dim(),
     }  # fmt: skip
     agree(transport, {**told, "dtype": q.dtype.itemsize}, q.device)
-    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
+    accumulate = accumulator_dtype(q.dtype)
     log_decay = None if decay is None else _spread(decay, q).to(accumulate)
     wide = log_decay is not None and log_decay.shape[-1] > 1
     values = v.to(accumulate)
@@ -187,6 +190,7 @@ class _Lasp2(torch.autograd.Function):
     """State S of each rank (Dk x Dv), all-gathered; gradients of states all-gathered on the way back."""
 
     @staticmethod
+    @exact
     def forward(
         ctx: Any,
         q: Tensor,
@@ -223,6 +227,7 @@ class _Lasp2(torch.autograd.Function):
         return chunks.join(out, q.shape[2])
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         transport, rank = ctx.transport, ctx.transport.rank
         if not ctx.causal:

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from longtake.kernels.partition import Partition
+from longtake.kernels.precision import exact
 from longtake.kernels.ranks.agreement import agree
-from longtake.kernels.ranks.transport import DryTransport, Transport
+from longtake.kernels.ranks.mesh import alone
+from longtake.kernels.ranks.summaries import Summary, gather_summaries
+from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
-Summary = tuple[Tensor, ...]
 Combine = Callable[[Summary, Summary], Summary]
 
 
@@ -34,32 +36,7 @@ class Discretization(StrEnum):
     BILINEAR = "bilinear"  # (1 + A dt / 2) / (1 - A dt / 2), dt / (1 - A dt / 2) B (S4)
 
 
-def alone() -> Transport:
-    """A world of one, also where torch.distributed is initialised: what an operator without a transport runs on."""
-    return DryTransport(0, 1)
-
-
-def gather_summaries(transport: Transport, summary: Summary) -> list[Summary]:
-    """The summaries of all ranks, in rank order: one call, (P - 1) times my summary's bytes each way.
-
-    summary: tensors of one dtype and device whose shapes are the same on every rank.
-    """
-    if transport.world == 1:
-        return [summary]
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in summary])[None]
-    complex_dtype = flat.dtype if flat.is_complex() else None
-    if complex_dtype is not None:
-        flat = torch.view_as_real(flat).flatten(1)
-    everyone = Partition.even(transport.world, transport.world)
-    (gathered,) = transport.start_gather([flat], 0, everyone, range(transport.world)).wait()
-    if complex_dtype is not None:
-        gathered = torch.view_as_complex(gathered.view(transport.world, -1, 2))
-    sizes, shapes = [tensor.numel() for tensor in summary], [tensor.shape for tensor in summary]
-    return [
-        tuple(piece.view(shape) for piece, shape in zip(row.split(sizes), shapes, strict=True)) for row in gathered
-    ]
-
-
+@exact
 def prefix_scan(
     summary: Summary, combine: Combine, *, identity: Summary, transport: Transport | None = None, reverse: bool = False
 ) -> Summary:
@@ -97,6 +74,7 @@ class _PrefixScan(torch.autograd.Function):
     cotangents are gathered, everything else is known here."""
 
     @staticmethod
+    @exact
     def forward(
         ctx: Any, combine: Combine, identity: Summary, transport: Transport, reverse: bool, *summary: Tensor
     ) -> Summary:
@@ -108,6 +86,7 @@ class _PrefixScan(torch.autograd.Function):
         return tuple(tensor.clone() for tensor in _others(everyone, transport.rank, combine, identity, reverse))
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved, width, rank = ctx.saved_tensors, ctx.width, ctx.transport.rank
         everyone = [saved[start : start + width] for start in range(0, len(saved), width)]
@@ -131,6 +110,7 @@ class _PrefixScan(torch.autograd.Function):
         return (None, None, None, None, *(z if g is None else g for z, g in zip(zero, found, strict=True)))
 
 
+@exact
 def diagonal_scan(
     a: Tensor,
     u: Tensor,
@@ -202,6 +182,7 @@ class _DiagonalScan(torch.autograd.Function):
     da_t = l_t conj(x_{t-1})."""
 
     @staticmethod
+    @exact
     def forward(ctx: Any, a: Tensor, u: Tensor, transport: Transport, partition: Partition | None) -> Tensor:
         # partition: given exactly when a is constant in time
         x, products = _local_scan(a, u)
@@ -224,6 +205,7 @@ class _DiagonalScan(torch.autograd.Function):
         return x
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         a, x, carry, *factors = ctx.saved_tensors
         transport, steps = ctx.transport, x.shape[0]
@@ -248,6 +230,7 @@ class _DiagonalScan(torch.autograd.Function):
         return grad_a, adjoint, None, None
 
 
+@exact
 def diagonal_ssm(
     u: Tensor,
     a: Tensor,
@@ -282,6 +265,7 @@ def diagonal_ssm(
     return y if d is None else y + u @ d.mT
 
 
+@exact
 def conv_s5(
     u: Tensor,
     a: Tensor,

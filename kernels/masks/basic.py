@@ -293,8 +293,6 @@ class Lambda(Mask):
         return merge_ranges([(0, min(self.sink, q1)), (max(q0 - self.local + 1, 0), q1)])
 
     def parts(self) -> tuple[Mask, ...]:
-        from longtake.kernels.masks.few_keys import FewKeys
-
         window = SlidingWindow(self.local - 1, 0)
         return (FewKeys(self, window, ((0, self.sink),)), window) if self.sink else (window,)
 
@@ -449,8 +447,6 @@ class DualScope(Mask):
         return missing.double().log() + self.bias_local
 
     def parts(self) -> tuple[Mask, ...]:
-        from longtake.kernels.masks.few_keys import FewKeys
-
         if not self.local_open or not self.global_open:
             return (self,)
         window = replace(self, bias_global=-math.inf)
@@ -484,3 +480,39 @@ class DualScope(Mask):
         if self.global_open:
             spans += [(index, index + 1) for index in self.global_indices]
         return merge_ranges(spans)
+
+
+@dataclass(frozen=True)
+class FewKeys(Mask):
+    """The part of a mask that shows every query a few keys: the first ones of Lambda, the global ones of DualScope.
+
+    What `whole` shows of the keys in `spans`, less what its part `rest` shows. Made by `Mask.parts`.
+    """
+
+    whole: Mask
+    rest: Mask
+    spans: tuple[tuple[int, int], ...]
+
+    def dense(self, q_pos: Positions, k_pos: Positions) -> Tensor:
+        return self.score(q_pos, k_pos) != -math.inf
+
+    def score(self, q_pos: Positions, k_pos: Positions) -> Tensor:
+        if isinstance(self.whole, DualScope):
+            hidden = ~self.whole.global_visible(q_pos, k_pos)
+            bias = torch.full(hidden.shape, self.whole.bias_global, dtype=torch.float64)
+        else:
+            hidden = ~self.whole.dense(q_pos, k_pos) | self.rest.dense(q_pos, k_pos)
+            bias = torch.zeros(hidden.shape, dtype=torch.float64)
+        return bias.masked_fill_(hidden, -math.inf)
+
+    @property
+    def plain(self) -> bool:
+        return not (isinstance(self.whole, DualScope) and self.whole.bias_global)
+
+    def classify(self, q0: int, q1: int, k0: int, k1: int) -> TileKind:
+        if not any(start < k1 and k0 < stop for start, stop in self.spans):
+            return TileKind.EMPTY
+        return self._settle(q0, q1, k0, k1)
+
+    def reach(self, q0: int, q1: int) -> list[tuple[int, int]]:
+        return list(self.spans) if q0 < q1 else []

@@ -1,12 +1,12 @@
-"""What one attention call over several ranks will do: who holds which rows, what travels, which tiles are computed.
+"""What one attention call over several ranks will do: who holds which rows, and by which strategy keys meet queries.
 
-A plan is a layout of queries, a layout of keys, a mask and a strategy. It is immutable and hashable, the same on every
-rank, and knows before anything is sent how many bytes will travel and how the work is shared.
+A plan is a layout of queries, a layout of keys, a mask and a strategy. It is immutable and hashable, and the same on
+every rank. What it means for one rank (tiles, messages, bytes) is worked out in strategies/build.py.
 
     plan = make_plan(4096, Causal(), world=4, layout="zigzag", strategy="ring")
     x_local = plan.queries.shard(x, rank)
-    plan.balance()                                             # busiest rank / mean, 1.0 is even
-    plan.forecast(rank, batch=1, heads=8, kv_heads=8, head_dim=64).sent   # {"ring": ..., "ring_grad": ...}
+    balance(plan)                                                  # busiest rank / mean, 1.0 is even
+    forecast(plan, rank, batch=1, heads=8, kv_heads=8, head_dim=64).sent   # {"ring": ..., "ring_grad": ...}
 """
 
 import hashlib
@@ -15,19 +15,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-import torch
-from longtake.kernels.backends.registry import Capabilities, Request
 from longtake.kernels.errors import CapabilityError
 from longtake.kernels.masks.basic import Full, Mask
 from longtake.kernels.partition import Partition
 from longtake.kernels.plan.layout import Layout
-from longtake.kernels.plan.tiles import BLOCK_ROWS, Tile
-from longtake.kernels.ranks.transport import Counter, DryTransport
-from longtake.kernels.strategies.engine import Run, Scheme
-from longtake.kernels.strategies.gather import Context, Fetch
-from longtake.kernels.strategies.ring import Ring
-from longtake.kernels.strategies.ulysses import Ulysses, head_range, ring_of_groups
-from torch import Tensor
+from longtake.kernels.plan.tiles import BLOCK_ROWS, needed_rows
+
+HALO_SHARE = 0.25  # of the keys held elsewhere: a rank that needs no more fetches only those
 
 
 class Strategy(StrEnum):
@@ -93,81 +87,6 @@ class Plan:
         """A hash that is the same in every process: 16 hex digits."""
         return _digest(self)
 
-    def scheme(self, rank: int, heads: int, kv_heads: int, whole: bool = False) -> Scheme:
-        """One rank's part of the plan, cached. whole: the backend takes the mask as it is, in one tile."""
-        return _scheme(self, rank, heads, kv_heads, whole)
-
-    def tiles(self, rank: int, heads: int = 1, kv_heads: int = 1) -> tuple[Tile, ...]:
-        """All tiles that a rank computes, in order."""
-        scheme = self.scheme(rank, heads, kv_heads)
-        if isinstance(scheme, Ulysses):
-            scheme = scheme.inner
-        if isinstance(scheme, Ring):
-            return tuple(tile for step in scheme.tiles for tile in step)
-        assert isinstance(scheme, Fetch | Context)
-        return scheme.tiles
-
-    def flops(self, rank: int, *, batch: int, heads: int, kv_heads: int, head_dim: int) -> int:
-        """Multiply-adds counted as two, of the two products over visible pairs, forward, on one rank."""
-        area = sum(tile.area for tile in self.tiles(rank, heads, kv_heads))
-        start, stop = head_range(heads, self.degree, rank % self.degree)
-        return 4 * head_dim * batch * (stop - start) * area
-
-    def balance(self, heads: int = 1) -> float:
-        """Work of the busiest rank over the mean of all; 1 when there is none."""
-        work = [self.flops(rank, batch=1, heads=heads, kv_heads=heads, head_dim=1) for rank in range(self.world)]
-        return max(work) * self.world / sum(work) if sum(work) else 1.0
-
-    def forecast(
-        self,
-        rank: int,
-        *,
-        batch: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        value_dim: int | None = None,
-        dtype: torch.dtype = torch.float32,
-        backward: bool = True,
-    ) -> Counter:
-        """What a rank will send and receive: the same code over a transport that only counts, on tensors without
-        memory."""
-        value_dim = head_dim if value_dim is None else value_dim
-
-        def empty(layout: Layout, count: int, width: int) -> Tensor:
-            return torch.empty(batch, count, layout.sizes[rank], width, dtype=dtype, device="meta")
-
-        transport = DryTransport(rank, self.world)
-        run = Run(transport, _NoCompute(), 1.0)
-        scheme = self.scheme(rank, heads, kv_heads)
-        q = empty(self.queries, heads, head_dim)
-        k, v = empty(self.keys, kv_heads, head_dim), empty(self.keys, kv_heads, value_dim)
-        out, _, saved = scheme.forward(run, q, k, v)
-        if backward:
-            scheme.backward(run, torch.empty_like(out), saved)
-        return transport.counter
-
-
-class _NoCompute:
-    """A backend for tensors without memory."""
-
-    name = "none"
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float) -> tuple[Tensor, Tensor]:
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=dtype)
-
-    def backward(
-        self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: Tile, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-    def capabilities(self) -> Capabilities:
-        return Capabilities()
-
-    def refuses(self, request: Request) -> str | None:
-        return None
-
 
 @lru_cache(maxsize=256)
 def _digest(plan: Plan) -> str:
@@ -175,28 +94,76 @@ def _digest(plan: Plan) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=256)
-def _scheme(plan: Plan, rank: int, heads: int, kv_heads: int, whole: bool) -> Scheme:
-    queries, keys, total = plan.queries.runs, plan.keys.runs, plan.keys.total
-    if plan.strategy is Strategy.CONTEXT:
-        return Context(plan.mask, queries, keys[0], total, plan.block, rank, whole)
-    if plan.strategy in (Strategy.ALLGATHER_KV, Strategy.HALO):
-        everything = plan.strategy is Strategy.ALLGATHER_KV
-        return Fetch(plan.mask, queries, keys, total, plan.block, rank, everything, whole)
-    ring = Ring(plan.mask, queries, keys, total, plan.block, tuple(range(plan.world)), rank, whole)
-    if plan.degree == 1:
-        return ring
-    group = rank // plan.degree
-    members = tuple(range(group * plan.degree, (group + 1) * plan.degree))
-    return Ulysses(
-        ring_of_groups(ring, plan.degree, rank),
-        members,
-        rank % plan.degree,
-        tuple(plan.queries.sizes[member] for member in members),
-        tuple(plan.keys.sizes[member] for member in members),
-        heads,
-        kv_heads,
-    )
+@dataclass(frozen=True)
+class Choice:
+    """A strategy and the reasons, one line for each rule that was looked at."""
+
+    strategy: Strategy
+    reasons: tuple[str, ...]
+
+
+def default_degree(world: int, heads: int, kv_heads: int) -> int:
+    """Ranks in a Ulysses group: the largest divisor of the ranks that is at most the number of key heads."""
+    return max(u for u in range(1, world + 1) if world % u == 0 and u <= max(kv_heads, 1))
+
+
+def fetched_share(mask: Mask, queries: Layout, keys: Layout, block: int) -> float:
+    """Of the keys that other ranks hold, the share that the neediest rank fetches."""
+    worst = 0.0
+    for rank in range(queries.parts):
+        elsewhere = keys.total - keys.sizes[rank]
+        fetched = sum(
+            stop - start
+            for source in range(keys.parts)
+            if source != rank
+            for start, stop in needed_rows(mask, queries.runs[rank], keys.runs[source], block)
+        )
+        worst = max(worst, fetched / elsewhere if elsewhere else 0.0)
+    return worst
+
+
+def pick_strategy(
+    mask: Mask, queries: Layout, keys: Layout, heads: int, kv_heads: int, degree: int | None, block: int
+) -> Choice:
+    """The first rule that applies, by which `strategy="auto"` goes. degree: of a two-dimensional mesh, or None.
+
+    | situation | strategy |
+    |---|---|
+    | one rank | none |
+    | keys that every rank holds (text) | context |
+    | the mask reaches at most a quarter of what other ranks hold | halo |
+    | fewer key heads than ranks (GQA, MQA) | allgather_kv |
+    | as many heads as ranks, no two-dimensional mesh | ulysses |
+    | a two-dimensional mesh, or fewer heads than ranks | usp |
+    | heads that share no divisor with the ranks, biased mask | allgather_kv |
+    | the same, mask without biases | ring |
+    """
+    reasons: list[str] = []
+
+    def take(strategy: Strategy, why: str) -> Choice:
+        return Choice(strategy, (*reasons, f"{strategy}: {why}"))
+
+    world = queries.parts
+    if world == 1:
+        return take(Strategy.NONE, "one rank")
+    if keys.replicated:
+        return take(Strategy.CONTEXT, "every rank holds all keys, nothing need travel")
+    share = fetched_share(mask, queries, keys, block)
+    if share <= HALO_SHARE:
+        return take(Strategy.HALO, f"a rank needs {share:.0%} of the keys held elsewhere, at most {HALO_SHARE:.0%}")
+    reasons.append(f"not halo: a rank needs {share:.0%} of the keys held elsewhere, more than {HALO_SHARE:.0%}")
+    if kv_heads < heads and kv_heads < world:
+        return take(Strategy.ALLGATHER_KV, f"{kv_heads} key heads for {world} ranks: keys are small beside queries")
+    if degree is not None and 1 < degree < world:
+        return take(Strategy.USP, f"a mesh of {world // degree} groups of {degree}")
+    if heads >= world:
+        return take(Strategy.ULYSSES, f"{heads} heads for {world} ranks")
+    reasons.append(f"not ulysses: {heads} heads for {world} ranks")
+    if default_degree(world, heads, kv_heads) > 1:
+        return take(Strategy.USP, f"groups of {default_degree(world, heads, kv_heads)} share the heads")
+    if mask.plain:
+        return take(Strategy.RING, "no biases, one head")
+    return take(Strategy.ALLGATHER_KV, "one head and a mask with biases: one call with the rank's rows of it")
 
 
 def make_layout(lengths: int | Sequence[int] | Layout, kind: str, world: int, degree: int = 1) -> Layout:
@@ -240,12 +207,10 @@ def make_plan(
     lengths: the whole length, cut by `layout` ("contiguous", "zigzag" or "striped"); or each rank's length, in order
     (contiguous); or a Layout (`Layout.indices` for anything else, `Layout.replicated_on` for keys that everybody has).
     world: number of ranks; read off the lengths when those tell it.
-    strategy: a member of `Strategy`, or "auto" (choose.py). degree: ranks in a Ulysses group, for usp; the largest
-    divisor of the world that is at most `heads` by default. heads, kv_heads: for the choices only.
+    strategy: a member of `Strategy`, or "auto" (`pick_strategy`). degree: ranks in a Ulysses group, for usp; by default
+    the largest divisor of the world that is at most `heads`. heads, kv_heads: for the choices only.
     Raises ValueError for lengths that do not fit, CapabilityError for a strategy that cannot serve.
     """
-    from longtake.kernels.plan.choose import default_degree, pick_strategy
-
     mask = Full() if mask is None else mask
     for given in (lengths, key_lengths):
         if given is not None and not isinstance(given, int):

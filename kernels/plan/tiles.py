@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from longtake.kernels.masks.basic import Bounds, Mask, TileKind, merge_ranges
-from longtake.kernels.masks.few_keys import FewKeys
+from longtake.kernels.masks.basic import Bounds, FewKeys, Mask, TileKind, merge_ranges
 from torch import Tensor
 
 Runs = tuple[range, ...]
@@ -122,6 +121,29 @@ def rows_within(runs: Runs, ranges: Iterable[Span]) -> list[Span]:
                 spans.append((offset + first, offset + last))
         offset += len(run)
     return merge_ranges(spans)
+
+
+def needed_rows(mask: Mask, q_runs: Runs, k_runs: Runs, block: int) -> list[Span]:
+    """Local rows of the keys that queries need, by the mask's reach; strided queries are asked block by block."""
+    ranges: list[Span] = []
+    for run in q_runs:
+        step = len(run) if run.step == 1 else block
+        for start in range(0, len(run), step):
+            ranges += mask.reach(*run_bounds(run[start : start + step]))
+    return rows_within(k_runs, merge_ranges(ranges))
+
+
+def sub_runs(runs: Runs, spans: Sequence[Span]) -> Runs:
+    """The runs of some rows."""
+    parts = []
+    offset = 0
+    for run in runs:
+        for start, stop in spans:
+            piece = run[max(start - offset, 0) : max(stop - offset, 0)]
+            if len(piece):
+                parts.append(piece)
+        offset += len(run)
+    return tuple(parts)
 
 
 def take(x: Tensor, spans: Sequence[Span], dim: int = 2) -> Tensor:

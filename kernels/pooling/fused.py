@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from longtake.kernels.pooling.windows import Windows, window_sum_backward
+from longtake.kernels.precision import exact
 from torch import Tensor
 
 
+@exact
 def pool_triton(x: Tensor, scores: Tensor, windows: Windows, temperature: float) -> Tensor:
     """Weighted mean of each window, (B, O_t, O_h, O_w, C) in x's dtype; gradients reach x and scores.
 
@@ -39,6 +41,7 @@ class _PoolTriton(torch.autograd.Function):
     """Backward: with p the weights and d_p = x . dO, the scores get p (d_p - sum p d_p) / temperature."""
 
     @staticmethod
+    @exact
     def forward(ctx: Any, x: Tensor, scores: Tensor, windows: Windows, temperature: float) -> Tensor:
         kernel = importlib.import_module("longtake.kernels.pooling.fused_kernel")
         out, share = kernel.forward(x.contiguous(), scores.float().contiguous(), windows, 1 / temperature)
@@ -48,6 +51,7 @@ class _PoolTriton(torch.autograd.Function):
         return result
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, share, scores = ctx.saved_tensors
         exists = scores != -math.inf

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from longtake.kernels.precision import accumulator_dtype, exact
 from torch import Tensor
 
 Triple = tuple[int, int, int]
@@ -159,15 +160,17 @@ def _from_kernel(name: str, given: int, k: int, s: int, tail: Tail) -> Triple:
     return k, s, out
 
 
+@exact
 def global_weights(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
     """The first softmax: g over all T * H * W tokens of each video, float32 (float64 for float64).
 
     logits: (B, T, H, W). frame_mask: (B, T) bool, True where the frame exists; other frames get 0, whatever they hold.
     """
-    scores = _masked(logits.to(_accumulate(logits.dtype)), frame_mask)
+    scores = _masked(logits.to(accumulator_dtype(logits.dtype)), frame_mask)
     return _softmax(scores.flatten(1), 1).view(scores.shape)
 
 
+@exact
 def window_weights(
     windows: Windows,
     *,
@@ -199,13 +202,13 @@ def window_weights(
     elif mode is WeightMode.LOCAL:
         if logits is None:
             raise ValueError("weight_mode local takes one softmax of logits; g has lost them to underflow: give logits")
-        scores = _masked(logits.to(_accumulate(logits.dtype)), frame_mask)
+        scores = _masked(logits.to(accumulator_dtype(logits.dtype)), frame_mask)
     else:
         if logits is not None:
             g = global_weights(logits, frame_mask)
         else:
             assert weights is not None
-            g = weights.to(_accumulate(weights.dtype))
+            g = weights.to(accumulator_dtype(weights.dtype))
         scores = _masked(g, frame_mask)
         temperature = temperature or 0.01
     if scores.shape[1:] != windows.input:
@@ -223,6 +226,7 @@ def window_weights(
     return _softmax(cut_flat, 4).view(cut.shape)
 
 
+@exact
 def prompt_guided_pool3d(
     x: Tensor,
     *,
@@ -287,10 +291,11 @@ class _WindowSum(torch.autograd.Function):
     """out[j] = sum over offsets o of share[j, o] * x[j * stride + o]; channels last."""
 
     @staticmethod
+    @exact
     def forward(ctx: Any, x: Tensor, share: Tensor, windows: Windows, frame_mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, share, frame_mask)
         ctx.windows = windows
-        accumulate = _accumulate(x.dtype)
+        accumulate = accumulator_dtype(x.dtype)
         # The output keeps x's memory order, so that the inner loop runs along the same dimension in both.
         shape = (x.shape[0], *windows.output, x.shape[4])
         if x.stride(-1) == 1:
@@ -304,6 +309,7 @@ class _WindowSum(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, share, frame_mask = ctx.saved_tensors
         exists = None if frame_mask is None else frame_mask[:, :, None, None].expand(x.shape[:4])
@@ -323,7 +329,7 @@ def window_sum_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of a window sum: grad (B, *output, C), x (B, T, H, W, C), share (B, *output, *kernel), exists None or
     bool (B, T, H, W). Offset by offset, as the forward."""
-    accumulate = _accumulate(x.dtype)
+    accumulate = accumulator_dtype(x.dtype)
     grad = grad.to(accumulate)
     grad_x = torch.zeros_like(x, dtype=accumulate) if want_x else None
     grad_share = torch.zeros_like(share) if want_share else None
@@ -366,10 +372,6 @@ def _offsets(windows: Windows) -> list[tuple[Index, Index, Index]]:
 def _existing(tokens: Tensor, exists: Tensor | None, took: Index) -> Tensor:
     """0 times NaN is NaN, so what masked frames hold has to go before the product."""
     return tokens if exists is None else tokens.masked_fill(~exists.to(tokens.device)[took][..., None], 0)
-
-
-def _accumulate(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _masked(scores: Tensor, frame_mask: Tensor | None) -> Tensor:

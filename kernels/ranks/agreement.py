@@ -3,11 +3,17 @@
     agree(transport, {"batch": q.shape[0], "heads": q.shape[1]}, q.device)
 """
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from longtake.kernels.errors import PlanMismatch
 from longtake.kernels.ranks.transport import Transport
+
+
+def number_of(text: str) -> int:
+    """A number of 60 bits for a name or a digest, the same in every process."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 def agree(
@@ -16,28 +22,33 @@ def agree(
     device: torch.device,
     problem: Exception | None = None,
     free: Mapping[str, int] | None = None,
+    remember: bool | None = None,
 ) -> list[dict[str, int]]:
     """Compare `numbers` over ranks. Returns everybody's `free` numbers, which may differ, in order of ranks.
 
     numbers, free: the same names on every rank, below 2^62. problem: what this rank found wrong with its own input.
+    remember: ask once for each set of numbers and answer from memory after that; by default where nothing is free.
+    Something must then fix the free numbers of all ranks, as a plan among `numbers` does.
     Raises `problem` where everybody has one or there is one rank only; otherwise PlanMismatch, on every rank, which
-    names the number and both values. Asked once for each set of numbers; with `free`, at every call.
+    names the number and both values.
     """
     free = {} if free is None else free
+    remember = not free if remember is None else remember
     if transport.world == 1:
         if problem is not None:
             raise problem
         return [dict(free)]
-    said = [int(problem is not None), *numbers.values(), *free.values()]
-    key = ("agreed", *numbers, *said)
-    if problem is None and not free and key in transport.verified:
-        return [{}] * transport.world
+    said = (int(problem is not None), *numbers.values(), *free.values())
+    key = (*numbers, *free, *said)
+    if problem is None and remember and key in transport.verified:
+        return transport.verified[key]
     everybody = transport.compare(said, device)
     raise_together(everybody, ("validity", *numbers, *free), transport.rank, problem, set(free))
-    if not free:
-        transport.verified.add(key)
     first = 1 + len(numbers)
-    return [dict(zip(free, other[first:], strict=True)) for other in everybody]
+    told = [dict(zip(free, other[first:], strict=True)) for other in everybody]
+    if remember:
+        transport.verified[key] = told
+    return told
 
 
 def raise_together(

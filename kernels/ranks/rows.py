@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from longtake.kernels.partition import Partition
+from longtake.kernels.precision import exact
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
@@ -19,6 +20,7 @@ def gather_rows(x: Tensor, transport: Transport, partition: Partition, dim: int,
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
+    @exact
     def forward(ctx: Any, x: Tensor, transport: Transport, partition: Partition, dim: int, add_up: bool) -> Tensor:
         ctx.transport, ctx.place, ctx.dim, ctx.add_up = transport, partition.pieces[transport.rank], dim, add_up
         if transport.world == 1:
@@ -27,6 +29,7 @@ class _GatherRows(torch.autograd.Function):
         return transport.start_gather([x.contiguous()], dim, partition, everything).wait()[0]
 
     @staticmethod
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
         if ctx.add_up:

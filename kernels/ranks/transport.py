@@ -29,6 +29,8 @@ import torch
 import torch.distributed as dist
 from longtake.kernels.errors import DistTimeout
 from longtake.kernels.partition import Partition
+from longtake.kernels.ranks.routes import frames_of, gather_route, halo_route, index_of, join, pack, unpack, with_frames
+from longtake.kernels.ranks.wire import DryWire, GroupWire, Message, Wire
 from torch import Tensor
 
 Result = TypeVar("Result")
@@ -90,23 +92,18 @@ class Transport:
     """The messages of one rank inside one process group.
 
     group: None is the default group, or a world of one when torch.distributed is not initialised.
-    counter: a shared Counter; a fresh one by default.
+    counter: a shared Counter; a fresh one by default. wire: what carries the messages, instead of a group.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, counter: Counter | None = None):
-        alive = dist.is_available() and dist.is_initialized()
-        if group is not None and not alive:
-            raise ValueError("a process group was given but torch.distributed is not initialised")
-        self.group = group
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, counter: Counter | None = None, wire: Wire | None = None
+    ) -> None:
+        self.wire: Wire = GroupWire(group) if wire is None else wire
         self.counter = counter if counter is not None else Counter()
-        self.rank = dist.get_rank(group) if alive else 0
-        self.world = dist.get_world_size(group) if alive else 1
-        if self.rank < 0:
-            raise ValueError("this process is not a member of the given group")
-        self.verified: set[Any] = set()  # plans and shapes that all ranks were found to agree on
+        self.rank, self.world = self.wire.rank, self.wire.world
+        self.verified: dict[Any, Any] = {}  # what all ranks were found to agree on -> what they told beside it
         self._in_round = False
         self._round_used = False
-        self._connected = False
 
     @contextmanager
     def round(self) -> Iterator[None]:
@@ -129,31 +126,8 @@ class Transport:
         else:
             self.counter.rounds += 1
 
-    def _connect(self, device: torch.device) -> None:
-        """NCCL wants every rank in the first call of a group; a rank without messages would be missing from a batched
-        send."""
-        if not self._connected and dist.get_backend(self.group) == "nccl":
-            dist.all_reduce(torch.zeros(1, device=device), group=self.group)
-        self._connected = True
-
-    def _post_messages(self, sends: list[tuple[int, Tensor]], receives: list[tuple[int, Tensor]]) -> list[Any]:
-        def peer(rank: int) -> int:
-            return rank if self.group is None else dist.get_global_rank(self.group, rank)
-
-        operations = [dist.P2POp(dist.isend, buffer, peer(rank), self.group) for rank, buffer in sends]
-        operations += [dist.P2POp(dist.irecv, buffer, peer(rank), self.group) for rank, buffer in receives]
-        return dist.batch_isend_irecv(operations) if operations else []
-
-    def _post_all_to_all(
-        self, output: Tensor, input: Tensor, output_splits: list[int], input_splits: list[int]
-    ) -> list[Any]:
-        return [dist.all_to_all_single(output, input, output_splits, input_splits, group=self.group, async_op=True)]
-
-    def _post_sum(self, tensor: Tensor) -> list[Any]:
-        return [dist.all_reduce(tensor, group=self.group, async_op=True)]
-
     def start_messages(
-        self, kind: str, sends: Sequence[tuple[int, Tensor]], receives: Sequence[tuple[int, Tensor]]
+        self, kind: str, sends: Sequence[Message], receives: Sequence[Message]
     ) -> Pending[None]:
         """Post contiguous buffers to ranks and from ranks; empty ones are left out. `kind` names them in the counter.
 
@@ -168,26 +142,23 @@ class Transport:
             sum(buffer.numel() * buffer.element_size() for _, buffer in sends),
             sum(buffer.numel() * buffer.element_size() for _, buffer in receives),
         )
-        works = self._post_messages(sends, receives)
+        works = self.wire.messages(sends, receives)
         what = f"rank {self.rank}: {kind} from ranks {[rank for rank, _ in receives]}"
         return Pending(works, [buffer for _, buffer in [*sends, *receives]], lambda: None, what)
 
     def compare(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
-        """Everybody's numbers, as many on each rank, in order of ranks. One small all-gather, counted as "check"."""
-        if self.world == 1:
-            return [list(numbers)]
-        mine = torch.tensor(numbers, dtype=torch.int64, device=device)
-        everybody = mine.new_empty(self.world * len(numbers))
-        self._count("check", 8 * len(numbers) * (self.world - 1), 8 * len(numbers) * (self.world - 1))
-        dist.all_gather_into_tensor(everybody, mine, group=self.group)
-        return everybody.view(self.world, -1).tolist()
+        """Everybody's numbers, as many on each rank, in order of ranks. One small all-gather, counted as "check";
+        imagined ranks come with the same numbers, and nothing is counted."""
+        if self.world > 1 and not self.wire.imagined:
+            self._count("check", 8 * len(numbers) * (self.world - 1), 8 * len(numbers) * (self.world - 1))
+        return self.wire.compare(numbers, device)
 
     def start_sum(self, kind: str, tensor: Tensor) -> Pending[Tensor]:
         """Add up a tensor over all ranks, in place. Counted once each way."""
         if self.world == 1 or not tensor.numel():
             return Pending([], [], lambda: tensor)
         self._count(kind, tensor.numel() * tensor.element_size(), tensor.numel() * tensor.element_size())
-        return Pending(self._post_sum(tensor), [tensor], lambda: tensor)
+        return Pending(self.wire.add_up(tensor), [tensor], lambda: tensor)
 
     def _check(self, tensors: Sequence[Tensor], dim: int, partition: Partition) -> None:
         if not tensors:
@@ -225,59 +196,40 @@ class Transport:
         if left < 0 or right < 0:
             raise ValueError(f"halo widths must be >= 0, given left {left}, right {right}")
 
-        def wanted(rank: int) -> tuple[range, range]:
-            start, stop = partition.pieces[rank]
-            if start == stop:
-                return range(start, start), range(stop, stop)
-            return range(max(start - left, 0), start), range(stop, min(stop + right, partition.total))
-
-        def common(a: range, b: range) -> range:
-            return range(max(a.start, b.start), max(min(a.stop, b.stop), max(a.start, b.start)))
-
-        mine = partition.range(self.rank)
-        template = tensors[0]
-        widths = [_frame_numel(tensor, dim) for tensor in tensors]
-
-        sends: list[tuple[int, Tensor]] = []
-        receives: list[tuple[int, Tensor]] = []
+        first, template = partition.pieces[self.rank][0], tensors[0]
+        sends: list[Message] = []
+        receives: list[Message] = []
         sides: tuple[list[list[Tensor]], list[list[Tensor]]] = ([[] for _ in tensors], [[] for _ in tensors])
-        for rank in range(self.world):
+        for rank, swap in enumerate(halo_route(partition, self.rank, left, right)):
             if rank == self.rank:
                 continue
-            asked = [common(span, mine) for span in wanted(rank)]
-            outgoing = [
-                tensor.narrow(dim, span.start - mine.start, len(span)).reshape(-1)
-                for span in asked
+            outgoing = [frames_of(tensor, dim, span, first) for span in swap.give if len(span) for tensor in tensors]
+            if any(piece.numel() for piece in outgoing):
+                sends.append((rank, pack(outgoing)))
+            coming = [
+                (parts, with_frames(tensor, dim, len(span)))
+                for side, span in zip(sides, swap.take, strict=True)
                 if len(span)
-                for tensor in tensors
+                for parts, tensor in zip(side, tensors, strict=True)
             ]
-            if sum(piece.numel() for piece in outgoing):
-                sends.append((rank, torch.cat(outgoing)))
-            theirs = partition.range(rank)
-            spans = [common(span, theirs) for span in wanted(self.rank)]
-            size = sum(len(span) * width for span in spans for width in widths)
-            if size == 0:
+            shapes = [shape for _, shape in coming]
+            buffer = template.new_empty(sum(shape.numel() for shape in shapes))
+            if not buffer.numel():
                 continue
-            buffer = template.new_empty(size)
             receives.append((rank, buffer))
-            offset = 0
-            for side, span in zip(sides, spans, strict=True):
-                if not len(span):
-                    continue
-                for parts, tensor, width in zip(side, tensors, widths, strict=True):
-                    parts.append(buffer[offset : offset + len(span) * width].view(_with_frames(tensor, dim, len(span))))
-                    offset += len(span) * width
+            for (parts, _), piece in zip(coming, unpack(buffer, shapes), strict=True):
+                parts.append(piece)
 
         works: list[Any] = []
         if self.world > 1 and left + right > 0:
             size = template.element_size()
             self._count("halo", size * sum(b.numel() for _, b in sends), size * sum(b.numel() for _, b in receives))
-            self._connect(template.device)
-            works = self._post_messages(sends, receives)
+            self.wire.connect(template.device)
+            works = self.wire.messages(sends, receives)
 
         def finish() -> Parts:
             return [
-                (_join(before, tensor, dim), _join(after, tensor, dim))
+                (join(before, tensor, dim), join(after, tensor, dim))
                 for before, after, tensor in zip(*sides, tensors, strict=True)
             ]
 
@@ -293,51 +245,36 @@ class Transport:
         `dim`.
         """
         self._check(tensors, dim, partition)
-        for index in indices:
-            if not 0 <= index < partition.total:
-                raise ValueError(f"frame {index} is outside [0, {partition.total})")
-        unique = sorted(set(indices))
-        owned = [[index for index in unique if index in partition.range(rank)] for rank in range(self.world)]
+        owned = gather_route(partition, indices)
         arrival = [index for frames in owned for index in frames]
-        mine = partition.range(self.rank)
-        template = tensors[0]
-        own = [
-            tensor.index_select(dim, _index([index - mine.start for index in owned[self.rank]], tensor))
-            for tensor in tensors
-        ]
-        pieces: list[list[Tensor]] = [[] for _ in tensors]
+        first, template = partition.pieces[self.rank][0], tensors[0]
+        own = [frames_of(tensor, dim, owned[self.rank], first) for tensor in tensors]
+        pieces: list[list[Tensor]] = [[piece] for piece in own]  # for each tensor, those of all ranks in order
         works: list[Any] = []
         keep: list[Tensor] = []
-        if self.world == 1 or not unique:
-            pieces = [[piece] for piece in own]
-        else:
-            packed = torch.cat([piece.reshape(-1) for piece in own])
-            widths = [_frame_numel(tensor, dim) for tensor in tensors]
-            output_splits = [0 if rank == self.rank else len(frames) * sum(widths) for rank, frames in enumerate(owned)]
-            input_splits = [0 if rank == self.rank else packed.numel() for rank in range(self.world)]
-            outgoing = packed.repeat(self.world - 1)
+        if self.world > 1 and arrival:
+            shapes = [[with_frames(tensor, dim, len(frames)) for tensor in tensors] for frames in owned]
+            sizes = [sum(shape.numel() for shape in asked) for asked in shapes]
+            output_splits = [0 if rank == self.rank else size for rank, size in enumerate(sizes)]
+            input_splits = [0 if rank == self.rank else sizes[self.rank] for rank in range(self.world)]
+            outgoing = pack(own).repeat(self.world - 1)
             incoming = template.new_empty(sum(output_splits))
-            offset = 0
-            for rank, frames in enumerate(owned):
-                for parts, tensor, piece, width in zip(pieces, tensors, own, widths, strict=True):
-                    if rank == self.rank:
-                        parts.append(piece)
-                        continue
-                    parts.append(
-                        incoming[offset : offset + len(frames) * width].view(_with_frames(tensor, dim, len(frames)))
-                    )
-                    offset += len(frames) * width
-            size = template.element_size()
-            self._count("gather", size * outgoing.numel(), size * incoming.numel())
-            works = self._post_all_to_all(incoming, outgoing, output_splits, input_splits)
+            buffers = incoming.split(output_splits)
+            everyone = [
+                own if rank == self.rank else unpack(buffers[rank], asked) for rank, asked in enumerate(shapes)
+            ]
+            pieces = [list(parts) for parts in zip(*everyone, strict=True)]
+            self._count("gather", outgoing.element_size() * outgoing.numel(), incoming.nbytes)
+            works = self.wire.all_to_all(incoming, outgoing, output_splits, input_splits)
             keep = [outgoing, incoming]
 
         def finish() -> list[Tensor]:
-            joined = [_join(parts, tensor, dim) for parts, tensor in zip(pieces, tensors, strict=True)]
+            joined = [join(parts, tensor, dim) for parts, tensor in zip(pieces, tensors, strict=True)]
             if arrival == list(indices):
                 return joined
             place = {index: slot for slot, index in enumerate(arrival)}
-            return [frames.index_select(dim, _index([place[index] for index in indices], frames)) for frames in joined]
+            order = index_of([place[index] for index in indices], template)
+            return [frames.index_select(dim, order) for frames in joined]
 
         return Pending(works, keep, finish)
 
@@ -347,8 +284,7 @@ class Transport:
         """Combine per-rank moments into those of all ranks together.
 
         mean: (B, G), the mean of my `count` elements of each group. m2: (B, G), their sum of squared deviations from
-        it. Any float dtype; a
-            rank with nothing gives count 0 and any finite values.
+        it. Any float dtype; a rank with nothing gives count 0 and any finite values.
         total: elements of all ranks together when the caller knows it (it follows from the partition); None sends the
         counts along, 8 bytes.
         Result: (mean, var), float64 (B, G), var biased. Sums are taken in float64: 16 bytes per group.
@@ -367,7 +303,7 @@ class Transport:
         payload = torch.cat(parts)
         groups = mean.numel()
         self._count("moments", 8 * payload.numel(), 8 * payload.numel())
-        works = self._post_sum(payload)
+        works = self.wire.add_up(payload)
 
         def finish() -> tuple[Tensor, Tensor]:
             everything = payload[2 * groups :] if total is None else total
@@ -408,7 +344,7 @@ class Transport:
             return x
         cut_dim, join_dim = cut_dim % x.dim(), join_dim % x.dim()
         others = [rank for rank in range(self.world) if rank != self.rank]
-        outgoing = torch.cat([x.narrow(cut_dim, cut.pieces[rank][0], cut.sizes[rank]).reshape(-1) for rank in others])
+        outgoing = pack([frames_of(x, cut_dim, cut.range(rank), 0) for rank in others])
         shapes = []
         for rank in range(self.world):
             shape = list(x.shape)
@@ -419,7 +355,8 @@ class Transport:
         output_splits = [0 if rank == self.rank else shape.numel() for rank, shape in enumerate(shapes)]
         incoming = x.new_empty(sum(output_splits))
         self._count("transpose", x.element_size() * outgoing.numel(), x.element_size() * incoming.numel())
-        Pending(self._post_all_to_all(incoming, outgoing, output_splits, input_splits), [outgoing], lambda: None).wait()
+        works = self.wire.all_to_all(incoming, outgoing, output_splits, input_splits)
+        Pending(works, [outgoing], lambda: None).wait()
         chunks = list(incoming.split(output_splits))
         own = x.narrow(cut_dim, cut.pieces[self.rank][0], cut.sizes[self.rank])
         return torch.cat(
@@ -434,48 +371,5 @@ class DryTransport(Transport):
     With meta tensors it forecasts the traffic of a full-size model in a moment.
     """
 
-    def __init__(self, rank: int, world: int, counter: Counter | None = None):
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} is not one of {world} ranks")
-        self.group = None
-        self.counter = counter if counter is not None else Counter()
-        self.rank, self.world = rank, world
-        self.verified = set()
-        self._in_round, self._round_used, self._connected = False, False, True
-
-    def compare(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
-        """Imagined ranks come with the same numbers; nothing is counted."""
-        return [list(numbers)] * self.world
-
-    def _post_messages(self, sends: list[tuple[int, Tensor]], receives: list[tuple[int, Tensor]]) -> list[Any]:
-        return []
-
-    def _post_all_to_all(
-        self, output: Tensor, input: Tensor, output_splits: list[int], input_splits: list[int]
-    ) -> list[Any]:
-        return []
-
-    def _post_sum(self, tensor: Tensor) -> list[Any]:
-        return []
-
-
-def _frame_numel(tensor: Tensor, dim: int) -> int:
-    """Elements of one frame, also when the tensor has no frames."""
-    return _with_frames(tensor, dim, 1).numel()
-
-
-def _with_frames(tensor: Tensor, dim: int, frames: int) -> torch.Size:
-    shape = list(tensor.shape)
-    shape[dim] = frames
-    return torch.Size(shape)
-
-
-def _join(parts: list[Tensor], template: Tensor, dim: int) -> Tensor:
-    """Parts side by side along `dim`; a single part is not copied."""
-    if not parts:
-        return template.new_empty(_with_frames(template, dim, 0))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
-
-
-def _index(positions: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(positions, dtype=torch.int64, device=like.device)
+    def __init__(self, rank: int, world: int, counter: Counter | None = None) -> None:
+        super().__init__(counter=counter, wire=DryWire(rank, world))

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from longtake.kernels.linear.scan import alone, gather_summaries
 from longtake.kernels.masks.tables import BlockSparse
+from longtake.kernels.precision import exact
+from longtake.kernels.ranks.mesh import alone
+from longtake.kernels.ranks.summaries import gather_summaries
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
@@ -32,6 +34,7 @@ class SqueezedContext:
     coarse_counts: Tensor | None = None
 
 
+@exact
 def squeeze(
     k: Tensor, clusters: int, coarse_clusters: int | None = None, iterations: int = 10, seed: int = 0
 ) -> SqueezedContext:
@@ -69,6 +72,7 @@ def _k_means(
     return centroids, labels, counts
 
 
+@exact
 def squeezed_select(
     q: Tensor,
     context: SqueezedContext,
@@ -114,6 +118,7 @@ def squeezed_select(
     return BlockSparse(1, 1, kept.gather(2, each(context.labels)[:, None].expand(-1, kept.shape[1], -1)))
 
 
+@exact
 def routing_select(qk: Tensor, centroids: Tensor, window: int) -> tuple[BlockSparse, Tensor]:
     """Tokens of each cluster: the `window` [w] tokens nearest to each centroid, by product. The paper takes about
     sqrt(N) centroids and w = N / c.
@@ -135,6 +140,7 @@ def routing_select(qk: Tensor, centroids: Tensor, window: int) -> tuple[BlockSpa
     return BlockSparse(1, 1, (member.float().mT @ member.float()) > 0), chosen
 
 
+@exact
 def routing_update(qk: Tensor, centroids: Tensor, decay: float = 0.999, transport: Transport | None = None) -> Tensor:
     """Centroids moved towards the tokens nearest to them: mu <- decay mu + (1 - decay) mean of its tokens.
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from longtake.kernels.masks.basic import Mask
 from longtake.kernels.masks.tables import BlockSparse
+from longtake.kernels.precision import exact
 from torch import Tensor
 
 
@@ -40,6 +41,7 @@ class HiPStage:
 HIP_STAGES = (HiPStage(256), HiPStage(32, 32768), HiPStage(8, 8192))  # the defaults of hip-attention 1.2
 
 
+@exact
 def hip_select(
     q: Tensor,
     k: Tensor,
@@ -115,6 +117,7 @@ def _representative_scores(block: Tensor, keys: Tensor, starts: Tensor, chunk: i
     return score(left).masked_fill(starts >= edge, -math.inf)
 
 
+@exact
 def infllm_select(
     q: Tensor,
     k: Tensor,
@@ -169,6 +172,7 @@ def infllm_select(
     return BlockSparse(exc_block_size, block_size, bitmap)
 
 
+@exact
 def attention_recall(q: Tensor, k: Tensor, mask: Mask, dense_mask: Mask, scale: float | None = None) -> Tensor:
     """Share of dense attention's weight that falls on what `mask` sees, mean over queries: (H,), float64.
 

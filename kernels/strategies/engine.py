@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from longtake.kernels.backends.contract import Backend
 from longtake.kernels.backends.partial import merge_shares
-from longtake.kernels.backends.registry import Backend
 from longtake.kernels.masks.basic import Mask
 from longtake.kernels.plan.tiles import Runs, Span, Tile, positions_of, take
+from longtake.kernels.precision import accumulator_dtype
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 
@@ -22,7 +23,7 @@ LOGITS = 1 << 26  # of one call of a backend that holds them in memory
 
 
 @dataclass(frozen=True)
-class Run:
+class Call:
     """What one call carries through its strategy: the messages, who computes tiles, and the scale of the logits."""
 
     transport: Transport
@@ -33,18 +34,13 @@ class Run:
 class Scheme(Protocol):
     """One way to bring queries and keys together. Called on every rank with its own shards."""
 
-    def forward(self, run: Run, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def forward(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """(O like q, L, what the backward wants to keep)."""
         ...
 
-    def backward(self, run: Run, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
+    def backward(self, call: Call, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
         """(dQ, dK, dV) of this rank's shards."""
         ...
-
-
-def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32, float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class Merged:
@@ -107,7 +103,7 @@ def zero_lse_of(mask: Mask, q_runs: Runs, total: int) -> Tensor | None:
     return mask.zero_key_lse(positions_of(q_runs), total)
 
 
-def attend(run: Run, tiles: Iterable[Tile], q: Tensor, k: Tensor, v: Tensor, into: Merged) -> None:
+def attend(call: Call, tiles: Iterable[Tile], q: Tensor, k: Tensor, v: Tensor, into: Merged) -> None:
     """Merge the tiles of q against k and v into `into`."""
     if not q.numel() or not k.numel():
         return
@@ -116,16 +112,16 @@ def attend(run: Run, tiles: Iterable[Tile], q: Tensor, k: Tensor, v: Tensor, int
             if part.blocks == 1:
                 rows = q[:, :, part.rows[0] : part.rows[1]]
                 keys, values = take(k, part.keys), take(v, part.keys)
-                into.add(part.rows, *run.backend.forward(rows, keys, values, part, run.scale))
+                into.add(part.rows, *call.backend.forward(rows, keys, values, part, call.scale))
             else:
-                out, lse = run.backend.forward(
-                    _blocks_of_rows(q, part), _blocks_of_keys(k, part), _blocks_of_keys(v, part), part, run.scale
+                out, lse = call.backend.forward(
+                    _blocks_of_rows(q, part), _blocks_of_keys(k, part), _blocks_of_keys(v, part), part, call.scale
                 )
                 into.add(part.rows, _laid_out(out, q), _laid_out(lse, q))
 
 
 def attend_backward(
-    run: Run,
+    call: Call,
     tiles: Iterable[Tile],
     d_out: Tensor,
     q: Tensor,
@@ -145,16 +141,16 @@ def attend_backward(
         for part in _pieces(tile, q):
             rows = slice(*part.rows)
             if part.blocks == 1:
-                grad_q, grad_k, grad_v = run.backend.backward(
+                grad_q, grad_k, grad_v = call.backend.backward(
                     d_out[:, :, rows], q[:, :, rows], take(k, part.keys), take(v, part.keys), out[:, :, rows],
-                    lse[:, :, rows], part, run.scale,
+                    lse[:, :, rows], part, call.scale,
                 )  # fmt: skip
                 d_q[:, :, rows] += grad_q
                 add_keys(d_k, d_v, part.keys, grad_k, grad_v)
                 continue
-            grad_q, grad_k, grad_v = run.backend.backward(
+            grad_q, grad_k, grad_v = call.backend.backward(
                 _blocks_of_rows(d_out, part), _blocks_of_rows(q, part), _blocks_of_keys(k, part),
-                _blocks_of_keys(v, part), _blocks_of_rows(out, part), _blocks_of_rows(lse, part), part, run.scale,
+                _blocks_of_keys(v, part), _blocks_of_rows(out, part), _blocks_of_rows(lse, part), part, call.scale,
             )  # fmt: skip
             d_q[:, :, rows] += _laid_out(grad_q, q)
             start, stop = part.keys[0]

@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.kernels.masks.basic import Mask
-from longtake.kernels.plan.tiles import Runs, Span, Tile, compile_tiles, length_of, take, whole_tile
-from longtake.kernels.strategies.engine import Grads, Merged, Run, attend, attend_backward, zero_lse_of, zeros_for
-from longtake.kernels.strategies.ring import needed_rows, sub_runs
+from longtake.kernels.plan.tiles import (
+    Runs,
+    Span,
+    Tile,
+    compile_tiles,
+    length_of,
+    needed_rows,
+    sub_runs,
+    take,
+    whole_tile,
+)
+from longtake.kernels.strategies.engine import Call, Grads, Merged, attend, attend_backward, zero_lse_of, zeros_for
 from torch import Tensor
 
 
@@ -68,7 +77,7 @@ class Fetch:
             ends.append(ends[-1] + sum(stop - start for start, stop in spans))
         return tuple(ends)
 
-    def _fetch(self, run: Run, k: Tensor, v: Tensor) -> Tensor:
+    def _fetch(self, call: Call, k: Tensor, v: Tensor) -> Tensor:
         """(rows, B, Hk, D + Dv) in order of ranks."""
         width = k.shape[3] + v.shape[3]
         fetched = k.new_empty(self.offsets[-1], k.shape[0], k.shape[1], width)
@@ -86,7 +95,7 @@ class Fetch:
                 receives.append((source, place))
             elif spans:
                 self._rows_first(take(k, spans), take(v, spans), place)
-        run.transport.start_messages(self.kind, sends, receives).wait()
+        call.transport.start_messages(self.kind, sends, receives).wait()
         return fetched
 
     @property
@@ -107,20 +116,20 @@ class Fetch:
         rows_last = fetched.permute(1, 2, 0, 3)
         return rows_last[..., :head_dim], rows_last[..., head_dim:]
 
-    def forward(self, run: Run, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        fetched = self._fetch(run, k, v)
+    def forward(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        fetched = self._fetch(call, k, v)
         into = Merged(q, v.shape[3], zero_lse_of(self.mask, self.queries[self.rank], self.total))
-        attend(run, self.tiles, q, *self._views(fetched, k.shape[3]), into)
+        attend(call, self.tiles, q, *self._views(fetched, k.shape[3]), into)
         out, lse = into.result()
         return out, lse, (q, fetched, out, lse, k[:, :, :0], v[:, :, :0])
 
-    def backward(self, run: Run, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
+    def backward(self, call: Call, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
         q, fetched, out, lse, no_k, no_v = saved
         head_dim = no_k.shape[3]
         d_q, grads = zeros_for(q), zeros_for(fetched)
         keys, values = self._views(fetched, head_dim)
         d_keys, d_values = self._views(grads, head_dim)
-        attend_backward(run, self.tiles, d_out, q, keys, values, out, lse, d_q, d_keys, d_values)
+        attend_backward(call, self.tiles, d_out, q, keys, values, out, lse, d_q, d_keys, d_values)
         sends, receives = [], []
         for source in range(len(self.keys)):
             if source != self.rank:
@@ -129,7 +138,7 @@ class Fetch:
             if rank != self.rank and spans:
                 rows = sum(stop - start for start, stop in spans)
                 receives.append((rank, grads.new_empty(rows, *grads.shape[1:])))
-        pending = run.transport.start_messages(f"{self.kind}_grad", sends, receives)
+        pending = call.transport.start_messages(f"{self.kind}_grad", sends, receives)
         total = grads.new_zeros(length_of(self.keys[self.rank]), *grads.shape[1:])
         own = grads[self.offsets[self.rank] : self.offsets[self.rank + 1]]
         self._add(total, own, self.arrivals[self.rank])
@@ -166,18 +175,18 @@ class Context:
             return whole_tile(self.mask, self.queries[self.rank], self.keys)
         return compile_tiles(self.mask, self.queries[self.rank], self.keys, self.block)
 
-    def forward(self, run: Run, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def forward(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         into = Merged(q, v.shape[3], zero_lse_of(self.mask, self.queries[self.rank], self.total))
-        attend(run, self.tiles, q, k, v, into)
+        attend(call, self.tiles, q, k, v, into)
         out, lse = into.result()
         return out, lse, (q, k, v, out, lse)
 
-    def backward(self, run: Run, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
+    def backward(self, call: Call, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
         q, k, v, out, lse = saved
         d_q, d_k, d_v = zeros_for(q), zeros_for(k), zeros_for(v)
-        attend_backward(run, self.tiles, d_out, q, k, v, out, lse, d_q, d_k, d_v)
+        attend_backward(call, self.tiles, d_out, q, k, v, out, lse, d_q, d_k, d_v)
         sums = d_k.new_empty(d_k.numel() + d_v.numel())
         sums[: d_k.numel()], sums[d_k.numel() :] = d_k.reshape(-1), d_v.reshape(-1)
-        run.transport.start_sum("context_grad", sums).wait()
+        call.transport.start_sum("context_grad", sums).wait()
         d_k, d_v = sums[: d_k.numel()].view(d_k.shape), sums[d_k.numel() :].view(d_v.shape)
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.kernels.masks.basic import Mask, merge_ranges
-from longtake.kernels.plan.tiles import Runs, Span, Tile, compile_tiles, rows_within, run_bounds, take, whole_tile
+from longtake.kernels.plan.tiles import Runs, Span, Tile, compile_tiles, needed_rows, sub_runs, take, whole_tile
 from longtake.kernels.ranks.transport import Pending
 from longtake.kernels.strategies.engine import (
+    Call,
     Grads,
     Merged,
-    Run,
     attend,
     attend_backward,
     pack,
@@ -31,29 +31,6 @@ from longtake.kernels.strategies.engine import (
     zeros_for,
 )
 from torch import Tensor
-
-
-def needed_rows(mask: Mask, q_runs: Runs, k_runs: Runs, block: int) -> list[Span]:
-    """Local rows of the keys that queries need, by the mask's reach; strided queries are asked block by block."""
-    ranges: list[Span] = []
-    for run in q_runs:
-        step = len(run) if run.step == 1 else block
-        for start in range(0, len(run), step):
-            ranges += mask.reach(*run_bounds(run[start : start + step]))
-    return rows_within(k_runs, merge_ranges(ranges))
-
-
-def sub_runs(runs: Runs, spans: Sequence[Span]) -> Runs:
-    """The runs of some rows."""
-    parts = []
-    offset = 0
-    for run in runs:
-        for start, stop in spans:
-            piece = run[max(start - offset, 0) : max(stop - offset, 0)]
-            if len(piece):
-                parts.append(piece)
-        offset += len(run)
-    return tuple(parts)
 
 
 @dataclass(frozen=True)
@@ -114,7 +91,9 @@ class Ring:
         """Steps until nobody's keys travel any more; the same on every node."""
         return 1 + max(hops for hops, _ in self.travel)
 
-    def _hop(self, run: Run, step: int, kind: str, held: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Pending]:
+    def _hop(
+        self, call: Call, step: int, kind: str, held: Tensor | None, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Pending]:
         """Pass on what is held at `step`, receive what is held at `step + 1`."""
         source = (self.node - step) % self.nodes
         coming = (self.node - step - 1) % self.nodes
@@ -127,17 +106,17 @@ class Ring:
             size = rows * k.shape[0] * k.shape[1] * (k.shape[3] + v.shape[3])
             arriving = (k if held is None else held).new_empty(size)
             receives.append((self.ranks[(self.node - 1) % self.nodes], arriving))
-        return arriving, run.transport.start_messages(kind, sends, receives)
+        return arriving, call.transport.start_messages(kind, sends, receives)
 
-    def forward(self, run: Run, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def forward(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         into = Merged(q, v.shape[3], zero_lse_of(self.mask, self.queries[self.node], self.total))
         rows = self.travel[self.node][1]
         held = pack(take(k, rows), take(v, rows)) if rows else k.new_empty(0)
         keys, values = k, v
         for step in range(self.steps):
             if step + 1 < self.steps:
-                arriving, pending = self._hop(run, step, "ring", held, k, v)
-            attend(run, self.tiles[step], q, keys, values, into)
+                arriving, pending = self._hop(call, step, "ring", held, k, v)
+            attend(call, self.tiles[step], q, keys, values, into)
             if step + 1 < self.steps:
                 pending.wait()
                 held = arriving
@@ -146,7 +125,7 @@ class Ring:
         out, lse = into.result()
         return out, lse, (q, k, v, out, lse)
 
-    def backward(self, run: Run, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
+    def backward(self, call: Call, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
         q, k, v, out, lse = saved
         d_q, d_k, d_v = zeros_for(q), zeros_for(k), zeros_for(v)
         own_hops, rows = self.travel[self.node]
@@ -157,26 +136,26 @@ class Ring:
         for step in range(self.steps):
             source = (self.node - step) % self.nodes
             if step + 1 < self.steps:
-                arriving, pending = self._hop(run, step, "ring", held, k, v)
+                arriving, pending = self._hop(call, step, "ring", held, k, v)
             if step == 0:
-                attend_backward(run, self.tiles[0], d_out, q, k, v, out, lse, d_q, d_k, d_v)
+                attend_backward(call, self.tiles[0], d_out, q, k, v, out, lse, d_q, d_k, d_v)
             elif self.travel[source][0] >= step:
                 if step == 1:  # the owner's share waits at home
                     sums = d_k.new_zeros(held.numel())
                 grad_k, grad_v = unpack(sums, k, v, self._rows(source))
-                attend_backward(run, self.tiles[step], d_out, q, keys, values, out, lse, d_q, grad_k, grad_v)
+                attend_backward(call, self.tiles[step], d_out, q, keys, values, out, lse, d_q, grad_k, grad_v)
             if step + 1 < self.steps:
                 pending.wait()
                 held = arriving
                 if held.numel():
                     keys, values = unpack(held, k, v, self._rows((self.node - step - 1) % self.nodes))
             if step:
-                sums = self._pass_gradients(run, step, sums, home, k, v)
+                sums = self._pass_gradients(call, step, sums, home, k, v)
         if own_hops:
             add_rows(d_k, d_v, home, rows, k, v)
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)
 
-    def _pass_gradients(self, run: Run, step: int, sums: Tensor, home: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _pass_gradients(self, call: Call, step: int, sums: Tensor, home: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """After `step`: sums go on with their keys, or home from the last node that needed them."""
         source, coming = (self.node - step) % self.nodes, (self.node - step - 1) % self.nodes
         after, before = self.ranks[(self.node + 1) % self.nodes], self.ranks[(self.node - 1) % self.nodes]
@@ -191,7 +170,7 @@ class Ring:
             receives.append((before, arriving))
         if self.travel[self.node][0] == step:
             receives.append((self.ranks[(self.node + step) % self.nodes], home))
-        run.transport.start_messages("ring_grad", sends, receives).wait()
+        call.transport.start_messages("ring_grad", sends, receives).wait()
         return arriving
 
 

@@ -16,21 +16,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from longtake.kernels.strategies.engine import Grads, Run, accumulator_dtype
+from longtake.kernels.heads import head_range, key_head_range
+from longtake.kernels.precision import accumulator_dtype
+from longtake.kernels.strategies.engine import Call, Grads
 from longtake.kernels.strategies.ring import Ring
 from torch import Tensor
-
-
-def head_range(heads: int, places: int, place: int) -> tuple[int, int]:
-    """Query heads [start, stop) of a place."""
-    return place * heads // places, (place + 1) * heads // places
-
-
-def key_head_range(heads: int, kv_heads: int, places: int, place: int) -> tuple[int, int]:
-    """Key heads [start, stop) that a place's query heads use."""
-    start, stop = head_range(heads, places, place)
-    shared = heads // kv_heads
-    return (start // shared, (stop - 1) // shared + 1) if start < stop else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,7 @@ class Ulysses:
         return None if even and numbers == [i * held // len(numbers) for i in range(len(numbers))] else numbers
 
     def _exchange(
-        self, run: Run, outgoing: list[list[Tensor]], shapes: list[list[tuple[int, ...]]], name: str = "ulysses"
+        self, call: Call, outgoing: list[list[Tensor]], shapes: list[list[tuple[int, ...]]], name: str = "ulysses"
     ) -> list[list[Tensor]]:
         """outgoing[place]: what a place gets from me; shapes[place]: what I get from it. One round."""
         received: list[list[Tensor]] = []
@@ -86,10 +76,10 @@ class Ulysses:
             receives.append((rank, buffer))
             parts = buffer.split(sizes)
             received.append([part.view(shape) for part, shape in zip(parts, shapes[place], strict=True)])
-        run.transport.start_messages(name, sends, receives).wait()
+        call.transport.start_messages(name, sends, receives).wait()
         return received
 
-    def _to_heads(self, run: Run, tensors: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
+    def _to_heads(self, call: Call, tensors: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
         """My rows of all heads -> all rows of my heads. kinds: "q" or "k" for each tensor."""
         outgoing = [
             [x[:, slice(*self._range(kind, place))] for x, kind in zip(tensors, kinds, strict=True)]
@@ -102,11 +92,11 @@ class Ulysses:
             ]
             for place in range(self.places)
         ]
-        received = self._exchange(run, outgoing, shapes)
+        received = self._exchange(call, outgoing, shapes)
         return [torch.cat([parts[index] for parts in received], dim=2) for index in range(len(tensors))]
 
     def _to_rows(
-        self, run: Run, tensors: Sequence[Tensor], kinds: Sequence[str], name: str = "ulysses"
+        self, call: Call, tensors: Sequence[Tensor], kinds: Sequence[str], name: str = "ulysses"
     ) -> list[list[Tensor]]:
         """All rows of my heads -> my rows: for each place, what it says about its heads."""
         split = [
@@ -121,7 +111,7 @@ class Ulysses:
                 (x.shape[0], count.stop - count.start, self._length(kind, self.place), *x.shape[3:])
                 for x, kind, count in zip(tensors, kinds, counts, strict=True)
             ])  # fmt: skip
-        return self._exchange(run, outgoing, shapes, name)
+        return self._exchange(call, outgoing, shapes, name)
 
     def _range(self, kind: str, place: int) -> tuple[int, int]:
         if kind == "q":
@@ -147,23 +137,23 @@ class Ulysses:
         summed = grad.new_zeros(grad.shape[0], heads, *grad.shape[2:])
         return summed.index_add_(1, torch.tensor(self._key_head_of, dtype=torch.int64, device=grad.device), grad)
 
-    def forward(self, run: Run, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        q_h, k_h, v_h = self._to_heads(run, (q, k, v), "qkk")
-        out_h, lse_h, saved = self.inner.forward(run, q_h, self._spread(k_h), self._spread(v_h))
-        out = torch.cat([parts[0] for parts in self._to_rows(run, (out_h,), "q")], dim=1)
+    def forward(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        q_h, k_h, v_h = self._to_heads(call, (q, k, v), "qkk")
+        out_h, lse_h, saved = self.inner.forward(call, q_h, self._spread(k_h), self._spread(v_h))
+        out = torch.cat([parts[0] for parts in self._to_rows(call, (out_h,), "q")], dim=1)
         return out, lse_h, saved
 
-    def gather_lse(self, run: Run, lse_h: Tensor) -> Tensor:
+    def gather_lse(self, call: Call, lse_h: Tensor) -> Tensor:
         """L of my rows from L of my heads; only asked for when the caller wants L."""
-        parts = self._to_rows(run, (lse_h[..., None],), "q", "ulysses_lse")
+        parts = self._to_rows(call, (lse_h[..., None],), "q", "ulysses_lse")
         return torch.cat([part[0] for part in parts], dim=1)[..., 0]
 
-    def backward(self, run: Run, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
-        (d_out_h,) = self._to_heads(run, (d_out,), "q")
-        d_q_h, d_k_h, d_v_h = self.inner.backward(run, d_out_h, saved)
+    def backward(self, call: Call, d_out: Tensor, saved: Sequence[Tensor]) -> Grads:
+        (d_out_h,) = self._to_heads(call, (d_out,), "q")
+        d_q_h, d_k_h, d_v_h = self.inner.backward(call, d_out_h, saved)
         held = self._count("k")
         grads = (d_q_h, self._gather_spread(d_k_h, held), self._gather_spread(d_v_h, held))
-        received = self._to_rows(run, grads, "qkk")
+        received = self._to_rows(call, grads, "qkk")
         d_q = torch.cat([parts[0] for parts in received], dim=1)
         sums = []
         for index, x in ((1, d_k_h), (2, d_v_h)):

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from longtake.kernels import CapabilityError, DualScope, Full, attention, explain
-from longtake.kernels.backends.registry import accelerators, backends
+from longtake.kernels.backends.contract import accelerators
+from longtake.kernels.backends.registry import backends
 
 Row = Callable[[], torch.Tensor]
 

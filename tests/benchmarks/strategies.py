@@ -179,14 +179,12 @@ def rank_rounds(rank: int, world: int, length: int, rounds: int) -> dict[str, An
 
 def overhead(plan: Any, local: list[torch.Tensor], transport: Any) -> float:
     """Seconds that one call spends on checks, the cached plan and the cached comparison (D7)."""
-    from longtake.kernels.calls.api import _prepare
+    from longtake.kernels.calls.request import Asked, settle
 
-    arguments = (*local, None, transport, None, "auto", plan, "auto", None, 0.0, 0.0, False)
-    _prepare(*arguments)
+    settle(Asked(*local, plan=plan), transport)
     begun = time.perf_counter()
     for _ in range(100):
-        ready = _prepare(*arguments)
-        ready.plan.scheme(transport.rank, 8, 8, ready.whole)
+        settle(Asked(*local, plan=plan), transport)
     return (time.perf_counter() - begun) / 100
 
 

@@ -22,10 +22,13 @@ from longtake.kernels import (
     Transport,
     attention,
     attention_reference,
+    balance,
     explain,
+    forecast,
     make_plan,
 )
-from longtake.kernels.backends.registry import Capabilities, Registry, Request, choose_backend, lacks
+from longtake.kernels.backends.contract import Capabilities, Request, lacks
+from longtake.kernels.backends.registry import Registry, choose_backend
 from ranks import run_ranks
 
 HERE = Path(__file__).parent
@@ -48,15 +51,15 @@ def rank_traffic(rank: int, world: int, cases: list[dict[str, Any]]) -> list[tup
             kv_heads=case["kv_heads"],
             block=case.get("block", 32),
         )  # fmt: skip
-        forecast = plan.forecast(
-            rank, batch=2, heads=case["heads"], kv_heads=case["kv_heads"], head_dim=8, dtype=case["dtype"]
+        foreseen = forecast(
+            plan, rank, batch=2, heads=case["heads"], kv_heads=case["kv_heads"], head_dim=8, dtype=case["dtype"]
         )
         counted = transport.counter.as_dict()
         for kind in ("check", "ulysses_lse"):  # the comparison of plans, and L, which the cases ask for
             counted["rounds"] -= counted["calls"].get(kind, 0)
             for part in ("sent", "received", "calls"):
                 counted[part].pop(kind, None)
-        answers.append((counted, forecast.as_dict()))
+        answers.append((counted, foreseen.as_dict()))
     return answers
 
 
@@ -106,7 +109,7 @@ def test_b_bytes_equal_the_formulas_and_the_forecast(world: int) -> None:
 
 def sent(n: int, world: int, mask: Any, strategy: str, backward: bool = False, rank: int = 1) -> int:
     plan = make_plan(n, mask, world=world, strategy=strategy, heads=12)
-    counter = plan.forecast(rank, batch=1, heads=12, kv_heads=12, head_dim=8, backward=backward)
+    counter = forecast(plan, rank, batch=1, heads=12, kv_heads=12, head_dim=8, backward=backward)
     return sum(counter.sent.values())
 
 
@@ -134,8 +137,8 @@ def test_b_a_windowed_ring_sends_no_keys_beyond_the_reach(window: int) -> None:
 def test_c_zigzag_balances_causal_work_and_contiguous_does_not() -> None:
     for world in (2, 3, 4):
         n = 32 * world
-        assert make_plan(n, Causal(), world=world, layout="zigzag", strategy="ring").balance() <= 1.02
-        plain = make_plan(n, Causal(), world=world, strategy="ring").balance()
+        assert balance(make_plan(n, Causal(), world=world, layout="zigzag", strategy="ring")) <= 1.02
+        plain = balance(make_plan(n, Causal(), world=world, strategy="ring"))
         assert plain == pytest.approx((2 * world - 1) / world, rel=0.03)
     # without the diagonal's half keys the formula of the contiguous layout is (2P - 1) / P
 
@@ -143,8 +146,8 @@ def test_c_zigzag_balances_causal_work_and_contiguous_does_not() -> None:
 def test_c_documents_are_balanced_by_dealing_out_chunks() -> None:
     mask = And(Causal(), Documents((0, 700, 780, 1200, 1210, 2048)))
     layout = Layout.balanced(mask, 2048, 4, chunk=32)
-    assert make_plan(layout, mask, strategy="allgather_kv").balance() <= 1.10
-    assert make_plan(2048, mask, world=4, strategy="allgather_kv").balance() > 1.3
+    assert balance(make_plan(layout, mask, strategy="allgather_kv")) <= 1.10
+    assert balance(make_plan(2048, mask, world=4, strategy="allgather_kv")) > 1.3
     assert max(layout.sizes) - min(layout.sizes) <= 32
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from longtake.kernels import Causal, DistTimeout, Full, Transport, attention, make_plan, merge
 from longtake.kernels.ranks.transport import Pending
 from longtake.kernels.strategies import engine, ring
+from longtake.kernels.strategies.build import tiles
 from ranks import run_ranks
 
 HERE = Path(__file__).parent
@@ -166,7 +167,7 @@ def test_a12_merge_is_associative_and_commutative(seed: int) -> None:
 def test_e3_tiles_without_rows_or_keys_never_reach_a_backend() -> None:
     plan = make_plan((0, 24), Causal(), strategy="ring", key_lengths=(24, 0))
     for rank in range(2):
-        for tile in plan.tiles(rank):
+        for tile in tiles(plan, rank):
             assert tile.n_rows and tile.n_keys
     assert replace(plan, block=3) != plan and hash(plan) == hash(replace(plan))
     x = torch.ones(1, 2, 0, 8)

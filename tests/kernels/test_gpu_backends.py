@@ -29,10 +29,11 @@ from longtake.kernels import (
     explain,
     make_plan,
 )
+from longtake.kernels.backends.contract import Capabilities, Request
 from longtake.kernels.backends.flash_attn import FlashPackage
 from longtake.kernels.backends.flex import mask_rule, part_gradients, unsuited
 from longtake.kernels.backends.partial import partial_attention
-from longtake.kernels.backends.registry import ByKind, Capabilities, Registry, Request, backends, choose_backend
+from longtake.kernels.backends.registry import ByKind, Registry, backends, choose_backend
 from longtake.kernels.backends.torch_cuda import TorchCudnn, TorchEfficient, TorchFlash, aligned_bias, cuda_devices
 from longtake.kernels.plan.tiles import Tile
 from torch._subclasses.fake_tensor import FakeTensorMode

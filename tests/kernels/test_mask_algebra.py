@@ -24,10 +24,11 @@ from longtake.kernels import (
     TileKind,
     attention_reference,
 )
-from longtake.kernels.backends.registry import Request, choose_backend
+from longtake.kernels.backends.contract import Request
+from longtake.kernels.backends.registry import choose_backend
 from longtake.kernels.plan.tiles import as_runs, compile_tiles, length_of, positions_of
 from longtake.kernels.ranks.transport import DryTransport
-from longtake.kernels.strategies.engine import Merged, Run, attend
+from longtake.kernels.strategies.engine import Call, Merged, attend
 
 N = 44
 
@@ -99,7 +100,7 @@ def test_tiles_together_compute_the_mask_on_any_rows(seed: int) -> None:
         q, k, v = (torch.randn(2, 2, n, 8, dtype=torch.float64) for n in (rows, keys, keys))
         expected, expected_lse = attention_reference(q, k, v, mask, positions_of(q_runs), positions_of(k_runs), total=N)
         into = Merged(q, 8)
-        attend(Run(DryTransport(0, 1), backend, 8**-0.5), compile_tiles(mask, q_runs, k_runs, block), q, k, v, into)
+        attend(Call(DryTransport(0, 1), backend, 8**-0.5), compile_tiles(mask, q_runs, k_runs, block), q, k, v, into)
         out, lse = into.result()
         assert (out - expected).abs().max() <= 1e-12, mask
         assert torch.equal(lse.isfinite(), expected_lse.isfinite()), mask

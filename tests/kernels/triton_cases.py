@@ -9,7 +9,7 @@ import torch
 
 if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()
-    from longtake.kernels.backends.registry import Request
+    from longtake.kernels.backends.contract import Request
     from longtake.kernels.backends.triton_block_sparse import TritonBlockSparse, block_sparse_triton
     from longtake.kernels.backends.triton_dual_scope import TritonDualScope, dual_scope_triton
     from longtake.kernels.masks.basic import DualScope, Mask
