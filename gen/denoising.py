@@ -437,7 +437,8 @@ def _stepped(scheduler: Any, prediction: torch.Tensor, t: Any, sample: torch.Ten
     try:
         return scheduler.step(prediction, t, sample)
     except NotImplementedError as error:
-        raise UserError(f"{type(scheduler).__name__} does not fit this prior: {error}; use another scheduler") from error
+        name = type(scheduler).__name__
+        raise UserError(f"{name} does not fit this prior: {error}; use another scheduler") from error
 
 
 def _there(tensor: torch.Tensor | None) -> torch.Tensor:
