@@ -10,7 +10,6 @@ Legend: N frames of the run, n of this rank, B rows, J features, E text features
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -22,25 +21,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from longtake.denoising import Denoising, Known, OnStep, Strand, Tensors, denoise
+from longtake.denoising import Denoising, Known, OnStep, denoise
 from longtake.distributed import Ranks, check_same, current
 from longtake.errors import UserError, one_line
 from longtake.journal import Journal
-from longtake.kernels.partition import Partition
 from longtake.motion.control import Control
 from longtake.motion.doubletake import CHUNK_ROWS, Fade, Mode, RowPlan
-from longtake.motion.first_take import SANDWICHES, FirstTake, canvas_take, draws, numbers, rows_take
+from longtake.motion.first_take import FirstTake, canvas_take, rows_take
 from longtake.motion.model import Padding
 from longtake.motion.outputs import MotionOutput
+from longtake.motion.pace import frames_for, pace_of, prompt_speeds
 from longtake.motion.pair.model import ComMDM, decode_canon
 from longtake.motion.pair.pipeline import DEFAULT_BLOCK, PairTake, in_one_world, kept_block, pair_take
-from longtake.motion.path import FloorPath, PathControl, check_form, frames_for, pace_of
+from longtake.motion.path import FloorPath, PathControl, check_form
 from longtake.motion.rows import HANDSHAKE, Hook, MotionRun, plan_of
 from longtake.motion.sampling import GUIDANCE, Schedule, TextDenoiser, betas
 from longtake.motion.smoothing import MOST_JERK, frame_jerk, limit_jerk
 from longtake.motion.space import MotionSpace
-from longtake.motion.take2 import Preset, SecondTake, grouped, held_share, sandwiches
-from longtake.noise import noise
+from longtake.motion.take2 import Preset, held_share, sandwiches, second_take
 from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
 from longtake.timeline import Timeline
 from safetensors import SafetensorError
@@ -52,10 +50,6 @@ OUTPUT_TYPES = ("np", "pt", "latent")
 
 # what diffusers and safetensors raise for a folder whose files are not what they should be
 _DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
-
-# a prompt's own speed is measured on so many samples of so many frames and steps
-_SPEED = 5 << 48  # noise numbers of their own
-_SPEED_SAMPLES, _SPEED_FRAMES, _SPEED_STEPS = 3, 80, 10
 
 
 class LongMotionPipeline(LongTakePipeline):
@@ -348,7 +342,7 @@ class LongMotionPipeline(LongTakePipeline):
 
     def _make(
         self,
-        prompt: str | Timeline,
+        prompt: Any,
         *,
         seed: int,
         length: int | None,
@@ -386,7 +380,7 @@ class LongMotionPipeline(LongTakePipeline):
         whole = self._run(take, run, ranks, journal, checkpoint_every, on_step)
         done, stopped = take.state.step, take.state.stopped
         if preset is not None and not stopped and run.plan.rows > 1:
-            whole = self._take_two(run, whole, preset, blend, ranks, mode)
+            whole = second_take(run, whole, self.schedule(run.steps), preset, blend, ranks, mode)
         info: dict[str, Any] = {
             "frames": len(whole),
             "rows": list(run.plan.lengths),
@@ -449,7 +443,7 @@ class LongMotionPipeline(LongTakePipeline):
         """The run with its root held to the way, at the prompts' own speeds; and how much faster than them it goes."""
         fps = float(self.space.config.fps)
         check_form(self.space)
-        speeds = self._speeds(run)
+        speeds = prompt_speeds(run, self.scheduler)
         if length is None and control is None:
             starts = [start for start, _ in timeline.starts]
             by_prompt = dict(zip(prompts, speeds, strict=True))
@@ -466,38 +460,6 @@ class LongMotionPipeline(LongTakePipeline):
                 stacklevel=5,
             )
         return replace(run, control=way.control(self.space, run.plan.total, pace)), prompts, stretch
-
-    def _speeds(self, run: MotionRun) -> list[float]:
-        """m/s at which each row's prompt goes, when nothing is held: the mean over a few short samples, the same for
-        any run of this prior and prompt."""
-        net, space = run.denoise, self.space
-        text = net.text  # type: ignore[attr-defined]
-        if text is None:
-            return [1.0] * run.plan.rows
-        different, back = torch.unique(text.float().cpu(), dim=0, return_inverse=True)
-        frames = max(int(space.config.shortest_row), min(int(space.config.longest_row), _SPEED_FRAMES))
-        rows = different.repeat_interleave(_SPEED_SAMPLES, 0).to(text)
-        alone = TextDenoiser(self.model, rows, net.scale, lengths=[frames] * len(rows))  # type: ignore[attr-defined]
-        names = [number for row in range(len(rows)) for number in numbers(_SPEED, row, frames)]
-        start = noise(0, 0, names, 0, (run.width,)).to(run.device)
-
-        def predict(samples: Tensors, t: Any, step: int) -> Tensors:
-            x = samples["latents"].unflatten(0, (len(rows), frames))
-            parts = torch.arange(len(rows)).split(run.chunk_rows)
-            clean = [alone(x[part].to(run.dtype), int(t), part.tolist()) for part in parts]
-            return {"latents": torch.cat(clean).flatten(0, 1).to(x.dtype)}
-
-        state = Denoising({"latents": Strand(start, names)}, 0)
-        steps = min(_SPEED_STEPS, int(self.scheduler.config.num_train_timesteps))
-        scheduler = copy.deepcopy(self.scheduler)
-        final = denoise(scheduler, state, predict, steps=steps, ranks=Ranks.single(run.device, run.dtype))
-        made = space.denormalize(final["latents"].float()).unflatten(0, (len(rows), frames))
-        root = space.form.root(made)[1][..., [0, 2]]
-        # over half a second, so that swaying does not count
-        apart = max(1, round(space.config.fps / 2))
-        speed = (root[:, apart:] - root[:, :-apart]).norm(dim=-1).mean(1) * space.config.fps / apart
-        mean = speed.unflatten(0, (-1, _SPEED_SAMPLES)).mean(1)
-        return [float(mean[place]) / space.form.metre for place in back.tolist()]
 
     def _first_take(
         self, run: MotionRun, mode: Mode, ranks: Ranks, people: int = 1, block: ComMDM | str | Path | None = None
@@ -563,26 +525,6 @@ class LongMotionPipeline(LongTakePipeline):
         kind = "cosine" if self.scheduler.config.beta_schedule == "squaredcos_cap_v2" else "linear"
         times = [int(t) for t in self.scheduler.timesteps]
         return Schedule.of_times(betas(int(self.scheduler.config.num_train_timesteps), kind), times, eta)
-
-    def _take_two(
-        self, run: MotionRun, whole: torch.Tensor, preset: Preset, blend: int, ranks: Ranks, mode: Mode
-    ) -> torch.Tensor:
-        plan, every = run.plan, sandwiches(run.plan)
-        # nets that attend to padding get the released padding in the released mode, none otherwise
-        pad_to = None
-        if mode is Mode.ROWS and not run.mixed:
-            pad_to = max(part.length for part in every)
-        second = SecondTake(preset, blend, chunk_rows=run.chunk_rows, mixed=run.mixed, pad_to=pad_to)
-        draw = draws(run, SANDWICHES, lambda pairs: pad_to or max(every[pair].length for pair in pairs))
-        groups = grouped(every, range(len(every)), run.chunk_rows, run.mixed or pad_to is not None)
-        mine = [pair for index in Partition.even(len(groups), ranks.world).range(ranks.rank) for pair in groups[index]]
-        bare = run.denoise.unconditional([part.length for part in every])  # type: ignore[attr-defined]
-        made = second.remake(plan, whole, bare, self.schedule(run.steps), draw, mine)
-        together: dict[int, torch.Tensor] = {}
-        for share in ranks.gather_object({pair: part.cpu() for pair, part in made.items()}):
-            together.update({pair: part.to(whole) for pair, part in share.items()})
-        result = second.write_back(plan, whole, together)
-        return result if run.control is None else run.control.adjust(result)
 
     def _refuse(
         self,

@@ -22,7 +22,11 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from longtake.motion.doubletake import CHUNK_ROWS, RowPlan
+from longtake.distributed import Ranks
+from longtake.kernels.partition import Partition
+from longtake.motion.doubletake import CHUNK_ROWS, Mode, RowPlan
+from longtake.motion.first_take import SANDWICHES, draws
+from longtake.motion.rows import MotionRun
 from longtake.motion.sampling import Denoise, Schedule, sample
 
 HELD = 0.85  # share of the first take at the outer end of the ramp (release), on the cores (paper)
@@ -216,6 +220,28 @@ def take_two(
     """
     second = SecondTake(**how)
     return second.write_back(plan, whole, second.remake(plan, whole, denoise, schedule, noise, pairs))
+
+
+def second_take(
+    run: MotionRun, whole: torch.Tensor, schedule: Schedule, preset: Preset, blend: int, ranks: Ranks, mode: Mode
+) -> torch.Tensor:
+    """The whole (N, J) of a run with its transitions made again, shared by the ranks; what a control holds stays."""
+    plan, every = run.plan, sandwiches(run.plan)
+    # nets that attend to padding get the released padding in the released mode, none otherwise
+    pad_to = None
+    if mode is Mode.ROWS and not run.mixed:
+        pad_to = max(part.length for part in every)
+    second = SecondTake(preset, blend, chunk_rows=run.chunk_rows, mixed=run.mixed, pad_to=pad_to)
+    draw = draws(run, SANDWICHES, lambda pairs: pad_to or max(every[pair].length for pair in pairs))
+    groups = grouped(every, range(len(every)), run.chunk_rows, run.mixed or pad_to is not None)
+    mine = [pair for index in Partition.even(len(groups), ranks.world).range(ranks.rank) for pair in groups[index]]
+    bare = run.denoise.unconditional([part.length for part in every])  # type: ignore[attr-defined]
+    made = second.remake(plan, whole, bare, schedule, draw, mine)
+    together: dict[int, torch.Tensor] = {}
+    for share in ranks.gather_object({pair: part.cpu() for pair, part in made.items()}):
+        together.update({pair: part.to(whole) for pair, part in share.items()})
+    result = second.write_back(plan, whole, together)
+    return result if run.control is None else run.control.adjust(result)
 
 
 def grouped(every: Sequence[Sandwich], wanted: Sequence[int], most: int, mixed: bool) -> list[list[int]]:

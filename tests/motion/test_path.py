@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from longtake.errors import UserError
-from longtake.motion.path import FASTEST, SLOWEST, FloorPath, frames_for, pace_of
+from longtake.motion.pace import frames_for, pace_of
+from longtake.motion.path import FASTEST, SLOWEST, FloorPath
 from longtake.motion.pipeline import LongMotionPipeline
 
 README = "0s: a person walks | 6s: a person runs", ((0, 0), (0, 4), (4, 6), (8, 4))
