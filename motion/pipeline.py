@@ -26,7 +26,6 @@ from longtake.distributed import Ranks, check_same, current
 from longtake.errors import UserError, one_line
 from longtake.journal import Journal
 from longtake.motion.control import Control
-from longtake.motion.doubletake import CHUNK_ROWS, Fade, Mode, RowPlan
 from longtake.motion.first_take import FirstTake, canvas_take, rows_take
 from longtake.motion.model import Padding
 from longtake.motion.outputs import MotionOutput
@@ -34,11 +33,12 @@ from longtake.motion.pace import frames_for, pace_of, prompt_speeds
 from longtake.motion.pair.model import ComMDM, decode_canon
 from longtake.motion.pair.pipeline import DEFAULT_BLOCK, PairTake, in_one_world, kept_block, pair_take
 from longtake.motion.path import FloorPath, PathControl, check_form
+from longtake.motion.row_plan import CHUNK_ROWS, Fade, Mode, RowPlan
 from longtake.motion.rows import HANDSHAKE, Hook, MotionRun, plan_of
 from longtake.motion.sampling import GUIDANCE, Schedule, TextDenoiser, betas
+from longtake.motion.second_take import Preset, held_share, sandwiches, second_take
 from longtake.motion.smoothing import MOST_JERK, frame_jerk, limit_jerk
 from longtake.motion.space import MotionSpace
-from longtake.motion.take2 import Preset, held_share, sandwiches, second_take
 from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
 from longtake.timeline import Timeline
 from safetensors import SafetensorError

@@ -14,7 +14,7 @@ import torch
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
 from longtake.motion.control import Control
-from longtake.motion.doubletake import Fade, RowPlan
+from longtake.motion.row_plan import Fade, RowPlan
 from longtake.motion.sampling import Denoise
 from longtake.motion.space import MotionSpace
 from longtake.timeline import Timeline

@@ -10,12 +10,12 @@ from longtake.distributed import Ranks, setup
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.motion.control import Control, mask_features
-from longtake.motion.doubletake import Mode
 from longtake.motion.first_take import CANON, SECOND
 from longtake.motion.model import MDM
 from longtake.motion.pair.model import ComMDM, PairDenoiser, decode_canon, first_token
 from longtake.motion.path import FloorPath
 from longtake.motion.pipeline import LongMotionPipeline
+from longtake.motion.row_plan import Mode
 from longtake.motion.space import MotionSpace
 from longtake.noise import noise
 from motion_models import sample_long_pair, tiny_net
