@@ -4,60 +4,51 @@
     pace = pace_of(run.plan.row_of_frames(), speeds)              # m/s of each step
     frames = frames_for(path, starts, speeds, fps, last=80)       # in which the prompts walk the path
 
-Legend: N frames, R rows.
+Legend: N frames.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from longtake.denoising import Denoising, Strand, Tensors, denoise
+from longtake.denoising import denoise
 from longtake.distributed import Ranks
-from longtake.motion.first_take import numbers
+from longtake.motion.first_take import canvas_take
 from longtake.motion.path import SLOWEST, FloorPath
 from longtake.motion.representation import smooth
 from longtake.motion.rows import MotionRun
-from longtake.motion.sampling import TextDenoiser
-from longtake.noise import noise
 
-_SPEED = 5 << 48  # noise numbers of these samples alone
-_SAMPLES, _FRAMES, _STEPS = 3, 80, 10  # a prompt's speed is measured on so many, of so many frames and steps
 _CHANGE = 5.0  # frames: sigma of the change from one prompt's speed to the next one's
 
 
 def prompt_speeds(run: MotionRun, scheduler: Any) -> list[float]:
-    """m/s at which each row's prompt goes: the mean over a few short samples, the same for any run of this prior,
-    prompt and guidance; 1 without texts."""
-    net, space = run.denoise, run.space
-    text = net.text  # type: ignore[attr-defined]
-    if text is None:
-        return [1.0] * run.plan.rows
-    different, back = torch.unique(text.float().cpu(), dim=0, return_inverse=True)
-    frames = max(int(space.config.shortest_row), min(int(space.config.longest_row), _FRAMES))
-    rows = different.repeat_interleave(_SAMPLES, 0).to(text)
-    alone = TextDenoiser(net.model, rows, net.scale, lengths=[frames] * len(rows))  # type: ignore[attr-defined]
-    names = [number for row in range(len(rows)) for number in numbers(_SPEED, row, frames)]
-    start = noise(0, 0, names, 0, (run.width,)).to(run.device)
+    """m/s at which each row's prompt goes in this run when nothing holds it; rows of one prompt go alike.
 
-    def predict(samples: Tensors, t: Any, step: int) -> Tensors:
-        x = samples["latents"].unflatten(0, (len(rows), frames))
-        parts = torch.arange(len(rows)).split(run.chunk_rows)
-        clean = [alone(x[part].to(run.dtype), int(t), part.tolist()) for part in parts]
-        return {"latents": torch.cat(clean).flatten(0, 1).to(x.dtype)}
-
-    state = Denoising({"latents": Strand(start, names)}, 0)
-    steps = min(_STEPS, int(scheduler.config.num_train_timesteps))
-    final = denoise(copy.deepcopy(scheduler), state, predict, steps=steps, ranks=Ranks.single(run.device, run.dtype))
-    made = space.denormalize(final["latents"].float()).unflatten(0, (len(rows), frames))
-    root = space.form.root(made)[1][..., [0, 2]]
+    Measured on the run itself, made without its control, so a path costs a second run: what stands beside a prompt
+    changes its speed, and so does the number of steps. Half a second beside each change of prompt does not count. The
+    same on every rank.
+    """
+    alone = Ranks.single(run.device, run.dtype)
+    take = canvas_take(replace(run, control=None, hooks=()), copy.deepcopy(scheduler), alone)
+    whole = take.whole(denoise(take.scheduler, take.state, take.predict, steps=run.steps, ranks=alone))
+    space, fps = run.space, float(run.space.config.fps)
+    root = space.form.root(space.denormalize(whole))[1][:, [0, 2]] / space.form.metre
     # over half a second, so that swaying does not count
-    apart = max(1, round(space.config.fps / 2))
-    speed = (root[:, apart:] - root[:, :-apart]).norm(dim=-1).mean(1) * space.config.fps / apart
-    mean = speed.unflatten(0, (-1, _SAMPLES)).mean(1)
-    return [float(mean[place]) / space.form.metre for place in back.tolist()]
+    apart = min(max(1, round(fps / 2)), len(root) - 1)
+    speed = (root[apart:] - root[:-apart]).norm(dim=1).cpu() * fps / apart  # between frame k and frame k + apart
+    found: dict[str, list[torch.Tensor]] = {}
+    owners = torch.tensor(run.plan.row_of_frames())
+    for row in range(run.plan.rows):
+        frames = (owners == row).nonzero().squeeze(1)
+        inside = frames[(frames < len(speed)) & (frames + apart <= int(frames[-1]))]
+        chosen = inside if len(inside) else frames.clamp(max=len(speed) - 1)
+        found.setdefault(run.prompts[row], []).append(speed[chosen])
+    mean = {prompt: float(torch.cat(parts).mean()) for prompt, parts in found.items()}
+    return [mean[run.prompts[row]] for row in range(run.plan.rows)]
 
 
 def pace_of(owners: Sequence[int], speeds: Sequence[float]) -> torch.Tensor:

@@ -3,8 +3,9 @@
     pipe = LongMotionPipeline.from_prior(FOLDER)
     pipe("0: a person walks | 80: waves | 140: runs", frames=220, seed=1).save("take.npz")
 
-The way of a prompt: Timeline -> rows with handshakes (RowPlan) -> text features -> noise per frame -> a denoising loop
-over one canvas (DoubleTake's first take) -> second take, if asked for -> features, joints, captions.
+The way of a prompt: Timeline -> rows with handshakes (RowPlan) -> text features -> noise per frame -> the one denoising
+loop over a canvas of one or two people (DoubleTake's first take) -> second take, if asked for -> features -> joints
+without pops, in the world of the path -> captions.
 Legend: N frames of the run, n of this rank, B rows, J features, E text features.
 """
 
@@ -38,11 +39,11 @@ from longtake.motion.rows import HANDSHAKE, Hook, MotionRun, plan_of
 from longtake.motion.sampling import GUIDANCE, Schedule, TextDenoiser, betas
 from longtake.motion.second_take import Preset, held_share, sandwiches, second_take
 from longtake.motion.smoothing import MOST_JERK, frame_jerk, limit_jerk
-from longtake.motion.space import MotionSpace
 from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
 from longtake.timeline import Timeline
 from safetensors import SafetensorError
 
+DEFAULT_PRIOR = "bandai-small"
 STEPS = 20
 BLEND = 10
 LAST_SECONDS = 4.0  # length of the last prompt when no length is given
@@ -73,7 +74,7 @@ class LongMotionPipeline(LongTakePipeline):
     # ------------------------------------------------------------------------------------------------------ loading
 
     @classmethod
-    def from_prior(cls, name: str | Path, *, dtype: torch.dtype = torch.float32) -> LongMotionPipeline:
+    def from_prior(cls, name: str | Path = DEFAULT_PRIOR, *, dtype: torch.dtype = torch.float32) -> LongMotionPipeline:
         """Load a shipped prior, a local folder or a Hub id. Raises UserError when it is missing, damaged or no motion
         prior."""
         from longtake.weights import resolve
@@ -106,27 +107,9 @@ class LongMotionPipeline(LongTakePipeline):
         clip: folder or Hub id of CLIP ViT-B/32; None: texts come as features only. train_steps: 1000, or 50 for the
         checkpoints trained with 50. clip_context: 22 for HumanML3D and KIT, 77 for BABEL.
         """
-        from diffusers import DDPMScheduler
-        from longtake.motion.convert import load_motion_model
-        from longtake.weights import resolve
+        from longtake.motion.convert import public_parts
 
-        model = load_motion_model(checkpoint, average=average)
-        scheduler = DDPMScheduler(
-            num_train_timesteps=train_steps,
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type="sample",
-            clip_sample=False,
-            timestep_spacing="trailing",
-        )
-        encoder = tokenizer = None
-        if clip is not None:
-            from transformers import AutoTokenizer, CLIPTextModelWithProjection
-
-            folder = resolve(clip, kind="CLIP text encoder")
-            encoder = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True).eval()
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        space = MotionSpace.from_numpy(mean, std, fps=fps, clip_context=clip_context)
-        return cls(model, scheduler, space, encoder, tokenizer)
+        return cls(**public_parts(checkpoint, mean, std, clip, train_steps, fps, clip_context, average))
 
     # ------------------------------------------------------------------------------------------------------ texts
 
@@ -159,6 +142,7 @@ class LongMotionPipeline(LongTakePipeline):
         guidance_scale: float = GUIDANCE,
         handshake: int = HANDSHAKE,
         fade: Fade | str = Fade.RELEASED,
+        longest_row: int | None = None,
         chunk_rows: int = CHUNK_ROWS,
         control: Control | None = None,
         hooks: Sequence[Hook] = (),
@@ -176,7 +160,9 @@ class LongMotionPipeline(LongTakePipeline):
         if not math.isfinite(guidance_scale):
             raise UserError(f"guidance_scale is a finite number; given {guidance_scale}")
         steps = steps_of(num_inference_steps, int(self.scheduler.config.num_train_timesteps))
-        plan, prompts = plan_of(timeline, frames, handshake=handshake, longest=config.longest_row, fade=fade)
+        plan, prompts = plan_of(
+            timeline, frames, handshake=handshake, longest=longest_row or int(config.longest_row), fade=fade
+        )
         short = sorted({length for length in plan.lengths if length < config.shortest_row})
         if short:
             warnings.warn(
@@ -214,6 +200,7 @@ class LongMotionPipeline(LongTakePipeline):
             device=self.model.device,
             dtype=self.model.dtype,
             space=self.space,
+            prompts=tuple(prompts),
             control=control,
             hooks=tuple(hooks),
         )
@@ -235,6 +222,7 @@ class LongMotionPipeline(LongTakePipeline):
         negative_prompt: None = None,
         handshake: int = HANDSHAKE,
         fade: Fade | str = Fade.RELEASED,
+        longest_row: int | None = None,
         mode: Mode | str = Mode.CANVAS,
         take2: Preset | str | None = None,
         blend: int = BLEND,
@@ -260,15 +248,15 @@ class LongMotionPipeline(LongTakePipeline):
         batch: a list of outputs with the seeds ``seed``, ``seed + 1``, ..., each as a call of its own would make it.
         num_frames, seconds: other names of the length. seed (0), or generator: a torch.Generator (a batch: one each),
         of which the initial seed is taken; it is not used up. guidance_scale: 0 without text, 1 without guidance.
-        handshake: frames neighbours share. mode: "canvas", or "rows" as released (one process, no control).
-        take2: second take, "release" or "paper", with ``blend`` frames. people: 2 see each other through ``block``, a
-        shipped one's name or a folder or a ComMDM; both hear the same prompts, and a control is the first one's.
-        path: floor points (x, z) in metres, walked at the prompts' own speeds; without a length, the last prompt ends
-        where the path does. ``info`` tells path_deviation_m and path_stretch (its speed over the prompts'). most_jerk:
-        m/s3 that no frame exceeds (``smoothing``), None as the net made it. chunk_rows: rows of one call of the net;
-        memory grows with it. control: features held, (N, J) normalised. hooks: each takes and returns the clean
-        estimate (N, J) before a step (one process). text: features of the different prompts (P, E) in place of the
-        encoder's.
+        handshake: frames neighbours share. longest_row: frames of a row at most (default: those of the training).
+        mode: "canvas", or "rows" as released (one process, no control). take2: second take, "release" or "paper", with
+        ``blend`` frames. chunk_rows: rows of one call of the net; memory grows with it.
+        people: 2 see each other through ``block``, a shipped one's name or a folder or a ComMDM; both hear the same
+        prompts, and a control is the first one's. path: floor points (x, z) in metres, walked at the prompts' own
+        speeds; without a length, the last prompt ends where the path does. ``info`` tells path_deviation_m and
+        path_stretch (its speed over the prompts'). most_jerk: m/s3 that no frame exceeds (``smoothing``), None as the
+        net made it. control: features held, (N, J) normalised. hooks: each takes and returns the clean estimate (N, J)
+        before a step (one process). text: features of the different prompts (P, E) in place of the encoder's.
         journal: an opened journal; the run goes on from its newest complete step. ranks: default the run this process
         is in. callback_on_step_end(pipe, index, timestep, {"latents", "clean"}): of this rank and the first person,
         (n, J); see ``LongTakePipeline.watcher``. output_type: "np"; "pt" gives tensors; "latent" normalised features
@@ -292,6 +280,7 @@ class LongMotionPipeline(LongTakePipeline):
             guidance_scale=guidance_scale,
             handshake=handshake,
             fade=fade,
+            longest_row=longest_row,
             mode=_choice(Mode, mode, "mode"),
             preset=None if take2 is None else _choice(Preset, take2, "take2"),
             blend=blend,

@@ -134,8 +134,7 @@ def _line(name: str, found: dict[str, float], losses: dict[str, float]) -> str:
 def run_pairs(args: Any) -> int:
     """Print the table, and keep it as ``--out``/pairs.md."""
     from longtake.journal import atomic_path
-    from longtake.motion.command import DEFAULT_PRIOR
-    from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.motion.pipeline import DEFAULT_PRIOR, LongMotionPipeline
     from longtake.runs import quiet_libraries
 
     quiet_libraries()
