@@ -406,7 +406,7 @@ def denoise(
             }
             predictions = predict(samples, t, state.step)
             before = {name: strand.latents for name, strand in state.strands.items()}
-            outputs = {name: schedulers[name].step(predictions[name], t, before[name]) for name in state.strands}
+            outputs = {name: _stepped(schedulers[name], predictions[name], t, before[name]) for name in state.strands}
             moved = {name: output.prev_sample for name, output in outputs.items()}
             for name, latents in (moved if after is None else after(moved)).items():
                 state.strands[name].latents = latents
@@ -432,6 +432,14 @@ def denoise(
                 state.stopped = True
                 return {name: _there(strand.clean) for name, strand in state.strands.items()}
     return {name: strand.latents for name, strand in state.strands.items()}
+
+
+def _stepped(scheduler: Any, prediction: torch.Tensor, t: Any, sample: torch.Tensor) -> Any:
+    try:
+        return scheduler.step(prediction, t, sample)
+    except NotImplementedError as error:
+        name = type(scheduler).__name__
+        raise UserError(f"{name} does not fit this prior: {error}; use another scheduler") from error
 
 
 def _there(tensor: torch.Tensor | None) -> torch.Tensor:

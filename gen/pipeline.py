@@ -158,7 +158,7 @@ def frames_of(
         if value * fps > MOST_FRAMES:
             raise UserError(f"seconds may be {MOST_FRAMES / fps:.0f} at most, at {fps:g} fps; given {value!r}")
         return max(1, round(value * fps))
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if value is None or isinstance(value, bool) or not hasattr(value, "__index__"):
         raise UserError(f"{named[0]} is a whole number; given {value!r}")
     if not 1 <= int(value) <= MOST_FRAMES:
         raise UserError(f"{named[0]} must be at least 1 and at most {MOST_FRAMES}, got {value}")

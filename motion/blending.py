@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from longtake.motion.doubletake import RowPlan
+from longtake.motion.row_plan import RowPlan
 from longtake.motion.sampling import Denoise
 
 Weight = float | torch.Tensor

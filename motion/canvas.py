@@ -21,7 +21,7 @@ import torch
 from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
-from longtake.motion.doubletake import RowPlan, denoise_rows
+from longtake.motion.row_plan import RowPlan, denoise_rows
 from longtake.motion.sampling import Denoise
 
 

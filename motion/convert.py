@@ -189,3 +189,39 @@ def build(state: Mapping[str, torch.Tensor], **changes: Any) -> torch.nn.Module:
 def load_motion_model(path: str | Path, *, average: bool = True, **changes: Any) -> torch.nn.Module:
     """MDM or ComMDM from a public checkpoint file; see ``read_public`` and ``build``."""
     return build(read_public(path, average=average), **changes)
+
+
+def public_parts(
+    checkpoint: str | Path,
+    mean: str | Path,
+    std: str | Path,
+    clip: str | Path | None,
+    train_steps: int,
+    fps: float,
+    clip_context: int,
+    average: bool,
+) -> dict[str, Any]:
+    """The components of a pipeline around a public MDM checkpoint; see ``LongMotionPipeline.from_public``."""
+    from diffusers import DDPMScheduler
+    from longtake.motion.space import MotionSpace
+    from longtake.weights import resolve
+
+    scheduler = DDPMScheduler(
+        num_train_timesteps=train_steps,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    parts: dict[str, Any] = {
+        "model": load_motion_model(checkpoint, average=average),
+        "scheduler": scheduler,
+        "space": MotionSpace.from_numpy(mean, std, fps=fps, clip_context=clip_context),
+    }
+    if clip is not None:
+        from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+        folder = resolve(clip, kind="CLIP text encoder")
+        parts["text_encoder"] = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True).eval()
+        parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return parts

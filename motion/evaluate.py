@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,36 @@ if TYPE_CHECKING:
 PROMPTS, INTERVAL = 8, 80  # prompts a sequence, frames a prompt
 SEAM = 30  # frames of the window around a transition
 
+
+
+class Way(StrEnum):
+    """How a sequence of prompts becomes one motion."""
+
+    TIMELINE = "timeline"  # one call with a timeline
+    JOINED = "joined"  # a call for each prompt, one clip after the other
+    PLAIN = "plain"  # one row, with all prompts in one sentence
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the table. mode, take2: of the call. lock: standing feet are held."""
+
+    label: str
+    way: Way = Way.TIMELINE
+    mode: str = "canvas"
+    take2: str | None = None
+    lock: bool = False
+
+
 METHODS = {
-    "longtake": "longtake (canvas)",
-    "longtake+locked": "longtake, feet locked",
-    "longtake+release": "longtake, second take as released",
-    "longtake+paper": "longtake, second take as in the paper",
-    "rows": "rows, first take as released",
-    "rows+release": "DoubleTake as released (rows, both takes)",
-    "joined": "joined clips",
-    "plain": "one long plain sample",
+    "longtake": Method("longtake (canvas)"),
+    "longtake+locked": Method("longtake, feet locked", lock=True),
+    "longtake+release": Method("longtake, second take as released", take2="release"),
+    "longtake+paper": Method("longtake, second take as in the paper", take2="paper"),
+    "rows": Method("rows, first take as released", mode="rows"),
+    "rows+release": Method("DoubleTake as released (rows, both takes)", mode="rows", take2="release"),
+    "joined": Method("joined clips", Way.JOINED),
+    "plain": Method("one long plain sample", Way.PLAIN),
 }
 
 
@@ -94,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from longtake.motion.domain import PRIOR as DEFAULT_PRIOR
     from longtake.motion.domain import STEPS
     from longtake.motion.evaluator import load_or_train
-    from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.motion.pipeline import DEFAULT_PRIOR, STEPS, LongMotionPipeline
 
     clips, val = load_motions(args.data, "train"), load_motions(args.data, "val")
     pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)
@@ -153,16 +175,16 @@ def evaluate(
 
     single("prior, training captions", lambda action: f"a person {ACTIONS[action].wordings[0]}")
     single("prior, wordings never seen", lambda action: ACTIONS[action].held_out[0])
-    for method in methods:
+    for method in (METHODS[name] for name in methods):
         started = time.monotonic()
         made = [make(pipe, method, plan, seed, number, settings) for number, plan in enumerate(plans)]
-        rows.append(judge_row(METHODS[method], made, judge, reference))
-        print(f"{METHODS[method]}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+        rows.append(judge_row(method.label, made, judge, reference))
+        print(f"{method.label}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     return rows
 
 
 def make(
-    pipe: LongMotionPipeline, method: str, actions: Sequence[str], seed: int, number: int, settings: dict[str, Any]
+    pipe: LongMotionPipeline, method: Method, actions: Sequence[str], seed: int, number: int, settings: dict[str, Any]
 ) -> Motion:
     """One sequence of prompts by one method."""
     import torch
@@ -170,7 +192,7 @@ def make(
     from longtake.timeline import Timeline
 
     texts = [f"a person {ACTIONS[action].wordings[0]}" for action in actions]
-    if method == "joined":
+    if method.way is Way.JOINED:
         # each clip alone, one after the other: the root goes on from where it is, the pose jumps
         parts = [
             pipe(text, INTERVAL, seed=seed, item=1000 * number + place, **settings) for place, text in enumerate(texts)
@@ -178,17 +200,11 @@ def make(
         features = torch.cat([torch.from_numpy(part.features) for part in parts])
         borders = [INTERVAL * place for place in range(1, len(texts))]
         return Motion(features, pipe.space.form.recover(features), borders, list(actions))
-    if method == "plain":
-        config = pipe.space.config
-        longest = config.longest_row
-        pipe.space.register_to_config(longest_row=INTERVAL * len(texts) + 64)
-        try:
-            out = pipe(", then ".join(texts), INTERVAL * len(texts), seed=seed, item=number, **settings)
-        finally:
-            pipe.space.register_to_config(longest_row=longest)
+    if method.way is Way.PLAIN:
+        frames = INTERVAL * len(texts)
+        out = pipe(", then ".join(texts), frames, seed=seed, item=number, longest_row=frames + 64, **settings)
         made = _motion(out, actions)
         return Motion(made.features, made.joints, [INTERVAL * place for place in range(1, len(texts))], list(actions))
-    mode, _, second = method.partition("+")
     # the same prompt twice in a row is one segment of a timeline: its border is no transition
     starts = [(INTERVAL * place, text) for place, text in enumerate(texts) if place == 0 or text != texts[place - 1]]
     timeline = Timeline(tuple(starts), blend=0)
@@ -197,11 +213,11 @@ def make(
         INTERVAL * len(texts),
         seed=seed,
         item=number,
-        mode="rows" if mode == "rows" else "canvas",
-        take2=None if second == "locked" else second or None,
+        mode=method.mode,
+        take2=method.take2,
         **settings,
     )
-    if second == "locked":
+    if method.lock:
         out.lock_feet()
     return _motion(out, actions)
 

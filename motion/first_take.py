@@ -16,7 +16,7 @@ import torch
 from longtake.denoising import Denoising, Known, Predict, Strand, Tensors
 from longtake.distributed import Ranks
 from longtake.motion.canvas import Canvas
-from longtake.motion.doubletake import shake_hands
+from longtake.motion.row_plan import shake_hands
 from longtake.motion.rows import MotionRun
 from longtake.motion.sampling import LinearSteps, Schedule
 from longtake.noise import noise

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 class MotionOutput(Output):
     """A motion.
 
-    features: (F, D) float32, de-normalised. joints: (F, 22, 3) float32 metres, y up (KIT: 21 joints, millimetres).
-    captions: the prompt of each frame. boundaries: frames at which the prompt changes. fps: frames per second.
-    chains: joints of the skeleton's lines. second: joints (F, 22, 3) of a second person in the same world, if there is
-    one. unit: of .bvh, "m" (Blender, Unity) or "cm" (Maya, MotionBuilder, Unreal).
+    features: (F, D) float32, de-normalised (a tensor, or normalised, where the call was asked for it). joints:
+    (F, 22, 3) float32 metres, y up (KIT: 21 joints, millimetres). captions: the prompt of each frame. boundaries:
+    frames at which the prompt changes. fps: frames per second. chains: joints of the skeleton's lines. second: joints
+    (F, 22, 3) of a second person in the same world, if there is one. unit: of .bvh, "m" (Blender, Unity) or "cm" (Maya,
+    MotionBuilder, Unreal).
     """
 
-    features: np.ndarray
+    features: Any
     joints: np.ndarray
     captions: list[str]
     fps: float

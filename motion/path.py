@@ -13,7 +13,6 @@ Legend: N frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 from longtake.errors import UserError
 from longtake.motion.control import Control, mask_features, places_along, root_features, smooth_path
-from longtake.motion.representation import smooth
 
 if TYPE_CHECKING:
     from longtake.motion.space import MotionSpace
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 FASTEST = 12.0  # m/s, beyond what people run
 FARTHEST = 1e5  # metres
 SLOWEST = 0.05  # m/s of a prompt that stands, so that a path of such prompts alone is still a path
-_CHANGE = 5.0  # frames: sigma of the change from one prompt's speed to the next one's
 
 
 @dataclass(frozen=True)
@@ -120,22 +117,3 @@ def check_form(space: MotionSpace) -> None:
     """Raise UserError when the features have no root's way of their own."""
     if not space.form.holds_paths:
         raise UserError(f"{space.form.name} has no root path to hold: use a prior in HumanML3D's or KIT's form")
-
-
-def pace_of(owners: Sequence[int], speeds: Sequence[float]) -> torch.Tensor:
-    """(N - 1,) m/s of each step, from the row that each frame belongs to and each row's speed; changes are gradual."""
-    pace = torch.tensor([speeds[row] for row in owners], dtype=torch.float64).clamp_min(SLOWEST)
-    return smooth(pace.unsqueeze(1), _CHANGE)[1:, 0]
-
-
-def frames_for(path: FloorPath, starts: Sequence[int], speeds: Sequence[float], fps: float, last: int) -> int:
-    """The number of frames in which prompts that begin at ``starts`` walk the path at their own ``speeds`` (m/s): the
-    last prompt ends where the path does. ``last`` frames for it when it stands, or when the path is walked before."""
-    walked = sum(
-        max(speed, SLOWEST) * (stop - start) / fps
-        for start, stop, speed in zip(starts, starts[1:], speeds, strict=False)
-    )
-    rest = path.length - walked
-    if speeds[-1] < 4 * SLOWEST or rest <= 0:
-        return starts[-1] + last
-    return starts[-1] + max(round(fps), 1 + round(rest / speeds[-1] * fps))

@@ -3,14 +3,14 @@
     pipe = LongMotionPipeline.from_prior(FOLDER)
     pipe("0: a person walks | 80: waves | 140: runs", frames=220, seed=1).save("take.npz")
 
-The way of a prompt: Timeline -> rows with handshakes (RowPlan) -> text features -> noise per frame -> a denoising loop
-over one canvas (DoubleTake's first take) -> second take, if asked for -> features, joints, captions.
+The way of a prompt: Timeline -> rows with handshakes (RowPlan) -> text features -> noise per frame -> the one denoising
+loop over a canvas of one or two people (DoubleTake's first take) -> second take, if asked for -> features -> joints
+without pops, in the world of the path -> captions.
 Legend: N frames of the run, n of this rank, B rows, J features, E text features.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -22,30 +22,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from longtake.denoising import Denoising, Known, OnStep, Strand, Tensors, denoise
+from longtake.denoising import Denoising, Known, OnStep, denoise
 from longtake.distributed import Ranks, check_same, current
 from longtake.errors import UserError
 from longtake.journal import Journal
-from longtake.kernels.partition import Partition
 from longtake.motion.control import Control
-from longtake.motion.doubletake import CHUNK_ROWS, Fade, Mode, RowPlan
-from longtake.motion.first_take import SANDWICHES, FirstTake, canvas_take, draws, numbers, rows_take
+from longtake.motion.first_take import FirstTake, canvas_take, rows_take
 from longtake.motion.model import Padding
 from longtake.motion.outputs import MotionOutput
+from longtake.motion.pace import frames_for, pace_of, prompt_speeds
 from longtake.motion.pair.model import ComMDM, decode_canon
 from longtake.motion.pair.pipeline import DEFAULT_BLOCK, PairTake, in_one_world, kept_block, pair_take
-from longtake.motion.path import FloorPath, PathControl, check_form, frames_for, pace_of
+from longtake.motion.path import FloorPath, PathControl, check_form
+from longtake.motion.row_plan import CHUNK_ROWS, Fade, Mode, RowPlan
 from longtake.motion.rows import HANDSHAKE, Hook, MotionRun, plan_of
 from longtake.motion.sampling import GUIDANCE, Schedule, TextDenoiser, betas
+from longtake.motion.second_take import Preset, held_share, sandwiches, second_take
 from longtake.motion.smoothing import MOST_JERK, frame_jerk, limit_jerk
-from longtake.motion.space import MotionSpace
-from longtake.motion.take2 import Preset, SecondTake, grouped, held_share, sandwiches
-from longtake.noise import noise
 from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
 from longtake.priors import load_prior
 from longtake.timeline import Timeline
 from safetensors import SafetensorError
 
+DEFAULT_PRIOR = "bandai-small"
 STEPS = 20
 BLEND = 10
 LAST_SECONDS = 4.0  # length of the last prompt when no length is given
@@ -53,10 +52,6 @@ OUTPUT_TYPES = ("np", "pt", "latent")
 
 # what diffusers and safetensors raise for a folder whose files are not what they should be
 _DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
-
-# a prompt's own speed is measured on so many samples of so many frames and steps
-_SPEED = 5 << 48  # noise numbers of their own
-_SPEED_SAMPLES, _SPEED_FRAMES, _SPEED_STEPS = 3, 80, 10
 
 
 class LongMotionPipeline(LongTakePipeline):
@@ -80,7 +75,7 @@ class LongMotionPipeline(LongTakePipeline):
     # ------------------------------------------------------------------------------------------------------ loading
 
     @classmethod
-    def from_prior(cls, name: str | Path, *, dtype: torch.dtype = torch.float32) -> LongMotionPipeline:
+    def from_prior(cls, name: str | Path = DEFAULT_PRIOR, *, dtype: torch.dtype = torch.float32) -> LongMotionPipeline:
         """Load a shipped prior, a local folder or a Hub id. Raises UserError when it is missing, damaged or no motion
         prior."""
         from longtake.weights import resolve
@@ -106,27 +101,9 @@ class LongMotionPipeline(LongTakePipeline):
         clip: folder or Hub id of CLIP ViT-B/32; None: texts come as features only. train_steps: 1000, or 50 for the
         checkpoints trained with 50. clip_context: 22 for HumanML3D and KIT, 77 for BABEL.
         """
-        from diffusers import DDPMScheduler
-        from longtake.motion.convert import load_motion_model
-        from longtake.weights import resolve
+        from longtake.motion.convert import public_parts
 
-        model = load_motion_model(checkpoint, average=average)
-        scheduler = DDPMScheduler(
-            num_train_timesteps=train_steps,
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type="sample",
-            clip_sample=False,
-            timestep_spacing="trailing",
-        )
-        encoder = tokenizer = None
-        if clip is not None:
-            from transformers import AutoTokenizer, CLIPTextModelWithProjection
-
-            folder = resolve(clip, kind="CLIP text encoder")
-            encoder = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True).eval()
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        space = MotionSpace.from_numpy(mean, std, fps=fps, clip_context=clip_context)
-        return cls(model, scheduler, space, encoder, tokenizer)
+        return cls(**public_parts(checkpoint, mean, std, clip, train_steps, fps, clip_context, average))
 
     # ------------------------------------------------------------------------------------------------------ texts
 
@@ -159,6 +136,7 @@ class LongMotionPipeline(LongTakePipeline):
         guidance_scale: float = GUIDANCE,
         handshake: int = HANDSHAKE,
         fade: Fade | str = Fade.RELEASED,
+        longest_row: int | None = None,
         chunk_rows: int = CHUNK_ROWS,
         control: Control | None = None,
         hooks: Sequence[Hook] = (),
@@ -176,7 +154,9 @@ class LongMotionPipeline(LongTakePipeline):
         if not math.isfinite(guidance_scale):
             raise UserError(f"guidance_scale is a finite number; given {guidance_scale}")
         steps = steps_of(num_inference_steps, int(self.scheduler.config.num_train_timesteps))
-        plan, prompts = plan_of(timeline, frames, handshake=handshake, longest=config.longest_row, fade=fade)
+        plan, prompts = plan_of(
+            timeline, frames, handshake=handshake, longest=longest_row or int(config.longest_row), fade=fade
+        )
         short = sorted({length for length in plan.lengths if length < config.shortest_row})
         if short:
             warnings.warn(
@@ -214,6 +194,7 @@ class LongMotionPipeline(LongTakePipeline):
             device=self.model.device,
             dtype=self.model.dtype,
             space=self.space,
+            prompts=tuple(prompts),
             control=control,
             hooks=tuple(hooks),
         )
@@ -235,6 +216,7 @@ class LongMotionPipeline(LongTakePipeline):
         negative_prompt: None = None,
         handshake: int = HANDSHAKE,
         fade: Fade | str = Fade.RELEASED,
+        longest_row: int | None = None,
         mode: Mode | str = Mode.CANVAS,
         take2: Preset | str | None = None,
         blend: int = BLEND,
@@ -260,15 +242,15 @@ class LongMotionPipeline(LongTakePipeline):
         batch: a list of outputs with the seeds ``seed``, ``seed + 1``, ..., each as a call of its own would make it.
         num_frames, seconds: other names of the length. seed (0), or generator: a torch.Generator (a batch: one each),
         of which the initial seed is taken; it is not used up. guidance_scale: 0 without text, 1 without guidance.
-        handshake: frames neighbours share. mode: "canvas", or "rows" as released (one process, no control).
-        take2: second take, "release" or "paper", with ``blend`` frames. people: 2 see each other through ``block``, a
-        shipped one's name or a folder or a ComMDM; both hear the same prompts, and a control is the first one's.
-        path: floor points (x, z) in metres, walked at the prompts' own speeds; without a length, the last prompt ends
-        where the path does. ``info`` tells path_deviation_m and path_stretch (its speed over the prompts'). most_jerk:
-        m/s3 that no frame exceeds (``smoothing``), None as the net made it. chunk_rows: rows of one call of the net;
-        memory grows with it. control: features held, (N, J) normalised. hooks: each takes and returns the clean
-        estimate (N, J) before a step (one process). text: features of the different prompts (P, E) in place of the
-        encoder's.
+        handshake: frames neighbours share. longest_row: frames of a row at most (default: those of the training).
+        mode: "canvas", or "rows" as released (one process, no control). take2: second take, "release" or "paper", with
+        ``blend`` frames. chunk_rows: rows of one call of the net; memory grows with it.
+        people: 2 see each other through ``block``, a shipped one's name or a folder or a ComMDM; both hear the same
+        prompts, and a control is the first one's. path: floor points (x, z) in metres, walked at the prompts' own
+        speeds; without a length, the last prompt ends where the path does. ``info`` tells path_deviation_m and
+        path_stretch (its speed over the prompts'). most_jerk: m/s3 that no frame exceeds (``smoothing``), None as the
+        net made it. control: features held, (N, J) normalised. hooks: each takes and returns the clean estimate (N, J)
+        before a step (one process). text: features of the different prompts (P, E) in place of the encoder's.
         journal: an opened journal; the run goes on from its newest complete step. ranks: default the run this process
         is in. callback_on_step_end(pipe, index, timestep, {"latents", "clean"}): of this rank and the first person,
         (n, J); see ``LongTakePipeline.watcher``. output_type: "np"; "pt" gives tensors; "latent" normalised features
@@ -292,6 +274,7 @@ class LongMotionPipeline(LongTakePipeline):
             guidance_scale=guidance_scale,
             handshake=handshake,
             fade=fade,
+            longest_row=longest_row,
             mode=_choice(Mode, mode, "mode"),
             preset=None if take2 is None else _choice(Preset, take2, "take2"),
             blend=blend,
@@ -342,7 +325,7 @@ class LongMotionPipeline(LongTakePipeline):
 
     def _make(
         self,
-        prompt: str | Timeline,
+        prompt: Any,
         *,
         seed: int,
         length: int | None,
@@ -380,7 +363,7 @@ class LongMotionPipeline(LongTakePipeline):
         whole = self._run(take, run, ranks, journal, checkpoint_every, on_step)
         done, stopped = take.state.step, take.state.stopped
         if preset is not None and not stopped and run.plan.rows > 1:
-            whole = self._take_two(run, whole, preset, blend, ranks, mode)
+            whole = second_take(run, whole, self.schedule(run.steps), preset, blend, ranks, mode)
         info: dict[str, Any] = {
             "frames": len(whole),
             "rows": list(run.plan.lengths),
@@ -443,7 +426,7 @@ class LongMotionPipeline(LongTakePipeline):
         """The run with its root held to the way, at the prompts' own speeds; and how much faster than them it goes."""
         fps = float(self.space.config.fps)
         check_form(self.space)
-        speeds = self._speeds(run)
+        speeds = prompt_speeds(run, self.scheduler)
         if length is None and control is None:
             starts = [start for start, _ in timeline.starts]
             by_prompt = dict(zip(prompts, speeds, strict=True))
@@ -460,38 +443,6 @@ class LongMotionPipeline(LongTakePipeline):
                 stacklevel=5,
             )
         return replace(run, control=way.control(self.space, run.plan.total, pace)), prompts, stretch
-
-    def _speeds(self, run: MotionRun) -> list[float]:
-        """m/s at which each row's prompt goes, when nothing is held: the mean over a few short samples, the same for
-        any run of this prior and prompt."""
-        net, space = run.denoise, self.space
-        text = net.text  # type: ignore[attr-defined]
-        if text is None:
-            return [1.0] * run.plan.rows
-        different, back = torch.unique(text.float().cpu(), dim=0, return_inverse=True)
-        frames = max(int(space.config.shortest_row), min(int(space.config.longest_row), _SPEED_FRAMES))
-        rows = different.repeat_interleave(_SPEED_SAMPLES, 0).to(text)
-        alone = TextDenoiser(self.model, rows, net.scale, lengths=[frames] * len(rows))  # type: ignore[attr-defined]
-        names = [number for row in range(len(rows)) for number in numbers(_SPEED, row, frames)]
-        start = noise(0, 0, names, 0, (run.width,)).to(run.device)
-
-        def predict(samples: Tensors, t: Any, step: int) -> Tensors:
-            x = samples["latents"].unflatten(0, (len(rows), frames))
-            parts = torch.arange(len(rows)).split(run.chunk_rows)
-            clean = [alone(x[part].to(run.dtype), int(t), part.tolist()) for part in parts]
-            return {"latents": torch.cat(clean).flatten(0, 1).to(x.dtype)}
-
-        state = Denoising({"latents": Strand(start, names)}, 0)
-        steps = min(_SPEED_STEPS, int(self.scheduler.config.num_train_timesteps))
-        scheduler = copy.deepcopy(self.scheduler)
-        final = denoise(scheduler, state, predict, steps=steps, ranks=Ranks.single(run.device, run.dtype))
-        made = space.denormalize(final["latents"].float()).unflatten(0, (len(rows), frames))
-        root = space.form.root(made)[1][..., [0, 2]]
-        # over half a second, so that swaying does not count
-        apart = max(1, round(space.config.fps / 2))
-        speed = (root[:, apart:] - root[:, :-apart]).norm(dim=-1).mean(1) * space.config.fps / apart
-        mean = speed.unflatten(0, (-1, _SPEED_SAMPLES)).mean(1)
-        return [float(mean[place]) / space.form.metre for place in back.tolist()]
 
     def _first_take(
         self, run: MotionRun, mode: Mode, ranks: Ranks, people: int = 1, block: ComMDM | str | Path | None = None
@@ -557,26 +508,6 @@ class LongMotionPipeline(LongTakePipeline):
         kind = "cosine" if self.scheduler.config.beta_schedule == "squaredcos_cap_v2" else "linear"
         times = [int(t) for t in self.scheduler.timesteps]
         return Schedule.of_times(betas(int(self.scheduler.config.num_train_timesteps), kind), times, eta)
-
-    def _take_two(
-        self, run: MotionRun, whole: torch.Tensor, preset: Preset, blend: int, ranks: Ranks, mode: Mode
-    ) -> torch.Tensor:
-        plan, every = run.plan, sandwiches(run.plan)
-        # nets that attend to padding get the released padding in the released mode, none otherwise
-        pad_to = None
-        if mode is Mode.ROWS and not run.mixed:
-            pad_to = max(part.length for part in every)
-        second = SecondTake(preset, blend, chunk_rows=run.chunk_rows, mixed=run.mixed, pad_to=pad_to)
-        draw = draws(run, SANDWICHES, lambda pairs: pad_to or max(every[pair].length for pair in pairs))
-        groups = grouped(every, range(len(every)), run.chunk_rows, run.mixed or pad_to is not None)
-        mine = [pair for index in Partition.even(len(groups), ranks.world).range(ranks.rank) for pair in groups[index]]
-        bare = run.denoise.unconditional([part.length for part in every])  # type: ignore[attr-defined]
-        made = second.remake(plan, whole, bare, self.schedule(run.steps), draw, mine)
-        together: dict[int, torch.Tensor] = {}
-        for share in ranks.gather_object({pair: part.cpu() for pair, part in made.items()}):
-            together.update({pair: part.to(whole) for pair, part in share.items()})
-        result = second.write_back(plan, whole, together)
-        return result if run.control is None else run.control.adjust(result)
 
     def _refuse(
         self,

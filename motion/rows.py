@@ -14,7 +14,7 @@ import torch
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
 from longtake.motion.control import Control
-from longtake.motion.doubletake import Fade, RowPlan
+from longtake.motion.row_plan import Fade, RowPlan
 from longtake.motion.sampling import Denoise
 from longtake.motion.space import MotionSpace
 from longtake.timeline import Timeline
@@ -58,7 +58,8 @@ def plan_of(
 class MotionRun:
     """One run's decisions: where rows lie, which net with which texts, how it samples.
 
-    mixed: rows of different lengths may share a call of the net. width: J. dtype: of what the net is given.
+    mixed: rows of different lengths may share a call of the net. width: J. dtype: of what the net is given. prompts:
+    of the rows.
     """
 
     plan: RowPlan
@@ -72,6 +73,7 @@ class MotionRun:
     device: torch.device
     dtype: torch.dtype
     space: MotionSpace
+    prompts: tuple[str, ...]
     control: Control | None = None
     hooks: tuple[Hook, ...] = ()
 
@@ -87,4 +89,4 @@ class MotionRun:
         def shifted(x: torch.Tensor, timestep: int, rows: Sequence[int]) -> torch.Tensor:
             return self.denoise(x, timestep, [first + row for row in rows])
 
-        return replace(self, plan=plan, denoise=shifted)
+        return replace(self, plan=plan, denoise=shifted, prompts=self.prompts[rows.start : rows.stop])

@@ -21,8 +21,8 @@ import torch
 from longtake.denoising import Known
 from longtake.distributed import Ranks
 from longtake.errors import UserError
-from longtake.motion.doubletake import RowPlan
 from longtake.motion.pipeline import LongMotionPipeline
+from longtake.motion.row_plan import RowPlan
 from longtake.timeline import Timeline
 
 

@@ -208,3 +208,42 @@ def released_both_takes(
                 whole[begin + k] = x[i, k]
         start += lengths[i] - h
     return whole
+
+
+def sample_long_pair(
+    plan: Any,
+    denoise: Any,
+    schedule: Any,
+    noise: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    *,
+    first_canon: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two people over many prompts in one plain loop: a DoubleTake canvas a person, a canon token a row and person.
+
+    first_canon: token (J,) of the first person, given to the net at every step without noise, for blocks that were
+    trained so.
+
+    noise(0): x_T as canvas (N, 2, J) and canon tokens (B, 2, J); noise(k): those of the k-th step. The block sees the
+    two persons of one row. Returns the canvas (N, 2, J) and the canon tokens (B, 2, J); row 0's place the second
+    person, later ones say where the net took them to stand.
+    """
+    x, canon = noise(0)
+    if first_canon is not None:
+        canon[:, 0] = first_canon
+    chunks = plan.chunks(mixed=False)
+    for step, timestep in enumerate(schedule.timesteps):
+        clean, clean_canon = torch.zeros_like(x), torch.zeros_like(canon)
+        for rows in chunks:
+            window = torch.stack([x[plan.span(row)].transpose(0, 1) for row in rows])
+            state = torch.cat([canon[rows.start : rows.stop].unsqueeze(2), window], 2)
+            estimate = denoise(state, timestep, rows)
+            clean_canon[rows.start : rows.stop] = estimate[:, :, 0]
+            for place, row in enumerate(rows):
+                share = plan.weights(row).to(x).unsqueeze(1)
+                clean[plan.span(row)] += share * estimate[place, :, 1:].transpose(0, 1)
+        draws = noise(step + 1) if float(schedule.sigma[step]) else (None, None)
+        x = schedule.update(step, clean, x, draws[0])
+        canon = schedule.update(step, clean_canon, canon, draws[1])
+        if first_canon is not None:
+            canon[:, 0] = first_canon
+    return x, canon

@@ -209,6 +209,19 @@ def _turn_about(axis: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
     return torch.cat([half.cos(), half.sin() * axis], 1)
 
 
+# A bone's rotation is its swing, the shortest turn from where it points at rest to where it points now, after a twist
+# about its own length. The limb beyond it tells the twist: seen along the bone (the axis comes out of the page),
+#
+#              seen (the shin's direction)              wish    = size of the sine squared, at the angle t
+#             /                                          size 1  the limb is bent at a right angle: t is certain
+#            / t                                         size 0  the limb is straight: there is no t
+#     axis  o---------- pole (where the knee bends at rest)
+#
+# ``_follow`` keeps an angle ``now``: it is carried along by what the swing itself turns (``_carried``: a swing that
+# goes round has turned the bone about its length), and goes after t by _TWIST_GAIN x size of the way, _TWIST_STEP at
+# most.
+
+
 def _carried(swing: torch.Tensor, aim: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     """(F - 1,) by how much the twist beyond ``swing`` must change from frame to frame for the bone not to spin."""
     moved = quat_multiply(quat_between(aim[:-1], aim[1:]), swing[:-1])

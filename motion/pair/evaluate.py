@@ -135,8 +135,7 @@ def run_pairs(args: Any) -> int:
     """Print the table, and keep it as ``--out``/pairs.md."""
     from longtake.journal import atomic_path
     from longtake.make import quiet_libraries
-    from longtake.motion.domain import PRIOR as DEFAULT_PRIOR
-    from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.motion.pipeline import DEFAULT_PRIOR, LongMotionPipeline
 
     quiet_libraries()
     pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)

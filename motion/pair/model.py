@@ -12,14 +12,12 @@ Legend: B rows, T frames, J features, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from longtake.motion.doubletake import RowPlan
 from longtake.motion.model import FEEDFORWARD, HEADS, MDM
-from longtake.motion.sampling import Schedule
 from torch import nn
 
 CANON = 4  # numbers of the canon token that are used
@@ -190,48 +188,6 @@ class PairDenoiser:
         guided = unconditional + self.scale * (conditional - unconditional)
         guided[:, :, 0] = conditional[:, :, 0]  # guidance would push the place beyond what the prompt says
         return guided
-
-
-def sample_long_pair(
-    plan: RowPlan,
-    denoise: PairDenoiser,
-    schedule: Schedule,
-    noise: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
-    *,
-    first_canon: torch.Tensor | None = None,
-    on_step: Callable[[int, torch.Tensor], bool] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two people over many prompts: a DoubleTake canvas a person, a canon token a row and person.
-
-    first_canon: token (J,) of the first person, given to the net at every step without noise, for blocks that were
-    trained so. on_step(step, clean canvas): after each step; True ends the run with that estimate.
-
-    noise(0): x_T as canvas (N, 2, J) and canon tokens (B, 2, J); noise(k): those of the k-th step. The block sees the
-    two persons of one row. Returns the canvas (N, 2, J) and the canon tokens (B, 2, J); row 0's place the second
-    person, later ones say where the net took them to stand.
-    """
-    x, canon = noise(0)
-    if first_canon is not None:
-        canon[:, 0] = first_canon
-    chunks = plan.chunks(mixed=False)
-    for step, timestep in enumerate(schedule.timesteps):
-        clean, clean_canon = torch.zeros_like(x), torch.zeros_like(canon)
-        for rows in chunks:
-            window = torch.stack([x[plan.span(row)].transpose(0, 1) for row in rows])
-            state = torch.cat([canon[rows.start : rows.stop].unsqueeze(2), window], 2)
-            estimate = denoise(state, timestep, rows)
-            clean_canon[rows.start : rows.stop] = estimate[:, :, 0]
-            for place, row in enumerate(rows):
-                share = plan.weights(row).to(x).unsqueeze(1)
-                clean[plan.span(row)] += share * estimate[place, :, 1:].transpose(0, 1)
-        draws = noise(step + 1) if float(schedule.sigma[step]) else (None, None)
-        x = schedule.update(step, clean, x, draws[0])
-        canon = schedule.update(step, clean_canon, canon, draws[1])
-        if first_canon is not None:
-            canon[:, 0] = first_canon
-        if on_step is not None and on_step(step + 1, clean):
-            return clean, clean_canon if first_canon is None else canon
-    return x, canon
 
 
 # ------------------------------------------------------------------------------------------------------- placing

@@ -46,10 +46,11 @@ class AsReleased(torch.nn.Module):
 
 
 def contest(width: int, layers: int, steps: int, rounds: int, with_text: bool) -> None:
-    from longtake.motion.doubletake import RowPlan, take_one_canvas
     from longtake.motion.model import MDM
+    from longtake.motion.reference import take_one_canvas, take_two
+    from longtake.motion.row_plan import RowPlan
     from longtake.motion.sampling import Schedule, TextDenoiser
-    from longtake.motion.take2 import sandwiches, take_two
+    from longtake.motion.second_take import sandwiches
     from motion_models import injected, released_both_takes
 
     net = MDM(width=width, layers=layers, feedforward=2 * width, padding="mask", text_width=384).eval()

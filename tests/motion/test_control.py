@@ -5,8 +5,9 @@ import torch
 from longtake.motion.blending import Blend
 from longtake.motion.control import Control, WorldGoals, feature_numbers, mask_features, mask_frames, root_path
 from longtake.motion.convert import build
-from longtake.motion.doubletake import RowPlan, take_one_canvas
+from longtake.motion.reference import take_one_canvas
 from longtake.motion.representation import HUMANML3D, KIT_ML, Normalizer
+from longtake.motion.row_plan import RowPlan
 from longtake.motion.sampling import Schedule, TextDenoiser, sample
 from motion_models import Golden, injected, kept, theirs, tiny_net
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from longtake.denoising import Step
 from longtake.motion.convert import build
-from longtake.motion.doubletake import Fade, RowPlan, shake_hands, take_one_canvas, take_one_rows
 from longtake.motion.metrics import jerk, overlap_gap, seam_windows
+from longtake.motion.reference import take_one_canvas, take_one_rows
+from longtake.motion.row_plan import Fade, RowPlan, shake_hands
 from longtake.motion.sampling import Schedule, TextDenoiser, sample
 from motion_models import Golden, Oracle, injected, kept, released_take_one, tiny_net
 

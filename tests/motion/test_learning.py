@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from longtake.motion.doubletake import RowPlan, take_one_canvas
 from longtake.motion.metrics import jerk, seam_windows
 from longtake.motion.model import MDM
+from longtake.motion.reference import take_one_canvas
+from longtake.motion.row_plan import RowPlan
 from longtake.motion.sampling import Schedule, TextDenoiser, betas, sample
 from motion_models import injected
 

@@ -4,18 +4,11 @@ import pytest
 import torch
 from longtake.motion.control import Control
 from longtake.motion.convert import build
-from longtake.motion.doubletake import RowPlan
 from longtake.motion.kinematics import axis_angle_to_matrix
-from longtake.motion.pair.model import (
-    ComMDM,
-    PairDenoiser,
-    decode_canon,
-    encode_canon,
-    place_pair,
-    sample_long_pair,
-)
+from longtake.motion.pair.model import ComMDM, PairDenoiser, decode_canon, encode_canon, place_pair
+from longtake.motion.row_plan import RowPlan
 from longtake.motion.sampling import Schedule, sample
-from motion_models import Golden, injected, kept, theirs, tiny_net
+from motion_models import Golden, injected, kept, sample_long_pair, theirs, tiny_net
 
 
 @pytest.mark.parametrize("case", ["M5_forward_mid_comm2", "M5_forward_end_comm1"])

@@ -11,14 +11,15 @@ from longtake.distributed import Ranks, setup
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.motion.control import Control, mask_features
-from longtake.motion.doubletake import Mode, RowPlan, take_one_canvas
 from longtake.motion.model import MDM
 from longtake.motion.pipeline import LongMotionPipeline
+from longtake.motion.reference import take_one_canvas, take_two
+from longtake.motion.row_plan import Mode, RowPlan
 from longtake.motion.rows import plan_of
 from longtake.motion.sampling import Schedule, TextDenoiser
+from longtake.motion.second_take import sandwiches
 from longtake.motion.space import MotionSpace
 from longtake.motion.stream import deviation, light_cone, pieces, roll
-from longtake.motion.take2 import sandwiches, take_two
 from longtake.timeline import Timeline
 from motion_models import injected, released_both_takes, released_take_one, tiny_net
 from ranks import run_ranks

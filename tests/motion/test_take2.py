@@ -3,9 +3,10 @@
 import pytest
 import torch
 from longtake.motion.convert import build
-from longtake.motion.doubletake import RowPlan, take_one_rows
+from longtake.motion.reference import take_one_rows, take_two
+from longtake.motion.row_plan import RowPlan
 from longtake.motion.sampling import Schedule, TextDenoiser
-from longtake.motion.take2 import Preset, first_timestep, held_share, sandwiches, take_two
+from longtake.motion.second_take import Preset, first_timestep, held_share, sandwiches
 from motion_models import Golden, injected, released_both_takes, tiny_net
 
 

@@ -1,7 +1,12 @@
-"""DoubleTake, first take: many short rows sampled at once, each step joined where neighbours overlap.
+"""Where DoubleTake's rows lie: many short intervals with a text each, neighbours sharing a handshake of h frames.
 
-PriorMDM (Shafir et al., arXiv 2303.01418, section 4). A row is one interval with its text; neighbours share a handshake
-of h frames. Two engines:
+PriorMDM (Shafir et al., arXiv 2303.01418, section 4): all rows are sampled at once and joined where they overlap.
+
+    row 0   |-------------------|hhhhh|
+    row 1                       |hhhhh|--------------|hhhhh|
+    row 2                                            |hhhhh|-----------------|
+
+Two engines (first_take.py; in plain words reference.py):
 
 canvas  one array of N frames and one noise field. Each step crossfades the rows' clean estimates and moves the canvas
         once. As a step is linear, this is the first take exactly when the rows share their noise in the overlaps; the
@@ -14,21 +19,20 @@ first step, for h = 0, and for nets without temporal mixing; else a row's steps 
 row a step (the light cone).
 
     plan = RowPlan.make([80, 60, 100], handshake=20)
-    x = take_one_canvas(plan, denoise, schedule, canvas_noise, features=263)      # (N, J)
+    plan.total, plan.starts                                   # 200, (0, 60, 100)
 
 Legend: B rows, M frames of the longest row, N frames of the whole, J features, h handshake frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
 import torch
-from longtake.denoising import OnStep, Step
-from longtake.motion.sampling import Denoise, Schedule
+from longtake.motion.sampling import Denoise
 
 CHUNK_ROWS = 16  # rows of one call of the net
 SPARE_FRAMES = 10  # what the released length rule leaves of a row besides handshakes and blends
@@ -213,68 +217,6 @@ def denoise_rows(
         x[place, : plan.lengths[row]] = whole[start : start + plan.lengths[row]]
     clean = denoise(x, timestep, rows)
     return [clean[place, : plan.lengths[row]] for place, row in enumerate(rows)]
-
-
-def canvas_estimate(
-    plan: RowPlan, whole: torch.Tensor, timestep: int, denoise: Denoise, *, chunks: Sequence[range] | None = None
-) -> torch.Tensor:
-    """The crossfaded clean estimate (N, J) of a canvas (N, J)."""
-    clean = torch.zeros_like(whole)
-    for rows in chunks or plan.chunks(mixed=False):
-        for row, estimate in zip(rows, denoise_rows(plan, whole, timestep, denoise, rows), strict=True):
-            clean[plan.span(row)] += plan.weights(row).to(estimate) * estimate
-    return clean
-
-
-def take_one_canvas(
-    plan: RowPlan,
-    denoise: Denoise,
-    schedule: Schedule,
-    noise: Callable[[int], torch.Tensor],
-    *,
-    chunk_rows: int = CHUNK_ROWS,
-    mixed: bool = False,
-    on_step: OnStep | None = None,
-) -> torch.Tensor:
-    """First take on one canvas: (N, J).
-
-    noise(0): x_T (N, J); noise(k): that of the k-th step. chunk_rows: rows of one call of the net. mixed: rows of
-    different lengths may share a call; only for nets that hide padding.
-    """
-    chunks = plan.chunks(chunk_rows, mixed=mixed)
-    x = noise(0)
-    for step, timestep in enumerate(schedule.timesteps):
-        clean = canvas_estimate(plan, x, timestep, denoise, chunks=chunks)
-        x = schedule.update(step, clean, x, noise(step + 1) if float(schedule.sigma[step]) else None)
-        if on_step is not None and on_step(Step(step + 1, len(schedule), timestep, x, clean)):
-            return clean
-    return x
-
-
-def take_one_rows(
-    plan: RowPlan,
-    denoise: Denoise,
-    schedule: Schedule,
-    noise: Callable[[int], torch.Tensor],
-    *,
-    chunk_rows: int = CHUNK_ROWS,
-    on_step: OnStep | None = None,
-    pair_order: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """First take as released: rows (B, M, J) with noise of their own, padding frames included.
-
-    noise(0): x_T (B, M, J); noise(k): that of the k-th step. Overlaps of the result are equal bit for bit.
-    pair_order: order in which the handshakes are joined (default first to last); it does not matter.
-    """
-    x = noise(0)
-    chunks = plan.chunks(chunk_rows)
-    for step, timestep in enumerate(schedule.timesteps):
-        draw = noise(step + 1) if float(schedule.sigma[step]) else None
-        clean = torch.cat([denoise(x[rows.start : rows.stop], timestep, rows) for rows in chunks])
-        x = shake_hands(plan, schedule.update(step, clean, x, draw), pair_order)
-        if on_step is not None and on_step(Step(step + 1, len(schedule), timestep, x, clean)):
-            return clean
-    return x
 
 
 def shake_hands(plan: RowPlan, x: torch.Tensor, order: Sequence[int] | None = None) -> torch.Tensor:

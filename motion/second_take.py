@@ -9,7 +9,9 @@ release  from step T - 1 - T/10 (t = 899 of 1000); the handshake itself is held 
 paper    from step 0.7 T - 1 (t = 699); m = 0.1 on the handshake, 0.85 or 1 on the cores, a linear ramp of ``blend``
          frames between (arXiv 2303.01418, section 4.2).
 
-    whole = take_two(plan, whole, denoise.unconditional(lengths), schedule, noise, preset="release", blend=10)
+    second = SecondTake("release", blend=10)
+    made = second.remake(plan, whole, denoise.unconditional(lengths), schedule, noise)
+    whole = second.write_back(plan, whole, made)
 
 Legend: N frames of the whole, P = B - 1 sandwiches, K frames of the longest, J features.
 """
@@ -19,10 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import torch
-from longtake.motion.doubletake import CHUNK_ROWS, RowPlan
+from longtake.distributed import Ranks
+from longtake.kernels.partition import Partition
+from longtake.motion.first_take import SANDWICHES, draws
+from longtake.motion.row_plan import CHUNK_ROWS, Mode, RowPlan
+from longtake.motion.rows import MotionRun
 from longtake.motion.sampling import Denoise, Schedule, sample
 
 HELD = 0.85  # share of the first take at the outer end of the ramp (release), on the cores (paper)
@@ -149,7 +154,7 @@ class SecondTake:
         noise: Callable[[int, Sequence[int]], torch.Tensor],
         pairs: Sequence[int] | None = None,
     ) -> dict[int, torch.Tensor]:
-        """Pair -> its sandwich (length, J) as the second take has it; arguments as of ``take_two``."""
+        """Pair -> its sandwich (length, J) as the second take has it; see ``reference.take_two``."""
         every = sandwiches(plan)
         first_time = first_timestep(self.preset, schedule.train_steps) if self.timestep is None else self.timestep
         begin = schedule.first_at(first_time)
@@ -198,24 +203,26 @@ class SecondTake:
         return result
 
 
-def take_two(
-    plan: RowPlan,
-    whole: torch.Tensor,
-    denoise: Denoise,
-    schedule: Schedule,
-    noise: Callable[[int, Sequence[int]], torch.Tensor],
-    *,
-    pairs: Sequence[int] | None = None,
-    **how: Any,
+def second_take(
+    run: MotionRun, whole: torch.Tensor, schedule: Schedule, preset: Preset, blend: int, ranks: Ranks, mode: Mode
 ) -> torch.Tensor:
-    """The whole (N, J) with its transitions made again; frames that are held altogether stay bit for bit.
-
-    denoise: unconditional; its rows are the pairs. noise(0, pairs): what the sandwiches (P', K', J) are noised with, in
-    the shape of the call; noise(k, pairs): the k-th step's of the schedule. pairs: the transitions to make (default
-    all). how: the fields of ``SecondTake``.
-    """
-    second = SecondTake(**how)
-    return second.write_back(plan, whole, second.remake(plan, whole, denoise, schedule, noise, pairs))
+    """The whole (N, J) of a run with its transitions made again, shared by the ranks; what a control holds stays."""
+    plan, every = run.plan, sandwiches(run.plan)
+    # nets that attend to padding get the released padding in the released mode, none otherwise
+    pad_to = None
+    if mode is Mode.ROWS and not run.mixed:
+        pad_to = max(part.length for part in every)
+    second = SecondTake(preset, blend, chunk_rows=run.chunk_rows, mixed=run.mixed, pad_to=pad_to)
+    draw = draws(run, SANDWICHES, lambda pairs: pad_to or max(every[pair].length for pair in pairs))
+    groups = grouped(every, range(len(every)), run.chunk_rows, run.mixed or pad_to is not None)
+    mine = [pair for index in Partition.even(len(groups), ranks.world).range(ranks.rank) for pair in groups[index]]
+    bare = run.denoise.unconditional([part.length for part in every])  # type: ignore[attr-defined]
+    made = second.remake(plan, whole, bare, schedule, draw, mine)
+    together: dict[int, torch.Tensor] = {}
+    for share in ranks.gather_object({pair: part.cpu() for pair, part in made.items()}):
+        together.update({pair: part.to(whole) for pair, part in share.items()})
+    result = second.write_back(plan, whole, together)
+    return result if run.control is None else run.control.adjust(result)
 
 
 def grouped(every: Sequence[Sandwich], wanted: Sequence[int], most: int, mixed: bool) -> list[list[int]]:
