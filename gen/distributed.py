@@ -27,7 +27,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from longtake.device import Choice, activate, choose_device, group_backend
-from longtake.errors import UserError, one_line
+from longtake.errors import UserError, one_line, shorten, told
+from longtake.launch import read_address, read_environment
 from longtake.watchdog import Watchdog
 
 GROUP_TIMEOUT_S = 1800.0  # longest wait inside one collective; the watchdog, not this, finds dead ranks
@@ -103,9 +104,8 @@ class Ranks:
         _forget(self)
         if self.watchdog is not None:
             kind = "user" if isinstance(error, UserError) else "error"
-            text = one_line(error) if kind == "user" else f"{type(error).__name__}: {one_line(error)}"
             # A collective that lost a peer raises one of these two.
-            self.watchdog.report(kind, text, echo=isinstance(error, (RuntimeError, OSError)))
+            self.watchdog.report(kind, told(error), echo=isinstance(error, (RuntimeError, OSError)))
 
     def finish(self) -> None:
         """A clean end: waits until every rank has finished, then closes the process group. Safe to call twice."""
@@ -145,11 +145,12 @@ def setup(
     global _active
     if _active is not None:
         raise RuntimeError("longtake.distributed.setup was called twice; finish the first run before the next")
-    world = dist.get_world_size() if dist.is_initialized() else _integer("WORLD_SIZE", 1)
+    launch = read_environment()
+    world = dist.get_world_size() if dist.is_initialized() else launch.world
     if world == 1:
         return Ranks.single(device, dtype)
-    rank = dist.get_rank() if dist.is_initialized() else _integer("RANK", None)
-    local_rank = _integer("LOCAL_RANK", rank)
+    rank = dist.get_rank() if dist.is_initialized() else launch.rank
+    local_rank = launch.local_rank if os.environ.get("LOCAL_RANK") else rank
     choice = choose_device(device, dtype, local_rank)
     activate(choice.device)
     owns_group = not dist.is_initialized()
@@ -178,8 +179,8 @@ def check_same(obj: Any, what: str, ranks: Ranks | None = None) -> None:
     if different:
         other = different[0]
         raise UserError(
-            f"the ranks disagree about {what}: rank 0 has {_brief(everyone[0])}, rank {other} has "
-            f"{_brief(everyone[other])}"
+            f"the ranks disagree about {what}: rank 0 has {shorten(repr(everyone[0]), 120)}, rank {other} has "
+            f"{shorten(repr(everyone[other]), 120)}"
         )
 
 
@@ -187,24 +188,24 @@ def check_same(obj: Any, what: str, ranks: Ranks | None = None) -> None:
 
 
 def _start_group(rank: int, world: int, choice: Choice, timeout_s: float, join_timeout_s: float) -> Watchdog:
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if not os.environ.get(name):
-            raise UserError(f"WORLD_SIZE is {world} but {name} is not set: start the run with torchrun or accelerate")
+    host, port = read_address()
     join = timedelta(seconds=join_timeout_s)
     try:
         store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=join))
     except dist.DistError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        if "EADDRINUSE" in str(error) or "in use" in str(error):
+            raise UserError(f"port {port} of {host} is in use: set MASTER_PORT to a free one") from error
         raise UserError(
-            f"rank {rank} of {world} did not find all others at {address} within {join_timeout_s:.0f} s: "
+            f"rank {rank} of {world} did not find all others at {host}:{port} within {join_timeout_s:.0f} s: "
             f"{one_line(error)}"
         ) from error
     store.set_timeout(join)
     key = "longtake/watchdog"
     if rank == 0:
-        host = os.environ["MASTER_ADDR"]
         token = secrets.token_hex(16)
-        watchdog = Watchdog.host(world, token, local_only=host in ("127.0.0.1", "localhost", "::1"))
+        near = read_environment().one_machine
+        watchdog = Watchdog.host(world, token, local_only=near)
+        host = "127.0.0.1" if near else host
         store.set(key, json.dumps({"host": host, "port": watchdog.port, "token": token}))
     else:
         hub = json.loads(store.get(key))
@@ -226,7 +227,9 @@ def _watch_existing_group(rank: int, world: int, join_timeout_s: float) -> Watch
     box: list[Any] = [None]
     if rank == 0:
         token = secrets.token_hex(16)
-        watchdog = Watchdog.host(world, token, local_only=host in ("127.0.0.1", "localhost", "::1"))
+        near = read_environment().one_machine or host in ("127.0.0.1", "localhost", "::1")
+        watchdog = Watchdog.host(world, token, local_only=near)
+        host = "127.0.0.1" if near else host
         box = [{"host": host, "port": watchdog.port, "token": token}]
     dist.broadcast_object_list(box, src=0)
     if rank != 0:
@@ -251,19 +254,3 @@ def _forget(ranks: Ranks) -> None:
     global _active
     if _active is ranks:
         _active = None
-
-
-def _integer(name: str, default: int | None) -> int:
-    text = os.environ.get(name)
-    if text is None or text == "":
-        if default is None:
-            raise UserError(f"WORLD_SIZE is set but {name} is not: start the run with torchrun or accelerate")
-        return default
-    if not text.isdigit():
-        raise UserError(f"the environment variable {name} is {text!r}; it must be a whole number")
-    return int(text)
-
-
-def _brief(obj: Any, limit: int = 120) -> str:
-    text = " ".join(repr(obj).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,4 +1,4 @@
-"""The two errors that the package raises on purpose, and the wording of disk errors.
+"""The two errors that the package raises on purpose, and the wording of errors for people.
 
 `UserError` is a mistake that a user can mend: the command line prints it as one line and exits with code 2.
 `RankFailure` says that another process of a distributed run is gone.
@@ -23,6 +23,10 @@ _DISK_ERRORS = {
     errno.EPERM: "permission denied",
     errno.ENOENT: "the folder does not exist",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "something else of that name is in the way",
+    errno.ELOOP: "it is a symbolic link that leads round in circles, or may not be followed",
+    errno.ENXIO: "it is a pipe or a device, not a file",
+    errno.EIO: "the disk reports an error",
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
 }
@@ -40,6 +44,17 @@ def one_line(error: BaseException) -> str:
     """The message of `error` on one line, for a terminal and for other ranks."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+def told(error: BaseException) -> str:
+    """One line for a reader who sees no traceback: a UserError's message alone, another error with its type first."""
+    return one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """`text` on one line, cut to `limit` letters."""
+    text = " ".join(text[: 4 * limit].split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextmanager

@@ -12,6 +12,9 @@ Accepted by `Timeline.parse`:
                        0s: a person walks | 4.5s: a person jumps     (seconds; ms too)
   - a .json file:      {"segments": [{"start": 0, "prompt": "..."}, {"start": "4s", "prompt": "..."}], "blend": 8}
   - a .csv file:       lines of start,prompt (a header line "start,prompt" may come first)
+
+Limits: 2,000 letters a prompt, starts up to frame 1,000,000,000, files up to 16 MiB. Messages speak the unit that was
+written: a start given as "4s" is called 4 s.
 """
 
 from __future__ import annotations
@@ -19,21 +22,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.errors import UserError
+from longtake.errors import UserError, shorten
+from longtake.reading import local_path, parse_json, read_text
 
 if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_BLEND = 8  # frames; a third of a second at 24 fps
 
+MAX_PROMPT = 2_000  # letters; more than a page
+MAX_FRAME = 1_000_000_000  # more than a year at 24 frames a second
+_MAX_FILE_BYTES = 16 * 2**20
+
 _TIME = re.compile(r"\s*(?P<number>[+-]?\d+(?:\.\d+)?)\s*(?P<unit>s|ms)?\s*")
 _STARTS_WITH_TIME = re.compile(r"\s*[+-]?\d+(?:\.\d+)?\s*(?:s|ms)?\s*:")
+_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")  # control characters and halves of surrogate pairs
 _FILE_SUFFIXES = (".json", ".csv")
 
 
@@ -44,11 +54,16 @@ class Timeline:
     starts: (start frame, prompt) pairs; the first starts at 0 and the starts increase.
     blend: frames of linear cross-fade after a switch, 0 for a hard cut. A fade ends at the latest where the next
         segment starts, so that no frame hears more than two prompts.
-    Raises UserError when the list is empty, unsorted, has equal or negative starts or an empty prompt.
+    written: for messages, how each start was written ("4 s"; None: as a frame); not a part of the value.
+    fps: frames per second that seconds were converted with, for messages too.
+    Raises UserError when the list is empty, unsorted, has equal, negative or enormous starts, or a prompt that is
+    empty, longer than MAX_PROMPT letters or no text.
     """
 
     starts: tuple[tuple[int, str], ...]
     blend: int = DEFAULT_BLEND
+    written: tuple[str | None, ...] = field(default=(), compare=False, repr=False)
+    fps: float | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -57,31 +72,38 @@ class Timeline:
             raise UserError("a Timeline is a list of (start frame, prompt) pairs") from None
         if not pairs:
             raise UserError("the Timeline is empty: it needs at least one prompt that starts at frame 0")
+        if len(self.written) != len(pairs):
+            object.__setattr__(self, "written", (None,) * len(pairs))
         previous: int | None = None
         clean: list[tuple[int, str]] = []
         for number, (start, prompt) in enumerate(pairs, 1):
-            if isinstance(start, bool) or not hasattr(start, "__index__"):
-                raise UserError(f"Timeline segment {number}: the start {start!r} is not a whole number of frames")
-            start = int(start)
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise UserError(f"Timeline segment {number} (frame {start}) has no prompt")
+            start = _whole(start, f"Timeline segment {number}: the start")
+            at = self._at(number - 1, start)
+            _check_prompt(prompt, f"Timeline segment {number} ({at})")
             if start < 0:
-                raise UserError(f"Timeline segment {number} starts at frame {start}: starts cannot be negative")
+                raise UserError(f"Timeline segment {number} starts at {at}: starts cannot be negative")
             if previous is None and start != 0:
-                raise UserError(f"the first Timeline segment starts at frame {start}; it must start at frame 0")
-            if previous is not None and start == previous:
-                raise UserError(f"Timeline segments {number - 1} and {number} both start at frame {start}")
-            if previous is not None and start < previous:
-                raise UserError(
-                    f"Timeline segment {number} starts at frame {start}, before segment {number - 1} "
-                    f"(frame {previous}): list the segments in order of time"
-                )
+                raise UserError(f"the first Timeline segment starts at {at}; it must start at frame 0")
+            if previous is not None and start <= previous:
+                before = self._at(number - 2, previous)
+                if start < previous:
+                    raise UserError(
+                        f"Timeline segment {number} starts at {at}, before segment {number - 1} ({before}): list the "
+                        "segments in order of time"
+                    )
+                both = f"frame {start}" if at == before else f"frame {start} ({before} and {at})"
+                raise UserError(f"Timeline segments {number - 1} and {number} both start at {both}")
             previous = start
             clean.append((start, prompt.strip()))
-        if isinstance(self.blend, bool) or not hasattr(self.blend, "__index__") or int(self.blend) < 0:
-            raise UserError(f"the Timeline's blend is {self.blend!r}; it must be a whole number of frames, 0 or more")
+        if isinstance(self.blend, bool) or not hasattr(self.blend, "__index__") or not 0 <= self.blend <= MAX_FRAME:
+            given = shorten(str(self.blend)) if isinstance(self.blend, float) else _told(self.blend)
+            raise UserError(f"the Timeline's blend is {given}; it must be a whole number of frames, 0 or more")
         object.__setattr__(self, "starts", tuple(clean))
         object.__setattr__(self, "blend", int(self.blend))
+
+    def _at(self, index: int, start: int) -> str:
+        """A start in the unit that was written: "frame 96" or "4 s"."""
+        return self.written[index] or f"frame {start}"
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -95,6 +117,10 @@ class Timeline:
         """
         if isinstance(text, Path):
             return cls._from_file(text, fps, blend)
+        if not isinstance(text, str):
+            raise UserError(f"the prompt is {_told(text)}; it must be a text")
+        if fps is not None and not (math.isfinite(fps) and fps > 0):
+            raise UserError(f"fps is {fps}; it must be a number greater than 0")
         if not text.strip():
             raise UserError("the prompt is empty")
         stripped = text.strip()
@@ -103,35 +129,34 @@ class Timeline:
         if has_times(text):
             return cls._from_string(text, fps, blend)
         if stripped.lower().endswith(_FILE_SUFFIXES) and "\n" not in stripped:
-            return cls._from_file(Path(stripped).expanduser(), fps, blend)
+            return cls._from_file(local_path(stripped), fps, blend)
         return cls(((0, stripped),), DEFAULT_BLEND if blend is None else blend)
 
     @classmethod
+    def _build(cls, found: list[tuple[_Start, str]], fps: float | None, blend: int | None) -> Timeline:
+        starts = tuple((start.frame, prompt) for start, prompt in found)
+        written = tuple(start.written for start, _ in found)
+        return cls(starts, DEFAULT_BLEND if blend is None else blend, written, fps)
+
+    @classmethod
     def _from_string(cls, text: str, fps: float | None, blend: int | None) -> Timeline:
-        segments: list[tuple[int, str]] = []
+        found: list[tuple[_Start, str]] = []
         for number, part in enumerate(text.split("|"), 1):
-            where = f"part {number} of the Timeline, {_shorten(part)!r},"
+            where = f"part {number} of the Timeline, {shorten(part, 40)!r},"
             start, colon, prompt = part.partition(":")
             if not part.strip():
                 raise UserError(f"part {number} of the Timeline is empty: write 'START: prompt | START: prompt'")
             if not colon or not _TIME.fullmatch(start):
                 raise UserError(f"{where} has no readable start: write '96: prompt' (frames) or '4s: prompt' (seconds)")
-            segments.append((_to_frame(start, fps, where), prompt))
-        return cls(tuple(segments), DEFAULT_BLEND if blend is None else blend)
+            found.append((_read_start(start, fps, where), prompt))
+        return cls._build(found, fps, blend)
 
     @classmethod
     def _from_file(cls, path: Path, fps: float | None, blend: int | None) -> Timeline:
         name = f"the Timeline file {path}"
         if path.suffix.lower() not in _FILE_SUFFIXES:
             raise UserError(f"{name} must end in .json or .csv")
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise UserError(f"{name} does not exist") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{name} is not a UTF-8 text file") from None
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {error.strerror}") from None
+        content = read_text(path, name, _MAX_FILE_BYTES)
         if not content.strip():
             raise UserError(f"{name} is empty")
         if path.suffix.lower() == ".json":
@@ -140,28 +165,25 @@ class Timeline:
 
     @classmethod
     def _from_json(cls, content: str, name: str, fps: float | None, blend: int | None) -> Timeline:
-        try:
-            data: Any = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{name} is not valid JSON: {error.msg} at line {error.lineno}") from None
+        data = parse_json(content, name)
         if not isinstance(data, dict) or not isinstance(data.get("segments"), list):
             raise UserError(f'{name} must be {{"segments": [{{"start": 0, "prompt": "..."}}, ...], "blend": 8}}')
         unknown = sorted(set(data) - {"segments", "blend"})
         if unknown:
-            raise UserError(f"{name} has an unknown key {unknown[0]!r}; allowed are 'segments' and 'blend'")
-        segments: list[tuple[int, str]] = []
+            raise UserError(f"{name} has an unknown key {_told(unknown[0])}; allowed are 'segments' and 'blend'")
+        found: list[tuple[_Start, str]] = []
         for number, entry in enumerate(data["segments"], 1):
             where = f"{name}: segment {number}"
             if not isinstance(entry, dict) or set(entry) != {"start", "prompt"}:
                 raise UserError(f"{where} must have exactly the keys 'start' and 'prompt'")
             if not isinstance(entry["prompt"], str):
                 raise UserError(f"{where}: the prompt must be a string")
-            segments.append((_to_frame(entry["start"], fps, where), entry["prompt"]))
-        return cls(tuple(segments), data.get("blend", DEFAULT_BLEND) if blend is None else blend)
+            found.append((_read_start(entry["start"], fps, where), entry["prompt"]))
+        return cls._build(found, fps, data.get("blend", DEFAULT_BLEND) if blend is None else blend)
 
     @classmethod
     def _from_csv(cls, content: str, name: str, fps: float | None, blend: int | None) -> Timeline:
-        segments: list[tuple[int, str]] = []
+        found: list[tuple[_Start, str]] = []
         try:
             rows = [row for row in csv.reader(io.StringIO(content), skipinitialspace=True, strict=True) if row]
         except csv.Error as error:
@@ -172,8 +194,8 @@ class Timeline:
             where = f"{name}: row {number}"
             if len(row) != 2:
                 raise UserError(f"{where} has {len(row)} fields, not 2 (start,prompt); quote a prompt that has commas")
-            segments.append((_to_frame(row[0], fps, where), row[1]))
-        return cls(tuple(segments), DEFAULT_BLEND if blend is None else blend)
+            found.append((_read_start(row[0], fps, where), row[1]))
+        return cls._build(found, fps, blend)
 
     # --------------------------------------------------------------------------------------------------- asking
 
@@ -220,11 +242,14 @@ class Timeline:
 
     def validate(self, total_frames: int) -> None:
         """Raise UserError when a segment starts at or after the end of a run of `total_frames` frames."""
-        for number, (start, prompt) in enumerate(self.starts, 1):
+        for index, (start, prompt) in enumerate(self.starts):
             if start >= total_frames:
+                length = f"{total_frames} frames"
+                if self.written[index] and self.fps:
+                    length = f"{total_frames / self.fps:.3g} s ({total_frames} frames at {self.fps:g} fps)"
                 raise UserError(
-                    f"Timeline segment {number} ({_shorten(prompt)!r}) starts at frame {start}, but the run has only "
-                    f"{total_frames} frames"
+                    f"Timeline segment {index + 1} ({shorten(prompt, 40)!r}) starts at {self._at(index, start)}, but "
+                    f"the run has only {length}"
                 )
 
     def to_json(self) -> str:
@@ -238,24 +263,59 @@ def has_times(text: str) -> bool:
     return "|" in text or _STARTS_WITH_TIME.match(text) is not None
 
 
-def _to_frame(value: Any, fps: float | None, where: str) -> int:
-    """A start given as a number of frames (96, "96") or a time ("4s", "250ms") as a frame number."""
+@dataclass(frozen=True)
+class _Start:
+    """frame: where a segment starts. written: "4 s" where it was given as a time, None where as a frame."""
+
+    frame: int
+    written: str | None = None
+
+
+def _read_start(value: Any, fps: float | None, where: str) -> _Start:
+    """A start given as a number of frames (96, "96") or a time ("4s", "250ms"). Raises UserError, naming `where`."""
     match = _TIME.fullmatch(value) if isinstance(value, str) else None
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return _Start(_whole(value, f"{where} has a start that"))
     if match is None:
-        raise UserError(f"{where} has the start {value!r}: write a whole number of frames (96) or seconds ('4s')")
+        raise UserError(f"{where} has the start {_told(value)}: write a whole number of frames (96) or seconds ('4s')")
     number, unit = match["number"], match["unit"]
+    if len(number) > 30:
+        raise UserError(f"{where} has the start {shorten(number, 20)}, of {len(number)} letters; the most are 30")
     if unit is None:
         if "." in number:
             raise UserError(f"{where} has the start {number}: frames are whole numbers; for seconds write {number}s")
-        return int(number)
+        return _Start(_whole(int(number), f"{where} has a start that"))
     if fps is None:
         raise UserError(f"{where} gives its start in seconds, which needs a frame rate (fps); none was given")
     seconds = float(number) / (1000.0 if unit == "ms" else 1.0)
-    return round(seconds * fps)
+    if abs(seconds) * fps > MAX_FRAME:
+        raise UserError(f"{where} has the start {number} {unit}, beyond frame {MAX_FRAME}, the last allowed")
+    return _Start(round(seconds * fps), f"{number} {unit}")
 
 
-def _shorten(text: str, limit: int = 40) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _whole(value: Any, what: str) -> int:
+    """A frame number within the limits, or UserError that begins with `what`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise UserError(f"{what} {_told(value)} is not a whole number of frames")
+    if not -MAX_FRAME <= value <= MAX_FRAME:
+        raise UserError(f"{what} is beyond frame {MAX_FRAME}, the last allowed")
+    return int(value)
+
+
+def _check_prompt(prompt: Any, where: str) -> None:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{where} has no prompt")
+    if len(prompt.strip()) > MAX_PROMPT:
+        raise UserError(f"{where} has a prompt of {len(prompt.strip())} letters; the most are {MAX_PROMPT}")
+    wrong = _NO_TEXT.search(prompt)
+    if wrong is not None:
+        raise UserError(f"{where} has a prompt with U+{ord(wrong[0]):04X}, which is no letter of a text")
+
+
+def _told(value: Any) -> str:
+    """`repr` for a message: one short line, whatever the value."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python converts
+        text = f"a number of about {value.bit_length() * 3 // 10} digits"
+    return shorten(text.encode("utf-8", "backslashreplace").decode(), 60)

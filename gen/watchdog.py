@@ -33,6 +33,7 @@ EXIT_CODE = 75  # EX_TEMPFAIL: the run may be resumed
 USER_EXIT_CODE = 2
 _ECHO_WAIT_S = 3.0  # how long a failing rank listens for news of an earlier failure elsewhere
 _CLEANUP_S = 5.0  # how long the cleanup callbacks may take
+_STRANGER_BYTES = 65536  # what somebody who is no rank may send without a line's end
 _SEND_S = 5.0  # how long a message may take to leave
 
 _all_watchdogs: weakref.WeakSet[Watchdog] = weakref.WeakSet()
@@ -184,9 +185,7 @@ class Watchdog:
                     if connection is self._wake_receive:
                         connection.recv(64)
                     elif connection is self._listener:
-                        arrival, _ = connection.accept()
-                        _keep_alive(arrival)
-                        selector.register(arrival, selectors.EVENT_READ)
+                        self._accept(connection, selector)
                     else:
                         self._read(connection, buffers, selector)
                 if self.rank == 0 and len(self._gone) == self.world:
@@ -194,12 +193,23 @@ class Watchdog:
                         self._send(peer, {"done": True})
                     self._done.set()
 
+    def _accept(self, listener: socket.socket, selector: Any) -> None:
+        try:
+            arrival, _ = listener.accept()
+            _keep_alive(arrival)
+        except OSError:  # it hung up again, or strangers hold all file descriptors: nothing that ends a run
+            time.sleep(0.05)
+            return
+        selector.register(arrival, selectors.EVENT_READ)
+
     def _read(self, connection: socket.socket, buffers: dict[socket.socket, bytes], selector: Any) -> None:
         try:
             data = connection.recv(65536)
         except OSError:
             data = b""
         *lines, rest = (buffers.pop(connection, b"") + data).split(b"\n")
+        if len(rest) > _STRANGER_BYTES and connection not in self._peers.values():
+            lines, rest, data = [], b"", b""
         buffers[connection] = rest
         for line in lines:
             if not self._receive(connection, line):
@@ -219,14 +229,15 @@ class Watchdog:
         known = connection in self._peers.values()
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if known:
                 raise
             return False
         if not known:
-            if not isinstance(message, dict) or not hmac.compare_digest(str(message.get("token")), self._token):
+            rank = self._rank_of(message)
+            if rank is None:
                 return False
-            self._peers[int(message["hello"])] = connection
+            self._peers[rank] = connection
             if len(self._peers) == self.world - 1:
                 for peer in list(self._peers):
                     self._send(peer, {"ready": True})
@@ -241,6 +252,17 @@ class Watchdog:
         elif "abort" in message:
             self._abort(message["abort"])
         return True
+
+    def _rank_of(self, message: Any) -> int | None:
+        """The rank that a first message comes from; None when a stranger sent it."""
+        if not isinstance(message, dict):
+            return None
+        token, rank = message.get("token"), message.get("hello")
+        if not isinstance(token, str) or not isinstance(rank, int) or isinstance(rank, bool):
+            return None
+        if not hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self._token.encode()):
+            return None
+        return rank if 0 < rank < self.world and rank not in self._peers else None
 
     def _send(self, peer: int, message: dict[str, Any]) -> None:
         """Send one line; a peer that cannot be reached is noticed by the watching thread, not here."""

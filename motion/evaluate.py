@@ -113,8 +113,6 @@ def run(args: argparse.Namespace) -> int:
         return run_pairs(args)
     from longtake.journal import atomic_path
     from longtake.motion.data import load_motions
-    from longtake.motion.domain import PRIOR as DEFAULT_PRIOR
-    from longtake.motion.domain import STEPS
     from longtake.motion.evaluator import load_or_train
     from longtake.motion.pipeline import DEFAULT_PRIOR, STEPS, LongMotionPipeline
 

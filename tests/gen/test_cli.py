@@ -131,6 +131,7 @@ def test_only_rank_0_speaks(motion: Callable, capsys: Capture, monkeypatch: pyte
     motion(run)
     for rank, expected in (("0", ("working\n", "longtake: error: no\n")), ("1", ("", ""))):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
         assert main(["motion"]) == 2
         output = capsys.readouterr()
         assert (output.out, output.err) == expected

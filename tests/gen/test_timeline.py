@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,85 @@ def test_a_segment_after_the_end_is_refused() -> None:
     timeline.validate(241)
     with pytest.raises(UserError, match="starts at frame 240, but the run has only 240 frames"):
         timeline.validate(240)
+
+
+def test_messages_speak_the_unit_that_was_written() -> None:
+    timeline = Timeline.parse("0s: a | 4s: b", fps=20)
+    assert timeline == Timeline([(0, "a"), (80, "b")]) and hash(timeline) == hash(Timeline([(0, "a"), (80, "b")]))
+    with pytest.raises(UserError, match=r"starts at 4 s, but the run has only 3 s \(60 frames at 20 fps\)"):
+        timeline.validate(60)
+    with pytest.raises(UserError, match="starts at 2 s, before segment 2 \\(4 s\\)"):
+        Timeline.parse("0s: a | 4s: b | 2s: c", fps=20)
+    with pytest.raises(UserError, match="both start at frame 0 \\(0 s and 0.01 s\\)"):
+        Timeline.parse("0s: a | 0.01s: b", fps=20)
+    with pytest.raises(UserError, match="starts at frame 60, but the run has only 60 frames"):
+        Timeline.parse("0: a | 60: b", fps=20).validate(60)
+
+
+DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"0: a | {DIGITS}: b",
+        f"0s: a | {'9' * 400}s: b",
+        f'{{"segments": [{{"start": {DIGITS}, "prompt": "a"}}]}}',
+        f'{{"segments": [{{"start": "{DIGITS}s", "prompt": "a"}}]}}',
+        '{"segments": ' + "[" * 50_000,
+        '{"segments": ' + "[" * 50_000 + "]" * 50_000 + "}",
+        '{"segments": [{"start": 0, "prompt": "\\ud800"}]}',
+        '{"segments": [{"start": 0, "prompt": "a\\u0000b"}]}',
+        '{"segments": [{"start": 0, "prompt": "a"}], "blend": 1e400}',
+        '{"\\ud800": 1, "segments": []}',
+        "a\udcffb",
+        "~nosuchuser/t.json",
+        "a\0.json",
+        "a" * 300 + ".json",
+        "word " * 500,
+        "1000000001: a",
+    ],
+    ids=range(16),
+)
+def test_whatever_others_wrote_is_read_or_refused_in_one_short_line(text: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        Timeline.parse(text, fps=24)
+    told = str(refusal.value)
+    assert "\n" not in told and len(told) < 500
+    told.encode()
+
+
+@pytest.mark.parametrize("text", [None, 5, ["a"], {"a": 1}], ids=str)
+def test_only_text_is_a_prompt(text: object) -> None:
+    with pytest.raises(UserError, match="the prompt is .*; it must be a text"):
+        Timeline.parse(text)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no prompt"):
+        Timeline([(0, text)])  # type: ignore[list-item]
+
+
+def test_numbers_of_any_size_are_refused_in_words() -> None:
+    for start in (10**5000, -(10**5000)):
+        with pytest.raises(UserError, match="beyond frame 1000000000"):
+            Timeline([(0, "a"), (start, "b")])
+    with pytest.raises(UserError, match="the Timeline's blend is a number of about"):
+        Timeline([(0, "a")], blend=10**5000)
+    for fps in (float("nan"), float("inf"), 0.0, -1.0):
+        with pytest.raises(UserError, match="fps is"):
+            Timeline.parse("0s: a | 1s: b", fps=fps)
+    assert Timeline([(0, "a" * 2000)]).prompts == ("a" * 2000,)
+
+
+def test_a_file_must_be_a_file_and_hold_text(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match="pipe.json is a pipe or a device, not a file"):
+        Timeline.parse(str(tmp_path / "pipe.json"))
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match="folder.csv is a folder, not a file"):
+        Timeline.parse(str(tmp_path / "folder.csv"))
+    (tmp_path / "nul.csv").write_bytes(b"0,a\0b\n")
+    with pytest.raises(UserError, match="U\\+0000"):
+        Timeline.parse(tmp_path / "nul.csv")
+    with open(tmp_path / "large.csv", "wb") as file:
+        file.truncate(17 * 2**20)
+    with pytest.raises(UserError, match="larger than 16 MiB"):
+        Timeline.parse(tmp_path / "large.csv")

@@ -1,0 +1,55 @@
+"""The hub's port is open to every process of the machine: nothing that a stranger sends ends a run."""
+
+import json
+import os
+import socket
+import time
+
+import pytest
+from longtake.watchdog import Watchdog
+
+TOKEN = "0123abcd"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps({"token": "\u00e9", "hello": 1}),
+        json.dumps({"token": "\ud800", "hello": 1}),
+        "[" * 200_000,
+        "[" * 50_000,
+        "{" * 40_000,
+        "5",
+        "null",
+        json.dumps({"token": None}),
+        json.dumps({"token": TOKEN}),
+        json.dumps({"token": TOKEN, "hello": "1"}),
+        json.dumps({"token": TOKEN, "hello": 7}),
+        json.dumps({"token": TOKEN, "hello": True}),
+        json.dumps({"abort": {"rank": 1, "kind": "error", "text": "x"}}),
+        "9" * 5000,
+    ],
+    ids=range(14),
+)
+def test_no_line_of_a_stranger_ends_a_run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    hub = Watchdog.host(2, TOKEN, local_only=True)
+    with socket.create_connection(("127.0.0.1", hub.port)) as stranger:
+        stranger.sendall(line.encode() + b"\n")
+        stranger.settimeout(10)
+        try:
+            assert stranger.recv(1) == b""
+        except ConnectionResetError:
+            pass
+    other = Watchdog.join(1, 2, "127.0.0.1", hub.port, TOKEN, 10)
+    other.wait_for_all(10)
+    hub.wait_for_all(10)
+    assert not ended
+    other._send(0, {"bye": 1})
+    hub.finish()
+    deadline = time.monotonic() + 10
+    while not other._done.is_set() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    other.close()
+    assert not ended
