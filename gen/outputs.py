@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     import torch
 
 PREVIEW_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file. write(output, path): make it, replacing what is there; whole(path): UserError unless whole."""
+
+    write: Callable[[Any, Path], None]
+    whole: Callable[[Path], None]
+
+
 _SUFFIXES = (".mp4", ".gif", "")
 
 
