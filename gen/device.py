@@ -1,22 +1,24 @@
-"""The one place that decides device, number format and attention backend, and says why.
+"""The one place that decides device and number format, and says why. Attention backends: kernels/backends/registry.py.
 
     choice = choose_device()
     print(choice.line)      # device cpu, float32, attention sdpa: no CUDA device is available
 
 The environment variable LONGTAKE_DEVICE ("cpu", "cuda", "cuda:1", "mps") overrides the choice.
-No other module names a device type.
+No other module chooses a device; kernels only ask what type a tensor's is.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch
-from longtake.errors import UserError
+from longtake.errors import UserError, shorten
 
 _ENVIRONMENT = "LONGTAKE_DEVICE"
 _TYPES = ("cpu", "cuda", "mps")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -110,24 +112,42 @@ def describe_devices() -> list[str]:
 
 
 def describe_attention() -> list[str]:
-    """One line for each attention backend: usable, or why not."""
-    flash = torch.backends.cuda.is_flash_attention_available() and torch.cuda.is_available()
-    return [
-        "sdpa: usable (torch.nn.functional.scaled_dot_product_attention)",
-        "sdpa flash kernel on GPU: " + ("usable" if flash else "not usable, it needs a CUDA device"),
-    ]
+    """One line for each attention backend of kernels, in order of preference: usable on the best device, or why not."""
+    from longtake.kernels.backends.registry import Request, backends, declines
+
+    choice = choose_device()
+    request = Request(choice.dtype, head_dim=64, value_dim=64, device=choice.device.type)
+    reasons = ((backend.name, declines(backend, request)) for backend in backends())
+    return [f"{name}: usable" if reason is None else f"{name}: not usable, {reason}" for name, reason in reasons]
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Peak of memory allocated by torch on a GPU since the start; None off CUDA."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory that is free on `device` now, bytes: of a GPU, or of this machine; None where nobody tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
 
 
 def parse_device(text: str | None) -> str | None:
-    """A device by name; None: the best there is."""
+    """A device in words as `choose_device` takes it: "cpu", "cuda", "cuda:1", "mps"; "auto" and None: the best there
+    is, None. Raises UserError for another word; whether the device is there, `choose_device` says."""
+    if text is None or text.strip() == "auto":
+        return None
+    text = text.strip()
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", text):
+        raise UserError(f"unknown device {shorten(text, 40)!r}; allowed are auto, {', '.join(_TYPES)} and e.g. cuda:1")
     return text
 
 
 def parse_dtype(text: str | None) -> torch.dtype | None:
-    """A number format by name; None: by device."""
-    return None if text is None else getattr(torch, text)
+    """A number format in words; "auto" and None: what suits the device, None. Raises UserError for another word."""
+    if text is None or text.strip() == "auto":
+        return None
+    if text.strip() not in _DTYPES:
+        raise UserError(f"unknown dtype {shorten(text, 40)!r}; allowed are auto, {', '.join(_DTYPES)}")
+    return _DTYPES[text.strip()]

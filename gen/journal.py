@@ -9,7 +9,7 @@ Files:
     journal.json                        format, fingerprint and the plan itself
     events.jsonl                        one event a line, in order
     step000003.rank0of2.safetensors     piece of rank 0 of 2; a piece of a single process has no ".rankRofW"
-    *.partial                           being written when the run was killed; never read, removed by the next `open`
+    .NAME.longtake.partial              being written when the run was killed; never read, removed by the next `open`
 
 Each file is written under another name, flushed to the disk and moved into place, so after a kill at any instant every
 file that is there is whole. A plan holds what decides the result (prompts, seed, steps, weights' hash), not what may
@@ -30,11 +30,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from longtake.errors import UserError, explain_disk_errors
+from longtake.errors import UserError, explain_disk_errors, shorten
+from longtake.reading import read_json
 
 if TYPE_CHECKING:
     import torch
 
+PARTIAL = ".longtake.partial"  # how the names of our temporary files end
 _FORMAT = 1
 _HEAD = "journal.json"
 _EVENTS = "events.jsonl"
@@ -62,14 +64,23 @@ def piece_name(prefix: str, step: int, rank: int = 0, world: int = 1, suffix: st
     return f"{prefix}{step:06d}{part}{suffix}"
 
 
+def partial_path(path: Path) -> Path:
+    """The temporary name that `path` is written under: hidden, beside it, recognisably ours, short enough to exist."""
+    name = f".{path.name}{PARTIAL}"
+    if len(os.fsencode(name)) > 255:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{PARTIAL}"
+    return path.with_name(name)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path to write to; on success it is flushed to the disk and replaces `path`, else it is removed.
 
     Raises UserError when the disk is full, read-only, or the folder is missing.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_path(path)
     with explain_disk_errors(path):
+        partial.unlink(missing_ok=True)  # what a kill left; or a pipe or a link, which must not be written through
         try:
             yield partial
             with open(partial, "rb+") as file:
@@ -115,7 +126,12 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._acquire()
         try:
-            head = self._head()
+            try:
+                head = self._head()
+            except UserError:
+                if policy is not Policy.OVERWRITE:
+                    raise
+                head = None
             if head is not None and policy is Policy.NEW:
                 raise UserError(f"{self.folder} already holds a run: resume it, overwrite it, or choose another folder")
             if head is not None and policy is Policy.RESUME and head["fingerprint"] != mark:
@@ -220,12 +236,7 @@ class Journal:
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the journal. Raises UserError when it is missing or damaged."""
         path = self.folder / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist") from None
-        except ValueError:
-            raise UserError(f"{path} is damaged: it is not valid JSON") from None
+        return read_json(path, f"{path} is damaged or missing: it")
 
     def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read a safetensors file of the journal, on the CPU. Raises UserError when it is missing or damaged."""
@@ -242,7 +253,7 @@ class Journal:
         for line in path.read_bytes().split(b"\n"):
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict):
                 found.append(event)
@@ -260,7 +271,7 @@ class Journal:
         complete: dict[int, list[Path]] = {}
         for step in sorted(by_step):
             for world, pieces in sorted(by_step[step].items()):
-                if sorted(pieces) == list(range(world)):
+                if len(pieces) == world and max(pieces) == world - 1:
                     complete[step] = [pieces[rank] for rank in range(world)]
                     break
         return complete
@@ -276,10 +287,11 @@ class Journal:
     # ----------------------------------------------------------------------------------------------- internal
 
     def _head(self) -> dict[str, Any] | None:
-        if not (self.folder / _HEAD).exists():
+        if not os.path.lexists(self.folder / _HEAD):
             return None
         head = self.read_json(_HEAD)
-        if not isinstance(head, dict) or head.get("format") != _FORMAT or not {"fingerprint", "plan"} <= set(head):
+        good = isinstance(head, dict) and head.get("format") == _FORMAT
+        if not good or not isinstance(head.get("fingerprint"), str) or not isinstance(head.get("plan"), dict):
             raise UserError(
                 f"{self.folder / _HEAD} is not a journal of format {_FORMAT}; use another longtake or folder"
             )
@@ -299,20 +311,22 @@ class Journal:
         return [path for path in sorted(self.folder.iterdir()) if _PIECE.fullmatch(path.name)]
 
     def _remove_leftovers(self, everything: bool) -> None:
-        """Remove partial files; with `everything` also the files of an earlier run (and nothing that is not ours)."""
+        """Remove our temporaries; with `everything` also the files of an earlier run (and nothing that is not ours)."""
         with explain_disk_errors(self.folder):
             # The head goes first: a kill in the middle then leaves no run rather than a damaged one.
             if everything:
                 (self.folder / _HEAD).unlink(missing_ok=True)
             for path in list(self.folder.iterdir()):
-                ours = path.name == _EVENTS or _PIECE.fullmatch(path.name) is not None
-                if path.is_file() and (path.name.endswith(".partial") or (everything and ours)):
+                temporary = path.name.startswith(".") and path.name.endswith(PARTIAL)
+                temporary = temporary or (path.name.endswith(".partial") and _is_ours(path.name[: -len(".partial")]))
+                if not path.is_dir() and (temporary or (everything and _is_ours(path.name))):
                     path.unlink(missing_ok=True)
 
     def _acquire(self) -> None:
         path = self.folder / _LOCK
         with explain_disk_errors(path):
-            lock = open(path, "w")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            lock = open(os.open(path, flags, 0o644), "w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -323,6 +337,11 @@ class Journal:
         self._lock = lock
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a file of a run's folder is part of the record."""
+    return name in (_HEAD, _EVENTS) or _PIECE.fullmatch(name) is not None
+
+
 def _own_memory(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach().to("cpu").contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
@@ -331,22 +350,24 @@ def _own_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 def _is_whole(path: Path) -> bool:
     """Whether a file has the size that its safetensors header promises; a file of another kind is whole."""
+    if not path.is_file():
+        return False
     if path.suffix != ".safetensors":
         return True
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            return False
-        (header_bytes,) = struct.unpack("<Q", start)
-        if header_bytes > size - 8:
-            return False
-        try:
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                return False
+            (header_bytes,) = struct.unpack("<Q", start)
+            if header_bytes > size - 8:
+                return False
             header = json.loads(file.read(header_bytes))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return size == 8 + header_bytes + max(ends, default=0)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return bool(size == 8 + header_bytes + max(ends, default=0))
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, LookupError):
+        return False  # no header, or one of another shape
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -360,8 +381,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _brief(value: Any, limit: int = 60) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return shorten(json.dumps(value, ensure_ascii=False), limit)
 
 
 def _sync_folder(folder: Path) -> None:

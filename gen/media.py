@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from longtake.errors import UserError, explain_disk_errors
-from longtake.journal import atomic_path
+from longtake.journal import atomic_path, partial_path
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,7 @@ _CRF = 18  # x264's constant rate factor; 18 is visually lossless, 23 is x264's 
 _BT709 = 1  # H.273 code for the colour primaries, transfer and matrix of HD video
 _LIMITED_RANGE = 1  # luma 16..235, what players expect of yuv420p
 _CAPTION_HEIGHT = 14  # pixels; PIL's default font is 11 high
+LEAST_FPS, MOST_FPS, MOST_GIF_FPS = 0.1, 240.0, 50.0  # browsers slow a gif down that shows frames for 10 ms
 _FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
 
 
@@ -53,24 +54,79 @@ def to_uint8(frames: np.ndarray | torch.Tensor) -> np.ndarray:
     return np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
+def check_fps(fps: float, suffix: str = "") -> float:
+    """Before long work: frames per second that a file of this kind can hold. Raises UserError for any other number."""
+    most = MOST_GIF_FPS if suffix.lower() == ".gif" else MOST_FPS
+    number = isinstance(fps, int | float) and not isinstance(fps, bool)
+    if not number or not LEAST_FPS <= fps <= most:
+        raise UserError(f"fps is {fps}; {suffix or 'a film'} can have {LEAST_FPS:g} to {most:g} frames per second")
+    return fps
+
+
 def check_output(path: str | os.PathLike[str], suffixes: Sequence[str], overwrite: bool = False) -> Path:
     """Before long work: the path if a file may be written there, else UserError that says why not.
 
     suffixes: what is allowed, with dots; "" stands for a folder.
     """
+    text = os.fspath(path)
     path = Path(path)
+    if not text.strip() or path.name in ("", "..") or "\0" in text:
+        raise UserError(f"cannot write {text!r}: it names no file")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"cannot write {text!r}: a part of its name is no UTF-8 text") from None
+    if path.name.lower() in suffixes:
+        raise UserError(f"cannot write {path}: a name before {path.name} is missing")
     if path.suffix.lower() not in suffixes:
         allowed = ", ".join(suffix or "a folder" for suffix in suffixes)
         raise UserError(f"cannot write {path}: unknown kind of file; allowed are {allowed}")
-    if not path.parent.is_dir():
+    if len(path.name.encode()) > 255 or len(text.encode()) > 4000:
+        raise UserError(f"cannot write {path.name[:40]}...: the name is too long")
+    if not os.path.isdir(path.parent):
         raise UserError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write {path}: the folder {path.parent} is not writable")
     if path.is_dir() and path.suffix:
         raise UserError(f"cannot write {path}: it is a folder")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} already exists; choose another name or allow overwriting")
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{path} already exists: choose another name, or replace it with --overwrite (overwrite=True)")
+    if not path.suffix and os.path.lexists(path):
+        _check_frame_folder(path)
     return path
+
+
+def check_outputs(
+    paths: Sequence[str | os.PathLike[str]], suffixes: Sequence[str], overwrite: bool = False
+) -> list[Path]:
+    """`check_output` of each, and UserError when two of them are the same file."""
+    checked = [check_output(path, suffixes, overwrite) for path in paths]
+    seen: set[str] = set()
+    for path in checked:
+        place = os.path.join(os.path.realpath(path.parent), path.name)
+        if place in seen:
+            raise UserError(f"{path} is named twice as an output; name each file once")
+        seen.add(place)
+    return checked
+
+
+def _check_frame_folder(folder: Path) -> None:
+    """Raise UserError unless `folder` is a folder of numbered frames and nothing else."""
+    if not folder.is_dir():
+        raise UserError(f"cannot write {folder}: it is a file, not a folder")
+    others = [path.name for path in folder.iterdir() if not _FRAME_NAME.fullmatch(path.name)]
+    if others:
+        raise UserError(f"cannot overwrite {folder}: it holds other files, for example {others[0]}")
+
+
+def _url(path: str | os.PathLike[str]) -> str:
+    """A file's name for libav, which would take "take:1.mp4" for an address of the protocol "take"."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name!r} cannot be read: a part of its name is no UTF-8 text") from None
+    return f"file:{name}"
 
 
 class VideoWriter:
@@ -92,14 +148,13 @@ class VideoWriter:
         crf: int = _CRF,
         overwrite: bool = False,
     ) -> None:
-        if not (math.isfinite(fps) and fps > 0):
-            raise UserError(f"fps is {fps}; it must be greater than 0")
+        check_fps(fps, ".mp4")
         self.path = check_output(path, (".mp4",), overwrite)
         self.fps = fps
         self.size = size
         self.crf = crf
         self.count = 0  # frames written so far
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._partial = partial_path(self.path)
         self._container: Any = None
         self._stream: Any = None
 
@@ -175,7 +230,8 @@ class VideoWriter:
 
         assert self.size is not None
         height, width = self.size
-        self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
+        self._partial.unlink(missing_ok=True)  # what a kill left; or a pipe or a link
+        self._container = av.open(_url(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
         self._container.metadata["comment"] = json.dumps({"longtake": {"height": height, "width": width}})
         rate = Fraction(self.fps).limit_denominator(1001)
         # A short look-ahead and one thread bound what the encoder holds back, so memory does not follow the length.
@@ -196,7 +252,7 @@ class VideoWriter:
         import av
 
         try:
-            with av.open(str(self._partial)) as container:
+            with av.open(_url(self._partial)) as container:
                 found = container.streams.video[0].frames
         except (av.FFmpegError, IndexError):
             found = 0
@@ -218,8 +274,13 @@ def video_fps(path: str | os.PathLike[str]) -> float:
     """Average frames per second of a video file."""
     import av
 
-    with av.open(str(path)) as container:
-        return float(container.streams.video[0].average_rate or 0)
+    if not Path(path).is_file():
+        raise UserError(f"the video {path} does not exist")
+    try:
+        with av.open(_url(path)) as container:
+            return float(container.streams.video[0].average_rate or 0)
+    except (av.FFmpegError, IndexError) as error:
+        raise UserError(f"{path} is not a readable video: {error}") from error
 
 
 def iterate_video(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
@@ -229,7 +290,7 @@ def iterate_video(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
     if not Path(path).is_file():
         raise UserError(f"the video {path} does not exist")
     try:
-        with av.open(str(path)) as container:
+        with av.open(_url(path)) as container:
             height, width = _noted_size(container.metadata.get("comment", ""))
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")[:height, :width]
@@ -253,7 +314,7 @@ def check_film(path: str | os.PathLike[str]) -> None:
     if Path(path).suffix.lower() == ".gif":
         whole = Path(path).read_bytes().endswith(b";")  # the trailer
     else:
-        with av.open(str(path)) as container:
+        with av.open(_url(path)) as container:
             whole = found == container.streams.video[0].frames
     if not found or not whole:
         raise UserError(f"{path} is not a whole film: {found} frames can be read")
@@ -270,19 +331,30 @@ def check_picture(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path} is not a readable picture: {error}") from error
 
 
+class _Delays(list[int]):
+    """How long frame i of a gif is shown, in ms. Gif counts in hundredths of a second, so the delays alternate: after
+    every frame the time that has passed is the right one to the nearest hundredth."""
+
+    def __init__(self, fps: float) -> None:
+        super().__init__()
+        self.fps = fps
+
+    def __getitem__(self, index: Any) -> Any:
+        return 10 * (round(100 * (index + 1) / self.fps) - round(100 * index / self.fps))
+
+
 def write_gif(frames: Iterable[np.ndarray], path: str | os.PathLike[str], fps: float, overwrite: bool = False) -> None:
     """Write an endlessly looping gif. frames: uint8 (H, W, 3) one by one. Memory grows with the length."""
     from PIL import Image
 
     path = check_output(path, (".gif",), overwrite)
+    check_fps(fps, ".gif")
     images = (Image.fromarray(frame) for frame in frames)
     first = next(images, None)
     if first is None:
         raise UserError(f"cannot write {path}: there are no frames")
-    # Gif counts in hundredths of a second, and browsers slow anything under 2 of them down to 10.
-    duration_ms = max(20, round(100 / fps) * 10)
     with atomic_path(path) as partial:
-        first.save(partial, format="GIF", save_all=True, append_images=images, duration=duration_ms, loop=0)
+        first.save(partial, format="GIF", save_all=True, append_images=images, duration=_Delays(fps), loop=0)
 
 
 def write_png_folder(frames: Iterable[np.ndarray], folder: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -293,14 +365,11 @@ def write_png_folder(frames: Iterable[np.ndarray], folder: str | os.PathLike[str
     from PIL import Image
 
     folder = check_output(folder, ("",), overwrite)
-    if folder.is_dir():
-        others = [path.name for path in folder.iterdir() if not _FRAME_NAME.fullmatch(path.name)]
-        if others:
-            raise UserError(f"cannot overwrite {folder}: it holds other files, for example {others[0]}")
-    elif folder.exists():
-        raise UserError(f"cannot write {folder}: it is a file, not a folder")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_path(folder)
+    if partial.is_dir() and not partial.is_symlink():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink(missing_ok=True)
     count = 0
     try:
         with explain_disk_errors(folder):
@@ -347,15 +416,3 @@ def contact_sheet(
             draw.text((left + 2, top + height + 2), captions[index], fill="black")
     with atomic_path(path) as partial:
         sheet.save(partial, format="PNG")
-
-
-def check_outputs(paths: Sequence[Path], suffixes: Sequence[str], overwrite: bool = False) -> None:
-    """`check_output` of several files, none twice."""
-    if len(set(paths)) < len(paths):
-        raise UserError("a file is named twice")
-    for path in paths:
-        check_output(path, suffixes, overwrite)
-
-
-def check_fps(fps: float, suffix: str) -> None:
-    """Raise UserError for a rate that such a file cannot have."""

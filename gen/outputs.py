@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     import torch
 
 PREVIEW_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file. write(output, path): make it, replacing what is there; whole(path): UserError unless whole."""
+
+    write: Callable[[Any, Path], None]
+    whole: Callable[[Path], None]
+
+
 _SUFFIXES = (".mp4", ".gif", "")
 
 

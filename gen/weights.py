@@ -12,7 +12,6 @@ Nothing is ever unpickled: safetensors, or torch files read with `weights_only=T
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longtake.errors import UserError, one_line
+from longtake.reading import local_path, read_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ KeyMap = Callable[[str], str | None]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", ".json", *_TORCH_SUFFIXES)  # what decides a result: weights and configurations
+MOST_ENTRIES = 20_000  # files and folders; a model of a trillion weights has some hundreds
 _FOLDER_NAMES = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
@@ -79,12 +80,17 @@ def resolve(
     text = os.fspath(name_or_path)
     if not text.strip():
         raise UserError(f"no {kind} was named")
-    local = Path(text).expanduser()
-    if local.exists():
+    local = local_path(text)
+    if os.path.isfile(local) or (os.path.isdir(local) and _holds_a_model(local)):
         return local
     shipped = shipped_priors(priors_package) if priors_package else {}
     if text in shipped:
         return shipped[text]
+    if os.path.isdir(local):
+        raise UserError(
+            f"the {kind} {text} is a folder without a model's files: it needs a model_index.json, a config.json or "
+            "weights"
+        )
     known = f"priors that ship: {', '.join(shipped)}" if shipped else "no priors ship with this installation"
     if text.startswith(("/", "./", "../", "~")) or local.suffix in (".safetensors", ".json", *_TORCH_SUFFIXES):
         raise UserError(f"the {kind} {text} does not exist; {known}")
@@ -93,9 +99,19 @@ def resolve(
     return _from_hub(text, kind, hub_is_offline() if offline is None else offline)
 
 
+def _holds_a_model(folder: Path) -> bool:
+    """Whether a folder has a configuration or weights in it, directly."""
+    try:
+        names = [path.name for path in folder.iterdir() if path.is_file()]
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be read: {error.strerror}") from None
+    heads = ("model_index.json", "config.json")
+    return any(name in heads or name.endswith((".safetensors", *_TORCH_SUFFIXES)) for name in names)
+
+
 def _from_hub(repository: str, kind: str, offline: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     advice = (
         f"download it where there is a network (hf download {repository} --local-dir FOLDER) and give that FOLDER "
@@ -103,6 +119,8 @@ def _from_hub(repository: str, kind: str, offline: bool) -> Path:
     )
     try:
         return Path(snapshot_download(repository, local_files_only=True))
+    except HFValidationError:
+        raise UserError(f"unknown {kind} {repository!r}: no local path, and no name that the Hub allows") from None
     except LocalEntryNotFoundError:
         if offline:
             raise UserError(
@@ -126,13 +144,15 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     Raises UserError, naming the file, when it is missing, damaged, or holds anything but tensors.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         for name in _FOLDER_NAMES:
             if (path / name).exists():
                 return load_state(path / name)
         raise UserError(f"{path} holds no weights; expected one of {', '.join(_FOLDER_NAMES)}")
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UserError(f"the weights file {path} does not exist")
+    if not os.path.isfile(path):
+        raise UserError(f"the weights file {path} is a pipe, a device or a dangling link, not a file")
     if path.name.endswith(".index.json"):
         return _load_shards(path)
     if path.suffix == ".safetensors":
@@ -149,10 +169,13 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def _load_shards(index: Path) -> dict[str, torch.Tensor]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is damaged: it has no weight_map") from error
+    listed = read_json_object(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UserError(f"{index} is damaged: it has no weight_map of names to files")
+    names = sorted(set(listed.values()))
+    for name in names:
+        if Path(name).name != name or Path(name).suffix not in (".safetensors", *_TORCH_SUFFIXES):
+            raise UserError(f"{index} is damaged: {name[:60]!r} is no weights file beside it")
     state: dict[str, torch.Tensor] = {}
     for name in names:
         state.update(load_state(index.parent / name))
@@ -170,11 +193,14 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path} is damaged or holds Python objects beside tensors, which are not loaded: convert it to safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the reader do, it is the file's fault
         raise UserError(f"the weights file {path} is damaged or unreadable: {one_line(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    tensors = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
+    if not tensors or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} holds no plain dictionary of tensors")
     return state
 
@@ -228,6 +254,7 @@ def file_hash(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ("",)) -
     """SHA-256 (64 hex digits) of a file, or of a folder's files with their relative names (hidden ones left out).
 
     suffixes: of a folder, only the files whose names end in one of these; ``WEIGHT_SUFFIXES`` leaves out model cards.
+    Raises UserError when it is missing, or a folder of more than MOST_ENTRIES files and folders: none of a model.
     """
     path = Path(path)
     if path.is_file():
@@ -236,12 +263,23 @@ def file_hash(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ("",)) -
     if not path.is_dir():
         raise UserError(f"{path} does not exist")
     digest = hashlib.sha256()
-    for file_path in sorted(path.rglob("*")):
-        relative = file_path.relative_to(path)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if file_path.is_file() and not hidden and file_path.name.endswith(suffixes):
-            digest.update(f"{relative.as_posix()}\0{file_hash(file_path)}\n".encode())
+    for file_path in _files_of(path):
+        if file_path.name.endswith(suffixes):
+            digest.update(f"{file_path.relative_to(path).as_posix()}\0{file_hash(file_path)}\n".encode())
     return digest.hexdigest()
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files in a folder and below, sorted, hidden ones left out. Raises UserError past MOST_ENTRIES entries."""
+    found: list[Path] = []
+    seen = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        seen += len(folders) + len(names)
+        if seen > MOST_ENTRIES:
+            raise UserError(f"{folder} holds more than {MOST_ENTRIES} files: it is no folder of a model")
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
 
 
 def _same_key(key: str) -> str:

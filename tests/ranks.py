@@ -26,6 +26,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+_PATIENCE = 8.0  # the most that `timeout` is stretched on a machine that others keep busy
 _GRACE_S = 5.0  # after the first failure, time for the others to report theirs
 
 
@@ -75,7 +76,8 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 6
     """`[fn(rank, world, *args) for rank in range(world)]`, each in its own process with gloo ready.
 
     fn: a module-level function; its result and `args` must be picklable.
-    timeout: seconds until everything is ended and TimeoutError raised; also the timeout of collectives.
+    timeout: seconds until everything is ended and TimeoutError raised, on an idle machine; times the load per core,
+        at most 8 times as long, on a busy one.
     Raises RuntimeError with the traceback of the rank that failed first.
     """
     context = multiprocessing.get_context("forkserver")
@@ -92,11 +94,13 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 6
         Path(folder, "args").write_bytes(pickle.dumps(args))
         job = (folder, os.path.abspath(file), fn.__name__)
         workers = [
-            context.Process(target=_child, args=(*job, rank, world, timeout), daemon=True) for rank in range(world)
+            context.Process(target=_child, args=(*job, rank, world, timeout * _PATIENCE), daemon=True)
+            for rank in range(world)
         ]
         for worker in workers:
             worker.start()
-        deadline = time.monotonic() + timeout
+        patience = min(_PATIENCE, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+        deadline = time.monotonic() + timeout * patience
         failed: list[int] = []
         try:
             while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:

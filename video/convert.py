@@ -7,7 +7,6 @@ text encoder nor autoencoder: those come from ``cerspense/zeroscope_v2_576w``, a
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from diffusers import UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from longtake.errors import UserError
+from longtake.reading import read_json_object
 from longtake.weights import load_state, match_keys, resolve
 
 BASE = "cerspense/zeroscope_v2_576w"
@@ -93,7 +93,7 @@ def is_bare_unet(folder: Path) -> bool:
     if (folder / "model_index.json").exists():
         return False
     config = folder / "config.json"
-    return config.exists() and "block_out_channels" in json.loads(config.read_text())
+    return config.exists() and "block_out_channels" in read_json_object(config)
 
 
 def load_bare_unet(folder: Path, dtype: torch.dtype | None = None) -> UNet3DConditionModel:
@@ -101,7 +101,7 @@ def load_bare_unet(folder: Path, dtype: torch.dtype | None = None) -> UNet3DCond
 
     Which of the two is decided by the keys that are there. Raises UserError for missing or unknown keys.
     """
-    config = {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if not k.startswith("_")}
+    config = {k: v for k, v in read_json_object(folder / "config.json").items() if not k.startswith("_")}
     state = load_state(folder)
     framed = any(key.startswith("fps_embedding.") for key in state)
     kind = FrameRateUNet if framed else UNet3DConditionModel

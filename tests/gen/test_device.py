@@ -1,7 +1,16 @@
 import pytest
 import torch
-from longtake.device import choose_device, describe_attention, describe_devices, group_backend
+from longtake.device import (
+    choose_device,
+    describe_attention,
+    describe_devices,
+    free_memory_bytes,
+    group_backend,
+    parse_device,
+    parse_dtype,
+)
 from longtake.errors import UserError
+from longtake.kernels.backends.registry import backends
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +48,22 @@ def test_a_device_that_cannot_be_had_is_refused(no_gpu: None, device: str, messa
 
 def test_a_description_has_a_line_for_each_device_and_backend() -> None:
     assert describe_devices()[0].startswith("cpu: ")
-    assert describe_attention()[0].startswith("sdpa: usable")
+    lines = describe_attention()
+    assert any(line.endswith(": usable") for line in lines) and len(lines) == len(backends())
+
+
+def test_devices_and_number_formats_are_chosen_by_words() -> None:
+    assert [parse_device(word) for word in ("cpu", "cuda", "cuda:1", "mps", "auto", None)] == [
+        *("cpu", "cuda", "cuda:1", "mps"),
+        *(None, None),
+    ]
+    assert [parse_dtype(word) for word in ("float32", "bfloat16", "auto")] == [torch.float32, torch.bfloat16, None]
+    for word in ("gpu", "cuda:\u00b2", "cuda:-1", "", "meta"):
+        with pytest.raises(UserError, match="unknown device .*; allowed are auto, cpu"):
+            parse_device(word)
+    with pytest.raises(UserError, match="unknown dtype 'int8'; allowed are auto, float32"):
+        parse_dtype("int8")
+    assert (free_memory_bytes(torch.device("cpu")) or 0) > 2**20
 
 
 @pytest.mark.gpu

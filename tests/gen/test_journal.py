@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from longtake.errors import UserError
-from longtake.journal import Journal, Policy, fingerprint, piece_name, write_tensors
+from longtake.journal import Journal, Policy, atomic_path, fingerprint, partial_path, piece_name, write_tensors
 
 PLAN = {"prompt": "a person walks", "seed": 7, "steps": 12}
 
@@ -187,3 +188,60 @@ def test_a_kill_at_any_instant_loses_nothing_that_was_complete(tmp_path: Path) -
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) >= 3, "the worker hardly got anything done between the kills"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["{", "[]", "null", "[" * 50_000, '{"format": 1, "fingerprint": "x", "plan": null}', "9" * 5000]
+    + ['{"format": 1, "fingerprint": "x", "plan": []}', '{"format": 1, "fingerprint": 5, "plan": {}}'],
+    ids=range(8),
+)
+def test_a_damaged_journal_is_refused_and_can_be_overwritten(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "journal.json").write_text(damage)
+    with pytest.raises(UserError, match="journal.json is"):
+        Journal(tmp_path).open(PLAN)
+    with Journal(tmp_path) as journal:
+        assert journal.open(PLAN, Policy.OVERWRITE) is False
+        assert journal.plan == PLAN
+
+
+@pytest.mark.parametrize("header", ["[]", '{"a": {}}', '{"a": 5}', '{"a": {"data_offsets": []}}', "[" * 50_000])
+def test_a_piece_with_a_strange_header_does_not_count(tmp_path: Path, header: str) -> None:
+    data = len(header).to_bytes(8, "little") + header.encode()
+    (tmp_path / piece_name("step", 3)).write_bytes(data)
+    (tmp_path / "step000004.rank0of99999999999.safetensors").write_bytes(data)
+    assert Journal(tmp_path).latest("step") is None
+
+
+def test_only_our_own_temporaries_are_removed(tmp_path: Path) -> None:
+    kept = ["thesis.partial", "my.partial.notes.txt"]
+    gone = [".thesis.bin.longtake.partial", "step000002.safetensors.partial", "journal.json.partial"]
+    for name in kept + gone:
+        (tmp_path / name).write_text("x")
+    with Journal(tmp_path) as journal:
+        journal.open(PLAN)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "journal.json", "journal.lock"}
+
+
+def test_what_stands_where_a_run_should_go_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.run").write_text("a file")
+    (tmp_path / "b.run").symlink_to("nowhere")
+    (tmp_path / "c.run").symlink_to("c.run")
+    for name in ("a.run", "b.run", "c.run"):
+        with pytest.raises(UserError, match=f"cannot write .*{name}: "):
+            Journal(tmp_path / name).open(PLAN)
+
+
+def test_a_pipe_or_a_link_at_the_temporary_name_is_replaced(tmp_path: Path) -> None:
+    path, mine = tmp_path / "t.json", tmp_path / "mine.txt"
+    mine.write_text("mine")
+    os.mkfifo(partial_path(path))
+    for _ in range(2):
+        with atomic_path(path) as partial:
+            partial.write_text("new")
+        partial_path(path).symlink_to(mine)
+    assert (path.read_text(), mine.read_text()) == ("new", "mine")
+    long = tmp_path / ("n" * 255)
+    with atomic_path(long) as partial:
+        partial.write_text("new")
+    assert long.read_text() == "new"

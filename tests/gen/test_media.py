@@ -9,7 +9,18 @@ import psutil
 import pytest
 import torch
 from longtake.errors import UserError
-from longtake.media import VideoWriter, contact_sheet, read_video, to_uint8, write_gif, write_png_folder
+from longtake.media import (
+    VideoWriter,
+    check_film,
+    check_fps,
+    check_output,
+    check_outputs,
+    contact_sheet,
+    read_video,
+    to_uint8,
+    write_gif,
+    write_png_folder,
+)
 
 BITS = 10
 
@@ -197,3 +208,59 @@ def test_a_contact_sheet_shows_frames_in_reading_order(tmp_path: Path) -> None:
     contact_sheet(frames, tmp_path / "captions.png", columns=3, captions=list("abcde"))
     with pytest.raises(ValueError, match="2 captions for 5 frames"):
         contact_sheet(frames, tmp_path / "bad.png", captions=["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["take:1.mp4", "http:film.mp4", "take 1%d.mp4", "-x.mp4", "a" * 250 + ".mp4"])
+def test_a_film_may_have_any_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(name, fps=12) as writer:
+        writer.write(np.stack([numbered_frame(i) for i in range(3)]))
+    check_film(name)
+    assert read_video(name)[1] == 12 and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("fps", [0.1, 7, 12, 23.976, 24, 30, 48, 50])
+def test_a_gif_lasts_as_long_as_its_rate_says(tmp_path: Path, fps: float) -> None:
+    from PIL import Image
+
+    write_gif([numbered_frame(i, 24, 40) for i in range(60)], tmp_path / "film.gif", fps)
+    with Image.open(tmp_path / "film.gif") as gif:
+        delays = []
+        for index in range(gif.n_frames):  # type: ignore[attr-defined]
+            gif.seek(index)
+            delays.append(gif.info["duration"])
+    assert len(delays) == 60 and min(delays) >= 20
+    assert abs(sum(delays) / 1000 - 60 / fps) <= 0.0051
+
+
+@pytest.mark.parametrize("fps", [0, -1, 0.0001, 1e-9, 1e9, 1e308, float("inf"), float("nan"), True, "12"])
+def test_a_rate_that_no_film_can_have_is_refused(fps: float) -> None:
+    for suffix in (".mp4", ".gif", ""):
+        with pytest.raises(UserError, match="fps is .* 0.1 to "):
+            check_fps(fps, suffix)
+    with pytest.raises(UserError, match="0.1 to 50"):
+        check_fps(60, ".gif")
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "/", "..", "a/..", ".mp4", "a\0.mp4", "a\udcff.mp4", "a" * 252 + ".mp4", "x/" * 3000 + "a"]
+)
+def test_what_names_no_file_is_refused_before_anything(name: str) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        check_output(name, (".mp4", ""), overwrite=True)
+
+
+def test_what_stands_in_the_way_is_told_before_anything(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(UserError, match="it is a folder"):
+        check_output(tmp_path / "a.mp4", (".mp4",), overwrite=True)
+    (tmp_path / "frames").write_text("x")
+    with pytest.raises(UserError, match="already exists: .*--overwrite"):
+        check_output(tmp_path / "frames", ("",))
+    with pytest.raises(UserError, match="it is a file, not a folder"):
+        check_output(tmp_path / "frames", ("",), overwrite=True)
+    (tmp_path / "b.mp4").symlink_to("nowhere")
+    with pytest.raises(UserError, match="already exists"):
+        check_output(tmp_path / "b.mp4", (".mp4",))
+    with pytest.raises(UserError, match="named twice"):
+        check_outputs([tmp_path / "c.mp4", tmp_path / "a.mp4/../c.mp4"], (".mp4",))

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from longtake.text import TOKENS, WIDTH, SentenceEncoder
+from longtake.motion.captions import ACTIONS
+from longtake.text import TOKENS, WIDTH, SentenceEncoder, nearest, outside
+from longtake.video.subjects import SUBJECTS
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +37,31 @@ def test_only_the_configuration_is_saved(encoder, tmp_path):
     (tmp_path / "config.json").write_text('{"package": "another", "tokens": 16}')
     with pytest.raises(ValueError, match="another"):
         SentenceEncoder.from_pretrained(tmp_path)
+
+
+KNOWN = {
+    "video": [text for subject in SUBJECTS.values() for text in (*subject.captions, *subject.wordings)],
+    "motion": [text for action in ACTIONS.values() for text in action.wordings],
+}
+HELD_OUT = {
+    "video": [text for subject in SUBJECTS.values() for text in subject.held_out],
+    "motion": [text for action in ACTIONS.values() for text in action.held_out],
+}
+FAR = ("a castle on a hill", "ein Hund", "a backflip", "asdf qwer", "a bowl of soup")
+
+
+@pytest.mark.parametrize("kind", ["video", "motion"])
+def test_a_prompt_far_from_what_a_prior_knows_is_told(encoder, kind):
+    known = KNOWN[kind]
+    vectors = encoder.encode(known)[:, 0]
+    near = [outside(text, known, encoder, vectors) is None for text in [*known, *HELD_OUT[kind]]]
+    assert sum(near) >= 0.95 * len(near)
+    for text in FAR:
+        told = outside(text, known, encoder, vectors)
+        assert told is not None and "\n" not in told and "is outside what this prior knows; nearest: " in told
+    assert nearest(known[0], known, encoder, vectors)[0][0] == known[0]
+
+
+def test_loading_the_encoder_says_nothing(capfd):
+    SentenceEncoder().encode(["a dog"])
+    assert capfd.readouterr() == ("", "")

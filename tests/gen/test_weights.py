@@ -1,9 +1,12 @@
+import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from longtake.errors import UserError
+from longtake.reading import read_json_object
 from longtake.weights import file_hash, load_state, match_keys, resolve, shipped_priors
 from safetensors.torch import save_file
 
@@ -26,6 +29,7 @@ def test_a_local_path_wins_over_a_shipped_prior(domain: str, tmp_path: Path) -> 
     shipped = resolve("runners", kind="video prior", priors_package=domain)
     assert shipped == tmp_path / "site/some_domain/priors/runners"
     (tmp_path / "runners").mkdir()
+    (tmp_path / "runners/config.json").write_text("{}")
     assert resolve("runners", kind="video prior", priors_package=domain) == Path("runners")
     assert domain not in sys.modules
 
@@ -150,3 +154,52 @@ def test_hashes_follow_content_and_names_only(tmp_path: Path) -> None:
     (tmp_path / "one/model.safetensors").write_bytes(b"1")
     assert file_hash(tmp_path / "one", (".safetensors",)) != before
     assert file_hash(tmp_path / "one/a") == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+
+
+@pytest.mark.parametrize("name", ["/", "/proc", "a" * 300, "~nosuchuser/x", "a\0b", "x/..", "a" * 90 + "/" + "b" * 90])
+def test_a_name_that_cannot_be_a_prior_is_one_line(name: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        resolve(name, kind="video prior", offline=True)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_without_a_model_is_refused_and_hides_no_shipped_prior(domain: str, tmp_path: Path) -> None:
+    (tmp_path / "runners").mkdir()
+    assert "site" in str(resolve("runners", kind="video prior", priors_package=domain))
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="mine is a folder without a model's files"):
+        resolve("mine", kind="video prior", priors_package=domain)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [5, None, [], {"a": 5}, {"a": ["x"]}, {"a": "1.safetensors", "b": 5}, {"a": "m.safetensors.index.json"}]
+    + [{"a": "../other.safetensors"}, {"a": "/etc/passwd"}],
+    ids=range(9),
+)
+def test_a_damaged_shard_index_is_named(tmp_path: Path, listed: object) -> None:
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(UserError, match="index.json is damaged"):
+        load_state(index)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "5", '"x"', "true", "{", "[" * 50_000, "9" * 5000, ""], ids=range(9))
+def test_a_configuration_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json (must hold a JSON object|is not valid JSON)"):
+        read_json_object(tmp_path / "config.json")
+
+
+def test_a_pipe_is_no_weights_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="w.safetensors is a pipe"):
+        load_state(tmp_path / "w.safetensors")
+
+
+def test_hashing_ends_where_no_model_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longtake.weights.MOST_ENTRIES", 10)
+    for number in range(11):
+        (tmp_path / f"{number}.json").write_text("{}")
+    with pytest.raises(UserError, match="holds more than 10 files"):
+        file_hash(tmp_path)
