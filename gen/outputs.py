@@ -9,31 +9,21 @@ Legend: F frames, n frames of one chunk, H height, W width in pixels.
 from __future__ import annotations
 
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from longtake.errors import UserError
+from longtake.errors import UserError, explain_disk_errors
 from longtake.media import VideoWriter, check_film, check_output, contact_sheet, write_gif, write_png_folder
 
 if TYPE_CHECKING:
     import torch
 
 PREVIEW_FRAMES = 16
-
-
-@dataclass(frozen=True)
-class FileKind:
-    """A kind of file. write(output, path): make it, replacing what is there; whole(path): UserError unless whole."""
-
-    write: Callable[[Any, Path], None]
-    whole: Callable[[Path], None]
-
-
-_SUFFIXES = (".mp4", ".gif", "")
 
 
 @dataclass(frozen=True)
@@ -114,9 +104,17 @@ class VideoOutput(Output):
             raise ValueError(f"the stream had {start} frames, not {self.total_frames}")
 
     def save_all(self, paths: Sequence[Path], *, overwrite: bool = False) -> None:
-        if len(paths) > 1 and not isinstance(self.frames, np.ndarray):
-            self.frames = np.concatenate(list(self.chunks()))
-        super().save_all(paths, overwrite=overwrite)
+        """Write several files; a stream goes through a temporary file beside the first of them, not through memory."""
+        if len(paths) < 2 or isinstance(self.frames, np.ndarray):
+            super().save_all(paths, overwrite=overwrite)
+            return
+        with explain_disk_errors(paths[0]), tempfile.TemporaryFile(dir=paths[0].parent) as spool:
+            shape: tuple[int, ...] = ()
+            for chunk in self.chunks():
+                shape = chunk.shape[1:]
+                spool.write(np.ascontiguousarray(chunk))
+            for path in paths:
+                VideoOutput(_read_back(spool, shape), self.fps).save(path, overwrite=overwrite)
 
     def drain(self) -> None:
         """Read the rest of a stream."""
@@ -167,6 +165,14 @@ class VideoOutput(Output):
         total = self.total_frames or 0
         count = min(PREVIEW_FRAMES, total)
         return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def _read_back(spool: IO[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Frames (1, H, W, 3) of a temporary file, from its start."""
+    spool.seek(0)
+    size = int(np.prod(shape))
+    while data := spool.read(size):
+        yield np.frombuffer(data, np.uint8).reshape(1, *shape)
 
 
 def _write(output: Any, path: Path) -> None:

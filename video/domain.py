@@ -41,7 +41,7 @@ KNOBS = (
         help="length in seconds, in place of --frames",
     ),
     Knob(
-        name="fps", default=12.0, least=0.1, most=1000, argument="fps",
+        name="fps", default=12.0, least=0.1, most=240, argument="fps",
         help="frames per second of the file and the Timeline",
     ),
     Knob(
