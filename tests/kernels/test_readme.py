@@ -33,5 +33,6 @@ def test_the_drawn_example_is_what_the_code_says() -> None:
     marks = {"s": few.dense(range(8), range(8)), "x": window.dense(range(8), range(8))}
     for query, row in enumerate(drawn):
         assert row == [next((m for m, seen in marks.items() if seen[query, key]), ".") for key in range(8)]
-    assert layout.runs == ((range(0, 2), range(6, 8)), (range(2, 4), range(4, 6))) and mask.reach(6, 8) == [(0, 1), (4, 8)]
+    assert layout.runs == ((range(0, 2), range(6, 8)), (range(2, 4), range(4, 6)))
+    assert mask.reach(6, 8) == [(0, 1), (4, 8)]
     assert compile_tiles(mask, layout.runs[0], layout.runs[0])
