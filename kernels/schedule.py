@@ -1,5 +1,8 @@
 """Jobs of different length onto groups of ranks: short ones side by side on single ranks, long ones spread over many.
 
+For training on clips and speech of very different lengths (VALL-E R, SADM); batches of jobs are dealt out by
+longtake.batch.
+
 FlexSP (arXiv 2412.01523) and ByteScale (arXiv 2502.21231): in each wave (micro-batch) the ranks are cut into disjoint
 groups of 1, 2, 4, ... neighbours, and every sequence goes to one group. A group starts as soon as all of its ranks are
 done with their earlier waves: nothing else holds it back. FlexSP solves an integer program; here every way of cutting

@@ -1,11 +1,11 @@
 """Attention over a part of the keys, and the merge of parts: the one primitive under every distributed strategy.
 
-For queries i and a key set S: `s_ij = scale q_i . k_j + bias_ij`, `L_i(S) = log sum_{j in S} exp s_ij` (natural
-logarithm) and
-`O_i(S) = sum_{j in S} exp(s_ij - L_i) v_j`. Parts over disjoint key sets merge exactly; the merge is associative and
-commutative, and
-(O = 0, L = -inf) is its identity, which is also what a row that sees no key gets. (FlashAttention, arXiv 2205.14135,
-section 3.1.)
+For queries i and a key set S:
+
+    s_ij = scale q_i . k_j + bias_ij,   L_i(S) = log sum_{j in S} exp s_ij,   O_i(S) = sum_{j in S} exp(s_ij - L_i) v_j
+
+Parts over disjoint key sets merge exactly; the merge is associative and commutative, and (O = 0, L = -inf) is its
+identity, which is also what a row that sees no key gets. (FlashAttention, arXiv 2205.14135, section 3.1.)
 
 Two implementations, chosen by `partial_backend` from device and shapes and never by catching a failure:
     aten_cpu   CPU tensors with equal key and value head size: torch's fused CPU kernel, which returns L
@@ -19,8 +19,10 @@ share of the whole, and gradients of the parts add up exactly. No gradient ever 
 
 import math
 from enum import StrEnum
+from importlib.util import find_spec
 
 import torch
+from longtake.kernels.backends.triton_merge import merge_triton
 from longtake.kernels.heads import gather_heads, spread_heads
 from longtake.kernels.precision import accumulator_dtype, exact
 from torch import Tensor
@@ -217,8 +219,12 @@ def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tenso
     """Two parts over disjoint key sets as one. O (B, H, Lq, D) in any dtype, L (B, H, Lq); both returned in L's dtype
     (float32 or float64).
 
-    Where both L are -inf no NaN arises: O1 stays, which is 0 there.
+    Where both L are -inf no NaN arises: O1 stays, which is 0 there. On a CUDA device where triton is installed, and no
+    gradient is asked for, one kernel reads and writes O and L once (`merge_triton`); torch takes four passes.
     """
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (o1, l1, o2, l2))
+    if o1.is_cuda and not wanted and l1.dtype == l2.dtype and o1.shape == o2.shape and find_spec("triton") is not None:
+        return merge_triton(o1, l1, o2, l2)
     lse, share = merge_shares(l1, l2)
     return torch.lerp(o1.to(l1.dtype), o2.to(l1.dtype), share[..., None]), lse
 

@@ -10,7 +10,7 @@ that of the true size), biases in rows of sixteen, L without its padding, equal 
                (pytorch issue 196678), and nobody has checked it here with the L of other tiles
     efficient  float32 too, and biases, which it takes in q's dtype
 
-Tiles without a bias and tiles with one may go to different backends of one call (`backends.ByKind`).
+Tiles without a bias and tiles with one may go to different backends of one call (`registry.ByKind`).
 """
 
 import math

@@ -170,18 +170,20 @@ def explain(
     asked = Asked(q, k, v, mask, strategy, plan, backend, softcap=softcap, degree=degree)
     ready = settle(asked, transport)
     made = ready.plan
-    heads = {"heads": q.shape[1], "kv_heads": k.shape[1]}
+    heads, kv_heads = q.shape[1], k.shape[1]
     why: tuple[str, ...] = ("asked for",)
     if plan is None and strategy == "auto":
-        why = pick_strategy(made.mask, made.queries, made.keys, *heads.values(), degree, made.block).reasons
+        why = pick_strategy(made.mask, made.queries, made.keys, heads, kv_heads, degree, made.block).reasons
     rejected = []
     for known in backends():
         if known.name in ready.backend.name.split("+"):
             break
         rejected.append(f"{known.name}: {declines(known, asked.request) or 'another one was asked for'}")
-    shape = {"batch": q.shape[0], **heads, "head_dim": q.shape[3]}
-    counter = forecast(made, transport.rank, **shape, value_dim=v.shape[3], dtype=q.dtype)
-    work = flops(made, transport.rank, **shape)
+    counter = forecast(
+        made, transport.rank, batch=q.shape[0], heads=heads, kv_heads=kv_heads, head_dim=q.shape[3],
+        value_dim=v.shape[3], dtype=q.dtype,
+    )  # fmt: skip
+    work = flops(made, transport.rank, batch=q.shape[0], heads=heads, kv_heads=kv_heads, head_dim=q.shape[3])
     return Explanation(
-        made, ready.backend.name, why, tuple(rejected), dict(counter.sent), work, balance(made, q.shape[1])
+        made, ready.backend.name, why, tuple(rejected), dict(counter.sent), work, balance(made, heads)
     )  # fmt: skip

@@ -1,12 +1,17 @@
 """Dual-scope attention of one rank: each frame sees a window around itself and a few global frames, in time and
 memory O(T (2P + K)).
 
-The method is Video-Infinity's (arXiv 2406.16260, section 3.2); `DualScope` in masks.py defines which keys count and
-with which bias. The released code builds a T x (T + 2P + K) matrix of logits. Here queries are cut into tiles of C
+The method is Video-Infinity's (arXiv 2406.16260, section 3.2); `DualScope` in masks/basic.py defines which keys count
+and with which bias. The released code builds a T x (T + 2P + K) matrix of logits. Here queries are cut into tiles of C
 frames; each tile meets its C + 2P neighbours and the K global keys in one softmax. Tiles that lie inside the sequence
 are strided views, laid side by side in the head dimension of torch's scaled_dot_product_attention, so there is no
 loop over rows and hardly one over tiles. That call chooses the kernel of the device (on a CPU its fused flash
 kernel); everything else here is device-neutral.
+
+    frames   0 1 2 3 4 5 6 7 8 9 ...      C = 3, P = 2, S = {0, 9}
+    tile 1         |q q q|                frames 3 4 5 ask
+             . k k k k k k k . .          a view of C + 2P frames, from 1 to 7; the band hides 1 from 4, 5, ...
+             s                 s          the global keys, behind them in the same softmax
 
 Shapes: B batch (pixels count as batch), H heads, T query frames, Tk local keys, K global keys, D head size, n tokens
 a frame, C tile.
@@ -28,9 +33,7 @@ from torch import Tensor
 WORKSPACE_FLOOR = 1 << 20  # bytes: below this, more chunks only cost calls
 WORKSPACE_LIMIT_CPU = 8 << 20  # bytes of gathered keys and values at a time: about the caches of a core
 WORKSPACE_LIMIT_OTHER = 256 << 20
-WORKSPACE_SHARE = (
-    4  # otherwise a quarter of the queries' bytes, so that the peak stays near that of q, k, v and the output
-)
+WORKSPACE_SHARE = 4  # otherwise a quarter of the queries' bytes: the peak stays near that of q, k, v and the output
 
 
 @exact
@@ -54,8 +57,7 @@ def dual_scope_attention(
 
     q: (B, H, T * n, D), frame-major, for the frames `q_pos` (a range with step 1; may be empty).
     k, v: (B, H, Tk * n, D), for the consecutive frames `k_pos`: own frames and halo. While the window is open they
-    must hold every frame of
-        `0..total` within `scope.window` of a query; with `bias_local=-inf` they are not looked at.
+    must hold every frame of `0..total` within `scope.window` of a query; with `bias_local=-inf` they are not looked at.
     k_global, v_global: (B, H, K * n, D), the frames `scope.global_indices` in that order. None takes them from k and
     v, which must hold them.
     total: frames in the whole sequence. scale: of the logits, 1/sqrt(D) by default.
@@ -121,7 +123,7 @@ def dual_scope_attention(
         for start, tile_size, count in segments:
             rows = slice(start * tokens, (start + tile_size * count) * tokens)
             first = q_pos.start + start
-            layout = _Layout(scope, first, tile_size, count, first_key, last_key, total, tokens)
+            layout = _Segment(scope, first, tile_size, count, first_key, last_key, total, tokens)
             part = None if factors is None else factors[start : start + tile_size * count]
             _segment(q_h[:, rows], k_h, v_h, kg_h, vg_h, out_h[:, rows], layout, part, scale, limit)
     return out
@@ -140,7 +142,7 @@ def tile_frames(scope: DualScope, tokens_per_frame: int = 1) -> int:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _Segment:
     """Where the tiles of one segment lie: `count` tiles of `size` frames from frame `first`; keys held are
     `[key_start, key_stop)`."""
 
@@ -184,7 +186,7 @@ class _Layout:
 
 
 @lru_cache(maxsize=64)
-def _tile_bias(layout: _Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _tile_bias(layout: _Segment, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to the logits of each tile: (1, tiles, C * n or 1, (C + 2P + K) * n). Small: no batch, no heads."""
     scope = layout.scope
     closed = torch.tensor(-torch.inf, dtype=torch.float64)
@@ -219,7 +221,7 @@ class _Single:
 
 
 @lru_cache(maxsize=64)
-def _single(layout: _Layout, tile: int, dtype: torch.dtype, device: torch.device) -> _Single:
+def _single(layout: _Segment, tile: int, dtype: torch.dtype, device: torch.device) -> _Single:
     """Leave out of a tile what none of its rows sees: frames beyond the sequence, and global frames inside every
     row's window."""
     start, tokens = layout.window_start(tile), layout.tokens
@@ -240,7 +242,7 @@ def _segment(
     k_global: Tensor | None,
     v_global: Tensor | None,
     out: Tensor,
-    layout: _Layout,
+    layout: _Segment,
     factors: Tensor | None,
     scale: float | None,
     limit: int,
@@ -288,7 +290,7 @@ def _segment(
 
 
 def _single_rows(
-    space: Tensor, x: Tensor, shared: Tensor | None, layout: _Layout, tile: int, single: _Single
+    space: Tensor, x: Tensor, shared: Tensor | None, layout: _Segment, tile: int, single: _Single
 ) -> Tensor:
     """The keys of one tile, held local ones and the global ones it needs: (B, 1, rows, D).
 
@@ -307,7 +309,7 @@ def _single_rows(
     return laid
 
 
-def _windows(x: Tensor, layout: _Layout, t0: int, t1: int) -> Tensor:
+def _windows(x: Tensor, layout: _Segment, t0: int, t1: int) -> Tensor:
     """The local rows of tiles that lie inside the keys held, as overlapping views: (B, t1 - t0, (C + 2P) * n, D)."""
     tokens = layout.tokens
     start = (layout.window_start(t0) - layout.key_start) * tokens
@@ -320,7 +322,7 @@ def _windows(x: Tensor, layout: _Layout, t0: int, t1: int) -> Tensor:
 
 
 def _gathered(
-    flat: Tensor, x: Tensor, shared: Tensor | None, layout: _Layout, t0: int, t1: int, inside: bool
+    flat: Tensor, x: Tensor, shared: Tensor | None, layout: _Segment, t0: int, t1: int, inside: bool
 ) -> Tensor:
     """Local and global rows of tiles [t0, t1) in the workspace: (B, t1 - t0, rows, D); zeros where no key is held."""
     tokens = layout.tokens

@@ -1,5 +1,8 @@
 """Joint attention: video tokens cut over ranks, text tokens on every rank, all in one softmax.
 
+For diffusion transformers whose text and video share a softmax, called with their own tensors (`shard_transformer`
+serves whole models); the adapters of HunyuanVideo and CogVideoX will call it.
+
 Diffusion transformers of the MM-DiT kind (Stable Diffusion 3, arXiv 2403.03206, section 3) let video and text attend to
 both. Each rank takes its share of the text's rows beside its rows of video, so the call is self-attention over
 N + T positions under any strategy, and no text row is computed twice; the text's outputs are brought together at the

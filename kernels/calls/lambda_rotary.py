@@ -1,5 +1,7 @@
 """LM-Infinite (arXiv 2308.16137): the first tokens and a local window, with rotary distances that never exceed a limit.
 
+For language models behind long-video understanding (PPLLaVA), which read more tokens than they were trained on.
+
 A model with rotary positions, trained on short text, meets two strangers in long text: more keys than ever before, and
 distances it has never seen. The lambda-shaped mask takes away the first; a ceiling d_max on the distance the second.
 A key farther away than d_max is turned as if it were d_max away, so the softmax has two parts with different rotary

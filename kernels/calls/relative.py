@@ -1,5 +1,7 @@
 """Relative position bias by skewing: Music Transformer (arXiv 1809.04281, section 3.4), tile by tile.
 
+For music and speech models with learned distances: the text encoder of VALL-E R (speech) will call it.
+
 The logit of query i and key j is (q_i . k_j + q_i . e_{j-i}) scale, e a learned vector for each distance. Written out,
 that takes N x N x D numbers; skewing takes Q E^T, whose row i holds every distance once, and shifts row i so that its
 columns become keys. A tile of rows and keys needs only the distances that occur in it, so here even Q E^T exists a tile

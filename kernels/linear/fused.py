@@ -5,8 +5,8 @@ running sum of the log decay inside a chunk and S the state that enters it,
 
     O = (Q K^T * exp(b_t - b_s), s <= t) V + exp(b) Q S,   S <- exp(b_C) S + (exp(b_C - b) K)^T V
 
-`linear_attention` in linear.py does not call this; `FusedChunks` has the parts that its ranks would need. triton is
-imported when a kernel is needed, not before; the kernels are in triton_linear_kernel.py.
+`linear_attention` (lasp2.py) takes this path on a CUDA device; `FusedChunks` has the parts that several ranks would
+need. triton is imported when a kernel is needed, not before; the kernels are in fused_kernel.py.
 
 Shapes: B batch, H heads, n tokens, Dk and Dv widths of keys and values, m chunks of C tokens.
 

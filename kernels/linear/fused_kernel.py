@@ -1,4 +1,4 @@
-"""The kernels of triton_linear.py, for where triton is installed: chunked linear attention with a decay a token.
+"""The kernels of fused.py, for where triton is installed: chunked linear attention with a decay a token.
 
 A chunk holds C tokens; b is the running sum of the log decay inside it. Three kernels: `_carry` runs the state over the
 chunks (forwards for S, backwards for the gradient of S), one program a block of the state; `_outputs`, `_grads_qk` and

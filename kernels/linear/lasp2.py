@@ -1,5 +1,7 @@
 """Linear attention over ranks by LASP-2: keys and values become one Dk x Dv state a rank, and only states travel.
 
+For speech of hours (VALL-E R, ProsodyFM): encoders without softmax, whose state does not grow with the text.
+
 LASP-2 (arXiv 2502.07563), with the decays of retention (arXiv 2307.08621), Lightning attention, Mamba-2 and gated
 linear attention (arXiv 2312.06635): with q and k already through the feature map,
 
@@ -18,9 +20,11 @@ Shapes: B batch, H heads, n my tokens, Dk and Dv widths of keys and values, C ch
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from longtake.kernels.linear.fused import CHUNKS, DTYPES, linear_attention_triton
 from longtake.kernels.precision import accumulator_dtype, exact
 from longtake.kernels.ranks.agreement import agree
 from longtake.kernels.ranks.mesh import alone
@@ -51,6 +55,8 @@ def linear_attention(
     Sent by each rank: B H Dk (Dv, + 1 if normalised) numbers times (P - 1) each way, forward with decay also B H times
     the decay's width; of float32, or float64 for float64. Sums are taken in that dtype. Every rank must run the
     backward.
+    On a CUDA device with triton one rank's call goes to one fused kernel (`linear_attention_triton`), but for what
+    `not_fused` says.
     Raises ValueError for shapes that do not fit and for a decay without causal, and PlanMismatch on every rank when
     ranks come with different ones (compared once for each transport).
     """
@@ -63,6 +69,8 @@ def linear_attention(
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, given {chunk}")
     transport = alone() if transport is None else transport
+    if not_fused(q, v, decay, normalize, transport, chunk) is None:
+        return linear_attention_triton(q, k, v, decay=decay, causal=causal, chunk=chunk or 64)[0]
     told = {
         "batch": q.shape[0], "heads": q.shape[1], "key width": q.shape[3], "value width": v.shape[3],
         "causal": int(causal), "normalize": int(normalize), "width of the decay": 0 if decay is None else decay.dim(),
@@ -81,6 +89,31 @@ def linear_attention(
         blind = weight == 0
         out = (out[..., :-1] / weight.masked_fill(blind, 1)).masked_fill(blind, 0)
     return out.to(q.dtype)
+
+
+def not_fused(
+    q: Tensor, v: Tensor, decay: Tensor | None, normalize: bool, transport: Transport, chunk: int | None
+) -> str | None:
+    """Why a call of `linear_attention` does not go to the fused kernel; None when it does.
+
+    A decay that wants a gradient stays with torch: the kernel sums gradients of both signs over all tokens in float32,
+    which for one number a head leaves 1.8e-5 where 1e-5 is promised.
+    """
+    if not q.is_cuda or find_spec("triton") is None:
+        return "not on a CUDA device with triton"
+    if transport.world > 1:
+        return "states of several ranks travel"
+    if q.dtype not in DTYPES:
+        return f"dtype {q.dtype}"
+    if normalize:
+        return "normalised by a column of ones in float32"
+    if decay is not None and decay.dim() == 4:
+        return "a decay of width Dk"
+    if decay is not None and decay.requires_grad and torch.is_grad_enabled():
+        return "a decay that wants a gradient"
+    if chunk is not None and chunk not in CHUNKS:
+        return f"chunks of {chunk} tokens"
+    return None
 
 
 def _spread(decay: Tensor, q: Tensor) -> Tensor:

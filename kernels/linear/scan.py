@@ -1,6 +1,8 @@
 """Linear recurrences over ranks: every rank sums up its piece in one small state, one all-gather, one local combine.
 
-`prefix_scan` is the primitive (all-gather of equal summaries and an associative `combine`); LASP-2 in linear.py, and
+For longitudinal images (SADM): state spaces over many visits, with ConvS5 where the state is an image.
+
+`prefix_scan` is the primitive (all-gather of equal summaries and an associative `combine`); LASP-2 in lasp2.py, and
 here the diagonal state spaces, stand on it. Its traffic does not depend on the length of the sequence.
 
     diagonal_scan  x_t = a_t x_{t-1} + u_t, real or complex, a constant or different at each step

@@ -2,7 +2,7 @@
 
 Each mask answers four questions: `dense` (the oracle, a boolean matrix), `classify` (is this rectangle of queries and
 keys empty, full, causal, a band or mixed), `reach` (which keys do these queries need: drives what is sent to whom) and
-`flops`. Masks made of blocks, documents and matrices are in block_masks.py, and `And` and `Or` in combined_masks.py.
+`flops`. Masks made of blocks, documents and matrices are in tables.py, and `And` and `Or` in combined.py.
 
 `DualScope` is the attention of Video-Infinity (arXiv 2406.16260, section 3.2): a window of P frames on each side of
 the query and a small set S of frames that everybody sees.
@@ -327,8 +327,7 @@ class DualScope(Mask):
     window: one-sided window P in frames, >= 0.
     global_indices: S, strictly increasing positions >= 0.
     row_scale: None, or the number of keys n_train that the model was trained with, > 1: logits of query i are
-    multiplied by
-        log(n_i) / log(n_train), n_i the number of keys (with multiplicity, zero keys included) that it sees.
+        multiplied by log(n_i) / log(n_train), n_i the number of keys (with multiplicity, zero keys included) it sees.
     Raises ValueError for values out of range, and when no scope is left open.
     """
 

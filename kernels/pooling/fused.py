@@ -2,7 +2,7 @@
 
 The kernel takes the scores of the second softmax (g for "ppllava", the guide's logits for "local"), so weights exist
 only in registers. Tokens are channels last. triton is imported when a function here is called, not before; the kernel
-itself is in triton_pooling_kernel.py.
+itself is in fused_kernel.py.
 
     pooled = pool_triton(x, scores, resolve_windows((32, 24, 24), (2, 3, 3)), temperature=0.01)
 """

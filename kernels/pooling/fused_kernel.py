@@ -1,4 +1,4 @@
-"""The kernel of triton_pooling.py, for where triton is installed: one program a window and block of channels.
+"""The kernel of fused.py, for where triton is installed: one program a window and block of channels.
 
 Shapes: x (B, T, H, W, C) contiguous; scores (B, T, H, W) float32; out (B, O_t, O_h, O_w, C); share (B, O,
 kt * kh * kw).

@@ -1,5 +1,7 @@
 """Prompt-guided pooling: fewer video tokens, each a weighted mean of a window, weighted by what the question asks for.
 
+For PPLLaVA: between the vision tower and the language model.
+
 The method is PPLLaVA's (arXiv 2411.02327, section 3.2; public code d5766c8): a guide scores every token against the
 text; g = softmax of the scores over ALL tokens of the video; inside a window the weights are softmax(g / 0.01). With
 thousands of tokens g is so flat that most windows are plain averages: the released behaviour keys on a few outlier
@@ -45,7 +47,7 @@ class Tail(StrEnum):
     DROP = "drop"  # leave them out (the released code, there without saying so)
 
 
-class Layout(StrEnum):
+class Axes(StrEnum):
     """Order of the dimensions of the tokens."""
 
     BCTHW = "bcthw"  # channels first, as torch's pooling
@@ -239,7 +241,7 @@ def prompt_guided_pool3d(
     tail: Tail | str = Tail.ERROR,
     weight_mode: WeightMode | str = WeightMode.PPLLAVA,
     temperature: float | None = None,
-    layout: Layout | str = Layout.BCTHW,
+    layout: Axes | str = Axes.BCTHW,
 ) -> Tensor:
     """Weighted mean of each window. Returns (B, C, O_t, O_h, O_w), or (B, O_t, O_h, O_w, C), in x's dtype.
 
@@ -252,10 +254,10 @@ def prompt_guided_pool3d(
     Both softmaxes and the sum are taken in float32 (float64 for float64). Gradients reach x, logits and weights.
     Raises ValueError for shapes or settings that do not fit.
     """
-    layout = Layout(layout)
+    layout = Axes(layout)
     if x.dim() != 5:
         raise ValueError(f"x must be 5-D in the order {layout}, given {tuple(x.shape)}")
-    last = x.movedim(1, -1) if layout is Layout.BCTHW else x
+    last = x.movedim(1, -1) if layout is Axes.BCTHW else x
     batch, frames, rows, columns = last.shape[:4]
     windows = resolve_windows((frames, rows, columns), kernel, stride, output_size, tail)
     for name, guide in (("logits", logits), ("weights", weights)):
@@ -270,7 +272,7 @@ def prompt_guided_pool3d(
         temperature=temperature, batch=batch,
     ).to(x.device)  # fmt: skip
     pooled: Tensor = _WindowSum.apply(last, share, windows, frame_mask)
-    return pooled.movedim(-1, 1) if layout is Layout.BCTHW else pooled
+    return pooled.movedim(-1, 1) if layout is Axes.BCTHW else pooled
 
 
 def pool_reference(

@@ -1,6 +1,8 @@
 """Mean and spread of groups of channels on one rank, the local half of a group norm over a sequence that lies on many
 ranks.
 
+For group norms of volumes that lie on many ranks (SADM).
+
 A sum of squares in float32 is useless once the mean is large. Here deviations from each channel's rounded mean are
 summed in float32, and everything is combined in float64 (Chan, Golub, LeVeque 1983), at about the cost of the group
 norm itself and without a copy of the input.

@@ -1,5 +1,7 @@
 """Keys found through clusters: Squeezed Attention and Routing as index providers on `BlockSparse` with 1 x 1 blocks.
 
+For long-video understanding (PPLLaVA): many questions about one film share a context that is clustered once.
+
     squeeze, squeezed_select   Squeezed Attention (arXiv 2411.09688): a fixed context's keys are clustered once, by
                                cosine; a query compares itself with the centroids and keeps the clusters that can hold
                                more than a threshold of its softmax

@@ -1,5 +1,7 @@
 """Which blocks of keys a block of queries should look at, found without training: HiP and InfLLM as index providers.
 
+For long-video understanding (PPLLaVA): prefill over tens of thousands of video tokens will call it.
+
 A provider reads q and k and returns a `BlockSparse` mask; combine it with `Causal()` and hand it to the attention call
 (`And(hip_select(q, k), Causal())`). What is chosen is an index, so no gradient flows through the choice.
 

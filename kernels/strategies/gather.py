@@ -1,7 +1,7 @@
 """Attention on fetched keys: each rank brings the keys it needs in one round, then computes alone.
 
 `Fetch` with every row of every rank is all-gather-KV (Llama 3, arXiv 2407.21783, section 3.3.2); with the rows in
-the mask's reach it is the halo exchange of clip-parallel models (halo.py). Buffers lie rows first, (N, B, Hk, D + Dv),
+the mask's reach it is the halo exchange of clip-parallel models. Buffers lie rows first, (N, B, Hk, D + Dv),
 so that a rank's rows arrive in their place and K and V are views. The backward sends each owner the float32 gradients
 of its rows and adds up what comes home.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from longtake.kernels.linear.lasp2 import linear_attention, linear_attention_reference
+from longtake.kernels.linear.lasp2 import linear_attention, linear_attention_reference, not_fused
 from longtake.kernels.linear.scan import (
     conv_s5,
     diagonal_scan,
@@ -279,3 +279,27 @@ def test_conv_s5_equals_its_recurrence() -> None:
     assert relmax(conv_s5(images, gate, b, c, d), torch.stack(frames, 1)) <= 1e-12
     with pytest.raises(ValueError, match="odd"):
         conv_s5(images, gate, b[..., :2], c)
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it lies on a CUDA device."""
+
+    is_cuda = True
+
+
+def test_the_fused_kernel_takes_what_it_serves_within_its_bounds_and_nothing_else() -> None:
+    pytest.importorskip("triton")
+    q, alone = torch.zeros(1, 2, 8, 4), DryTransport(0, 1)
+    assert "not on a CUDA device" in str(not_fused(q, q, None, False, alone, None))
+    q, head, wide = q.as_subclass(OnDevice), torch.zeros(2), torch.zeros(1, 2, 8, 4)
+    assert not_fused(q, q, None, False, alone, None) is None and not_fused(q, q, head, False, alone, 32) is None
+    learned = head.clone().requires_grad_()
+    with torch.no_grad():
+        assert not_fused(q, q, learned, False, alone, None) is None
+    for reason, case in {
+        "wants a gradient": (q, q, learned, False, alone, None), "width Dk": (q, q, wide, False, alone, None),
+        "normalised": (q, q, None, True, alone, None), "chunks of 24": (q, q, None, False, alone, 24),
+        "several ranks": (q, q, None, False, DryTransport(0, 2), None),
+        "float64": (q.double(), q, None, False, alone, None),
+    }.items():  # fmt: skip
+        assert reason in str(not_fused(*case)), reason
