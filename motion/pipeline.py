@@ -86,6 +86,7 @@ class LongMotionPipeline(LongTakePipeline):
             pipe = cls.from_pretrained(folder, dtype=dtype, local_files_only=True)
         except _DAMAGED as error:
             raise UserError(f"the motion prior in {folder} cannot be loaded: {one_line(error)}") from error
+        _check_prediction(pipe.scheduler)
         pipe.model.eval()
         return pipe
 
@@ -150,6 +151,7 @@ class LongMotionPipeline(LongTakePipeline):
     ) -> tuple[MotionRun, list[str]]:
         """The run that a call would make, and the prompt of each row; arguments as in ``__call__``."""
         config = self.space.config
+        _check_prediction(self.scheduler)
         timeline = self._timeline(prompt)
         if frames is None:
             frames = timeline.starts[-1][0] + round(LAST_SECONDS * config.fps)
@@ -569,6 +571,12 @@ class LongMotionPipeline(LongTakePipeline):
             chains=form.chains,
             info=info,
         )
+
+
+def _check_prediction(scheduler: Any) -> None:
+    kind = scheduler.config.get("prediction_type")
+    if kind != "sample":
+        raise UserError(f"a motion prior needs a scheduler with prediction_type 'sample'; this one has {kind!r}")
 
 
 def _seeds(count: int, seed: int | None, generator: Any, journal: Any, text: Any) -> list[int]:
