@@ -492,21 +492,23 @@ class LongMotionPipeline(LongTakePipeline):
         quiet: bool = False,
     ) -> torch.Tensor:
         bar = self.progress_bar(total=run.steps) if ranks.is_main and not quiet else None
-        final = denoise(
-            take.scheduler,
-            take.state,
-            take.predict,
-            steps=run.steps,
-            ranks=ranks,
-            journal=journal,
-            checkpoint_every=checkpoint_every,
-            progress=bar,
-            on_step=on_step,
-            should_stop=lambda: self.interrupt,
-            after=take.after,
-        )
-        if bar is not None:
-            bar.close()
+        try:
+            final = denoise(
+                take.scheduler,
+                take.state,
+                take.predict,
+                steps=run.steps,
+                ranks=ranks,
+                journal=journal,
+                checkpoint_every=checkpoint_every,
+                progress=bar,
+                on_step=on_step,
+                should_stop=lambda: self.interrupt,
+                after=take.after,
+            )
+        finally:
+            if bar is not None:
+                bar.close()  # so that an error's one line does not stand behind it
         return take.whole(final)
 
     def schedule(self, steps: int) -> Schedule:
