@@ -131,19 +131,25 @@ def frame_noise(scheduler: Any, seed: int, frames: Sequence[int], *, item: int =
     """Inside the block, ``scheduler.step`` draws its noise from the frames' own streams, whoever calls it.
 
     The sample it is given must have the frames as its batch, as diffusers' video pipelines do. first: steps done
-    before. Schedulers that draw no noise are left as they are.
+    before. Schedulers that draw no noise are left as they are, and steps with an eta of 0 (DDIM) get none made ready.
     """
     check_scheduler(scheduler)
     stock = scheduler.step
-    if "generator" not in inspect.signature(stock).parameters:
+    known = list(inspect.signature(stock).parameters)
+    if "generator" not in known or not getattr(scheduler, "draws_noise", True):
         yield
         return
     count = first
+    eta = known.index("eta") if "eta" in known else None
+
+    def draws(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return eta is None or bool(args[eta] if len(args) > eta else kwargs.get("eta", 0.0))
 
     def step(*args: Any, **kwargs: Any) -> Any:
         nonlocal count
         count += 1
-        kwargs["generator"] = step_generators(seed, item, frames, count)
+        if draws(args, kwargs):
+            kwargs["generator"] = step_generators(seed, item, frames, count)
         return stock(*args, **kwargs)
 
     scheduler.step = step

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 PREVIEW_FRAMES = 16
+_SUFFIXES = (".mp4", ".gif", "")
 
 
 @dataclass(frozen=True)

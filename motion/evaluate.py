@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)
     pipe.set_progress_bar_config(disable=True)
     judge, report = load_or_train(clips, val, args.out)
-    steps = args.steps or STEPS
+    steps = STEPS if args.steps is None else args.steps
     rows = evaluate(pipe, judge, clips, val, args.methods, args.sequences, steps, args.guidance, args.seed)
     text = markdown(rows, report)
     told = ["longtake", *sys.argv[1:]] if sys.argv[1:3] == ["evaluate", "motion"] else None

@@ -81,7 +81,9 @@ class LongMotionPipeline(LongTakePipeline):
         from longtake.weights import resolve
 
         folder = resolve(str(name), kind="motion prior", priors_package="longtake.motion")
-        return load_prior(cls, folder, "motion prior", dtype=dtype, parts=("model",))
+        pipe = load_prior(cls, folder, "motion prior", dtype=dtype, parts=("model",))
+        _check_prediction(pipe.scheduler)
+        return pipe
 
     @classmethod
     def from_public(
@@ -144,6 +146,7 @@ class LongMotionPipeline(LongTakePipeline):
     ) -> tuple[MotionRun, list[str]]:
         """The run that a call would make, and the prompt of each row; arguments as in ``__call__``."""
         config = self.space.config
+        _check_prediction(self.scheduler)
         timeline = self._timeline(prompt)
         if frames is None:
             frames = timeline.starts[-1][0] + round(LAST_SECONDS * config.fps)
@@ -484,21 +487,23 @@ class LongMotionPipeline(LongTakePipeline):
         quiet: bool = False,
     ) -> torch.Tensor:
         bar = self.progress_bar(total=run.steps) if ranks.is_main and not quiet else None
-        final = denoise(
-            take.scheduler,
-            take.state,
-            take.predict,
-            steps=run.steps,
-            ranks=ranks,
-            journal=journal,
-            checkpoint_every=checkpoint_every,
-            progress=bar,
-            on_step=on_step,
-            should_stop=lambda: self.interrupt,
-            after=take.after,
-        )
-        if bar is not None:
-            bar.close()
+        try:
+            final = denoise(
+                take.scheduler,
+                take.state,
+                take.predict,
+                steps=run.steps,
+                ranks=ranks,
+                journal=journal,
+                checkpoint_every=checkpoint_every,
+                progress=bar,
+                on_step=on_step,
+                should_stop=lambda: self.interrupt,
+                after=take.after,
+            )
+        finally:
+            if bar is not None:
+                bar.close()  # so that an error's one line does not stand behind it
         return take.whole(final)
 
     def schedule(self, steps: int) -> Schedule:
@@ -563,6 +568,12 @@ class LongMotionPipeline(LongTakePipeline):
             chains=form.chains,
             info=info,
         )
+
+
+def _check_prediction(scheduler: Any) -> None:
+    kind = scheduler.config.get("prediction_type")
+    if kind != "sample":
+        raise UserError(f"a motion prior needs a scheduler with prediction_type 'sample'; this one has {kind!r}")
 
 
 def _seeds(count: int, seed: int | None, generator: Any, journal: Any, text: Any) -> list[int]:

@@ -166,6 +166,7 @@ class LinearSteps:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.timesteps = torch.tensor(schedule.timesteps)
+        self.draws_noise = bool(schedule.sigma.any())
 
     def set_timesteps(self, steps: int, device: Any = None) -> None:
         """The steps are the schedule's. Raises ValueError for another number of them."""

@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from longtake.denoising import Denoising, Step, Strand, denoise
+from longtake.denoising import Denoising, Step, Strand, denoise, frame_noise
 from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.journal import Journal
@@ -310,3 +310,20 @@ def test_u6_what_a_pipeline_does_not_do_is_refused_by_name() -> None:
         with pytest.raises(UserError, match=name):
             getattr(Pipe(), name)()
     assert "from_pretrained" in vars(LongTakePipeline) and inspect.ismethod(Pipe.from_pretrained)
+
+
+def test_a_step_with_an_eta_draws_its_frames_own_noise_and_one_without_draws_none() -> None:
+    frames, found = range(40, 43), {}
+    for name, positional, named in (("named", (), {"eta": 1.0}), ("positional", (1.0,), {}), ("none", (), {})):
+        scheduler = diffusers.DDIMScheduler()
+        scheduler.set_timesteps(STEPS)
+        x, t = noise(3, 0, frames, 0, (4,)), scheduler.timesteps[0]
+        before = torch.random.get_rng_state()
+        with frame_noise(scheduler, 3, frames):
+            found[name] = scheduler.step(0.4 * x, t, x, *positional, **named).prev_sample
+            alone = x[1:2]
+        with frame_noise(scheduler, 3, frames[1:2]):
+            part = scheduler.step(0.4 * alone, t, alone, *positional, **named).prev_sample
+        assert torch.equal(part, found[name][1:2]), "a frame draws the same alone"
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(found["named"], found["positional"]) and not torch.equal(found["named"], found["none"])

@@ -1,12 +1,16 @@
 """A public checkpoint with its statistics and a CLIP text encoder (a tiny one: the real weights cannot be had here)."""
 
+import os
+import shutil
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from longtake.errors import UserError
 from longtake.motion.pipeline import LongMotionPipeline
+from longtake.weights import resolve
 from motion_models import Golden
 
 
@@ -77,3 +81,20 @@ def test_without_clip_texts_are_features(made, tmp_path) -> None:
     with pytest.raises(UserError, match="features"):
         pipe("walk", 40, num_inference_steps=2)
     assert len(pipe("walk", 40, num_inference_steps=2, text=torch.ones(1, 512)).features) == 40
+
+
+PARTS = ["model_index.json", "scheduler/scheduler_config.json", "space/config.json", "model/config.json"]
+STRANGE = [b"null", b"[]", b"5", b'"x"', b"{", b"", b"[" * 50_000, b'{"features": [5]}', b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("content", STRANGE, ids=[repr(content[:6]) for content in STRANGE])
+def test_f7_a_prior_with_a_strange_file_is_one_line(part: str, content: bytes, tmp_path: Path) -> None:
+    source = resolve("bandai-small", kind="motion prior", priors_package="longtake.motion")
+    folder = tmp_path / "prior"
+    shutil.copytree(source, folder, copy_function=os.symlink)
+    (folder / part).unlink()
+    (folder / part).write_bytes(content)
+    with pytest.raises(UserError) as told:
+        LongMotionPipeline.from_prior(folder)
+    assert "\n" not in str(told.value)
