@@ -18,6 +18,7 @@ from longtake.domain import Domain
 from longtake.errors import UserError
 
 STOPPED = 130
+LONGEST_NAME = 240  # bytes: what stands beside a result has its name and an ending more
 
 
 def add_arguments(parser: Any, domain: Domain) -> None:
@@ -77,6 +78,9 @@ def run(args: argparse.Namespace, domain: Domain) -> int:
     for name, path in sides.items():
         if not path.name.lower().endswith(domain.side(name).suffix):
             raise UserError(f"{domain.side(name).option} is a {domain.side(name).suffix} file, got {path}")
+    for path in outs:
+        if len(path.name.encode(errors="replace")) > LONGEST_NAME:
+            raise UserError(f"cannot write {path.name[:40]}...: the name is longer than {LONGEST_NAME} bytes")
     domain.forecast(request)  # refuses what cannot be made
     device, dtype = parse_device(args.device), parse_dtype(args.dtype)
 
@@ -113,10 +117,17 @@ def _make(request: Any, targets: Any, ranks: Any, resume: bool, overwrite: bool)
     elif made.complete:
         for line in made.output.info.get("told", []):
             print(line)
-        amount = request.domain.forecast(request).amount
-        print(f"wrote {names}: {amount}, made in {made.seconds:.0f} s")
+        print(f"wrote {names}: {_amount(request, made.output)}, made in {made.seconds:.0f} s")
     else:
         steps = made.output.info.get("steps")
         print(f"stopped after step {steps}: wrote {names}; the same command with --resume goes on")
     ranks.barrier()
     return 0 if made.complete else STOPPED
+
+
+def _amount(request: Any, output: Any) -> str:
+    """How long the result is, in words."""
+    frames, fps = output.info.get("frames"), getattr(output, "fps", None)
+    if frames is None or not fps:
+        return str(request.domain.forecast(request).amount)
+    return f"{frames} frames, {frames / fps:.1f} s at {fps:g} fps"

@@ -167,8 +167,12 @@ class Domain:
         """Raise UserError for what this pipeline cannot make, before anything is written."""
 
     def warn(self, pipe: Any, request: Request) -> list[str]:
-        """What the user should know and may ignore, a line each."""
-        return []
+        """What the user should know and may ignore, a line each: prompts far from every text that the prior knows."""
+        if request.timeline is None:
+            return []
+        from longtake.priors import strange_prompts
+
+        return strange_prompts(request.timeline.prompts, self.weights(request), getattr(pipe, "text_encoder", None))
 
     def most_ranks(self, pipe: Any, request: Request) -> int:
         """How many ranks can share the request."""

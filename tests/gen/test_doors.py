@@ -279,3 +279,71 @@ def test_a_film_to_extend_is_an_input_of_a_job_and_part_of_what_it_is(tmp_path: 
     assert main([*VIDEO, "--seed", "4", "--out", "dog.mp4", "--overwrite"]) == 0
     assert main(["batch", jobs, "--out", "out", "--resume"]) == 0
     assert len(list(read(Path("out/results.jsonl")))) == 2, "another film to extend is another job"
+
+
+# --------------------------------------------------------------------------------------- what a prior does not know
+
+
+def test_a_prompt_outside_what_the_prior_knows_is_told_on_every_door_and_made(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    strange, words = "a castle on a hill", "outside what this prior knows; nearest: "
+    for modality, known in (("video", "a dog walks"), ("motion", "a person walks")):
+        for prompt, told in ((strange, True), (known, False)):
+            assert main([modality, prompt, *RUN[modality][2:], "--out", OUT[modality], "--overwrite"]) == 0
+            assert (words in capsys.readouterr().err) is told
+            assert Path(OUT[modality]).exists()
+    jobs = manifest(tmp_path, {**walk("far"), "prompt": strange}, walk("near"))
+    assert main(["batch", jobs, "--out", "out"]) == 0
+    rows = {row["id"]: row for row in read(Path("out/results.jsonl"))}
+    assert words in rows["far"]["warnings"][0] and "warnings" not in rows["near"] and rows["far"]["status"] == "done"
+
+
+def test_the_page_tells_it_too(tmp_path: Path) -> None:
+    from longtake.demos.bench import Bench
+    from longtake.demos.form import Form
+    from longtake.domain import domain_of
+
+    bench = Bench()
+    try:
+        form = Form(bench, domain_of("motion"))
+        values = ["0s: a castle on a hill", 2.0, 1, 1, 1.0, 20, 1, None, False, [".npz"]]
+        *_, end = form.run("me", values, skip=None)
+        assert "outside what this prior knows" in end[0] and "40 frames" in end[0]
+    finally:
+        bench.close()
+
+
+def test_the_error_about_a_timeline_speaks_in_the_unit_that_was_written(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["motion", "0s: walks | 9s: runs", "--seconds", "4"]) == 2
+    told = capsys.readouterr().err
+    assert "9s" in told.replace("9 s", "9s") and "180" not in told
+
+
+def test_progress_in_a_log_is_plain_lines(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "longtake", *MOTION, "--steps", "3", "--out", str(tmp_path / "a.npz")]
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    assert done.returncode == 0 and b"\r" not in done.stderr and b"step 3 of 3" in done.stderr
+
+
+def test_the_line_of_an_error_during_the_steps_stands_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys; from longtake import denoising; from longtake.errors import UserError\n"
+        "stock = denoising.save_step\n"
+        "def save(journal, state, *rest):\n"
+        "    if state.step == 2: raise UserError('cannot write: the disk is full')\n"
+        "    stock(journal, state, *rest)\n"
+        "denoising.save_step = save\n"
+        "from longtake.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [*MOTION, "--steps", "4", "--out", str(tmp_path / "a.npz")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.endswith("longtake: error: cannot write: the disk is full\n")
+    assert done.stderr.splitlines()[-1] == "longtake: error: cannot write: the disk is full"
+
+
+def test_completions_name_every_command_and_its_options(capsys) -> None:
+    for shell in ("bash", "zsh"):
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert all(word in script for word in ("motion", "--lock-feet", "--save-latents", "batch", "--threads", "train"))
