@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from longtake.errors import UserError
 from longtake.video import temporal, unet3d
-from longtake.video.clip import Clip, Mode, Patches
 from longtake.video.parking import Parking, Ticket
+from longtake.video.piece import Mode, Patches, Piece
 from torch import Tensor, nn
 
 PARK_BYTES = 64 << 20  # skip connections beyond this wait in a temporary file
@@ -42,9 +42,9 @@ def combine(parts: list[Moments]) -> Moments:
 class ChunkedUNet:
     """The forward of a UNet3DConditionModel, chunk by chunk."""
 
-    def __init__(self, model: nn.Module, clip: Clip, chunk_frames: int):
+    def __init__(self, model: nn.Module, piece: Piece, chunk_frames: int):
         self.model: Any = model
-        self.clip = clip
+        self.piece = piece
         self.chunk_frames = chunk_frames
         self.parking = Parking(PARK_BYTES)
         self._text: Tensor | None = None
@@ -202,11 +202,11 @@ class ChunkedUNet:
         return resnet(part, self._temb.repeat_interleave(len(span), 0))
 
     def _attention(self, attention: Any, part: Tensor, span: range) -> Tensor:
-        clip = self.clip
-        if clip.text_provider is not None:
-            first = 0 if clip.empty else clip.mine.start
-            clip.load_text(range(first + span.start, first + span.stop))
-            text = clip.text
+        piece = self.piece
+        if piece.text_provider is not None:
+            first = 0 if piece.empty else piece.mine.start
+            piece.load_text(range(first + span.start, first + span.stop))
+            text = piece.text
         else:
             assert self._text is not None
             text = self._text.repeat_interleave(len(span), 0)
@@ -222,7 +222,7 @@ class ChunkedUNet:
 
     def _pixel_chunk(self, pixels: int) -> int:
         """Pixels whose whole history is as large as a chunk of frames; the same on every rank."""
-        return max(1, self.chunk_frames * pixels // max(self.clip.partition.sizes))
+        return max(1, self.chunk_frames * pixels // max(self.piece.partition.sizes))
 
     def _moments(self, x_BTCp: Tensor, groups: int) -> Moments:
         frames = x_BTCp.shape[1]
@@ -232,14 +232,14 @@ class ChunkedUNet:
     def _owned(self, x: Tensor) -> Tensor:
         """(B, T, C, h, w) as (B, T, C, p); without frames on a rank whose piece is empty."""
         x = x.flatten(3)
-        return x[:, :0] if self.clip.empty else x
+        return x[:, :0] if self.piece.empty else x
 
     def _transformer(self, module: Any, hidden: Tensor) -> None:
         """A TransformerTemporalModel, in place on (B, T, C, h, w)."""
         x, norm = self._owned(hidden), module.norm
         pixels = x.shape[3]
         per_frame = pixels * norm.num_channels // norm.num_groups
-        statistics = temporal.start_statistics(self.clip, *self._moments(x, norm.num_groups), per_frame).wait()
+        statistics = temporal.start_statistics(self.piece, *self._moments(x, norm.num_groups), per_frame).wait()
         scale, shift = temporal.affine(norm, *statistics, x.dtype)
         step = self._pixel_chunk(pixels)
         for group in _spans(pixels, max(step, CACHE_LINE_PIXELS)):
@@ -277,13 +277,13 @@ class ChunkedUNet:
     def _exchange(
         self, source: Tensor, moments: Moments, pixels: int, norm: nn.GroupNorm
     ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor]]:
-        clip = self.clip
+        piece = self.piece
         per_frame = pixels * norm.num_channels // norm.num_groups
-        if clip.alone:
-            return None, None, temporal.start_statistics(clip, *moments, per_frame).wait()
-        with clip.transport.round():
-            statistics = temporal.start_statistics(clip, *moments, per_frame)
-            halo = clip.transport.start_halo([source], 1, clip.partition, 1, 1)
+        if piece.alone:
+            return None, None, temporal.start_statistics(piece, *moments, per_frame).wait()
+        with piece.transport.round():
+            statistics = temporal.start_statistics(piece, *moments, per_frame)
+            halo = piece.transport.start_halo([source], 1, piece.partition, 1, 1)
         ((left, right),) = halo.wait()
         return left, right, statistics.wait()
 
@@ -306,14 +306,14 @@ def _upsampler(block: Any, size: tuple[int, int] | None) -> Callable[[Tensor], T
     return upsample
 
 
-def install(model: nn.Module, clip: Clip, patches: Patches, chunk_frames: int) -> None:
+def install(model: nn.Module, piece: Piece, patches: Patches, chunk_frames: int) -> None:
     """Replace the forward of a UNet3DConditionModel by the chunked one."""
-    if clip.mode != Mode.EXACT:
+    if piece.mode != Mode.EXACT:
         raise UserError("chunk_frames computes mode=exact only")
     transformers, _ = unet3d.temporal_modules(model)
     unet3d.refuse_volume_norms(model, patches)
-    unet3d.watch_calls(model, clip, patches, "sample", text_by_call=False)
-    processor = temporal.TimeAttention(clip)
+    unet3d.watch_calls(model, piece, patches, "sample", text_by_call=False)
+    processor = temporal.TimeAttention(piece)
     for module in transformers.values():
         unet3d.use_time_attention(module, patches, processor)
-    patches.forward(model, ChunkedUNet(model, clip, chunk_frames).forward)
+    patches.forward(model, ChunkedUNet(model, piece, chunk_frames).forward)

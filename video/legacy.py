@@ -25,7 +25,7 @@ from longtake.errors import UserError
 from longtake.kernels.masks.basic import DualScope, Edge, Overlap
 from longtake.kernels.partition import Partition
 from longtake.video import temporal, unet3d
-from longtake.video.clip import Clip, Patches
+from longtake.video.piece import Patches, Piece
 from torch import Tensor, nn
 
 CONV_HALO = 4  # frames on each side of a clip in a temporal conv layer
@@ -123,10 +123,10 @@ class LegacySchedule:
         )
 
 
-def conv_layer(layer: nn.Module, clip: Clip, frames: int, hidden: Tensor) -> Tensor:
+def conv_layer(layer: nn.Module, piece: Piece, frames: int, hidden: Tensor) -> Tensor:
     """A TemporalConvLayer on every clip with four frames of halo: the stock stages on T + 8 frames, then a crop."""
-    x = hidden.unflatten(0, (clip.batch, -1))
-    ((left, right),) = clip.transport.start_halo([x], 1, clip.partition, CONV_HALO, CONV_HALO).wait()
+    x = hidden.unflatten(0, (piece.batch, -1))
+    ((left, right),) = piece.transport.start_halo([x], 1, piece.partition, CONV_HALO, CONV_HALO).wait()
 
     def filled(edge: Tensor, at_start: bool) -> Tensor:
         missing = CONV_HALO - edge.shape[1]
@@ -144,10 +144,10 @@ def conv_layer(layer: nn.Module, clip: Clip, frames: int, hidden: Tensor) -> Ten
     return hidden + out.reshape(hidden.shape)
 
 
-def transformer(module: nn.Module, clip: Clip, frames: int, hidden: Tensor, kwargs: dict[str, Any] | None) -> Tensor:
+def transformer(module: nn.Module, piece: Piece, frames: int, hidden: Tensor, kwargs: dict[str, Any] | None) -> Tensor:
     """A TransformerTemporalModel whose group norm sees one clip at a time."""
     norm: nn.GroupNorm = module.norm  # type: ignore[assignment]
-    x = temporal.rows_view(hidden, clip.batch)
+    x = temporal.rows_view(hidden, piece.batch)
     batch, _, channels, pixels = x.shape
     clips = x.reshape(-1, frames, channels, pixels).transpose(1, 2)
     normed = nnf.group_norm(clips, norm.num_groups, norm.weight, norm.bias, norm.eps)  # (B*n, C, T, p)
@@ -155,16 +155,16 @@ def transformer(module: nn.Module, clip: Clip, frames: int, hidden: Tensor, kwar
     return (x + temporal.blocks(module, tokens, kwargs)).view(hidden.shape)
 
 
-def install(model: nn.Module, clip: Clip, patches: Patches, config: LegacyConfig) -> None:
+def install(model: nn.Module, piece: Piece, patches: Patches, config: LegacyConfig) -> None:
     """Patch a UNet3DConditionModel to compute what the released code computes on this rank's clips."""
     transformers, convolutions = unet3d.temporal_modules(model)
-    frames = config.clip_frames(clip.partition)
+    frames = config.clip_frames(piece.partition)
     unet3d.refuse_volume_norms(model, patches)
-    unet3d.watch_calls(model, clip, patches, "sample")
-    unet3d.use_frame_text(model, clip, patches)
-    processor = temporal.TimeAttention(clip, logit_scale=config.attn_scale)
+    unet3d.watch_calls(model, piece, patches, "sample")
+    unet3d.use_frame_text(model, piece, patches)
+    processor = temporal.TimeAttention(piece, logit_scale=config.attn_scale)
     for module in convolutions.values():
-        patches.forward(module, unet3d.conv_forward(partial(conv_layer, module, clip, frames)))
+        patches.forward(module, unet3d.conv_forward(partial(conv_layer, module, piece, frames)))
     for module in transformers.values():
-        patches.forward(module, unet3d.transformer_forward(partial(transformer, module, clip, frames)))
+        patches.forward(module, unet3d.transformer_forward(partial(transformer, module, piece, frames)))
         unet3d.use_time_attention(module, patches, processor)

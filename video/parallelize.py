@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.transport import Counter, Transport
-from longtake.video.clip import Clip, Mode, Patches, Schedule, Strategy, TextProvider, UnsupportedModule
+from longtake.video.piece import Exchange, Mode, Patches, Piece, ScopeSchedule, TextProvider, UnsupportedModule
 from longtake.video.scope import Scope
 from torch import nn
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch.distributed as dist
     from longtake.video.legacy import LegacyConfig
 
-__all__ = ["Handle", "Mode", "Strategy", "UnsupportedModule", "parallelize"]
+__all__ = ["Handle", "Mode", "Exchange", "UnsupportedModule", "parallelize"]
 
 _HANDLE = "_longtake_handle"  # marks a patched model
 
@@ -35,9 +35,9 @@ _HANDLE = "_longtake_handle"  # marks a patched model
 class Handle:
     """A parallelized model. Ends with `remove()` or as a context manager."""
 
-    def __init__(self, model: nn.Module, clip: Clip, patches: Patches, reason: str, chunk_frames: int | None):
+    def __init__(self, model: nn.Module, piece: Piece, patches: Patches, reason: str, chunk_frames: int | None):
         self._model = model
-        self._clip = clip
+        self._piece = piece
         self._patches = patches
         self._reason = reason
         self._chunk_frames = chunk_frames
@@ -46,17 +46,17 @@ class Handle:
     @property
     def counter(self) -> Counter:
         """Bytes, calls and rounds of this rank so far."""
-        return self._clip.transport.counter
+        return self._piece.transport.counter
 
     @property
-    def strategy(self) -> Strategy:
+    def strategy(self) -> Exchange:
         """The strategy in use (never AUTO)."""
-        return self._clip.strategy
+        return self._piece.strategy
 
     @property
     def partition(self) -> Partition:
         """Frames of every rank."""
-        return self._clip.partition
+        return self._piece.partition
 
     def set_text(self, provider: TextProvider | None) -> None:
         """Text that changes along the video.
@@ -65,26 +65,26 @@ class Handle:
             B the batch of the model call. They replace `encoder_hidden_states` in every spatial cross-attention.
             None: the text given to the model, the same for all frames (stock behaviour).
         """
-        self._clip.text_provider = provider
+        self._piece.text_provider = provider
 
     def set_timestep(self, timestep: float | None) -> None:
         """Fix the timestep that the gate reads, so that a tensor on an accelerator is not copied to the host.
 
         None: the timestep argument of each model call is read again.
         """
-        self._clip.fixed_timestep = timestep
+        self._piece.fixed_timestep = timestep
 
     def explain(self) -> str:
         """One line: ranks, frames, strategy and why, mode."""
-        clip = self._clip
-        sizes = ", ".join(str(size) for size in clip.partition.sizes)
+        piece = self._piece
+        sizes = ", ".join(str(size) for size in piece.partition.sizes)
         chunk = f"; spatial layers {self._chunk_frames} frames at a time" if self._chunk_frames else ""
-        mode = str(clip.mode)
-        if clip.mode == Mode.FAST:
+        mode = str(piece.mode)
+        if piece.mode == Mode.FAST:
             mode += " (approximate: inner group norms of the temporal convolutions see one rank's frames)"
         return (
-            f"{clip.total} frames on {clip.partition.parts} rank(s) ({sizes}); "
-            f"strategy {clip.strategy}: {self._reason}; mode {mode}{chunk}"
+            f"{piece.total} frames on {piece.partition.parts} rank(s) ({sizes}); "
+            f"strategy {piece.strategy}: {self._reason}; mode {mode}{chunk}"
         )
 
     def remove(self) -> None:
@@ -108,7 +108,7 @@ def parallelize(
     scope: Scope | None,
     *,
     group: dist.ProcessGroup | None = None,
-    strategy: Strategy | str = Strategy.AUTO,
+    strategy: Exchange | str = Exchange.AUTO,
     mode: Mode | str = Mode.EXACT,
     chunk_frames: int | None = None,
     legacy: LegacyConfig | None = None,
@@ -121,7 +121,7 @@ def parallelize(
         partition: frames of every rank; pieces may be uneven or empty.
         scope: what a frame attends to; None is full attention over all frames.
         group: process group, default the world; without torch.distributed, one process.
-        strategy: see `Strategy`.
+        strategy: see `Exchange`.
         mode: see `Mode`.
         chunk_frames: compute spatial layers this many frames at a time, which bounds memory; None is all at once.
         legacy: settings of mode=legacy.
@@ -134,20 +134,20 @@ def parallelize(
         UnsupportedModule: the model, or a module of it, mixes frames in a way that no adapter covers.
         UserError: arguments that do not go together, or a model that is parallelized already.
     """
-    if strategy not in list(Strategy):
-        raise UserError(f"strategy must be one of {', '.join(Strategy)}; given {strategy!r}")
+    if strategy not in list(Exchange):
+        raise UserError(f"strategy must be one of {', '.join(Exchange)}; given {strategy!r}")
     if mode not in list(Mode):
         raise UserError(f"mode must be one of {', '.join(Mode)}; given {mode!r}")
     if _HANDLE in model.__dict__:
         raise UserError("this model is parallelized already: call remove() on its handle first")
     if chunk_frames is not None and chunk_frames < 1:
         raise UserError(f"chunk_frames must be at least 1; given {chunk_frames}")
-    mode, strategy = Mode(mode), Strategy(strategy)
-    schedule: Schedule | None = scope
+    mode, strategy = Mode(mode), Exchange(strategy)
+    schedule: ScopeSchedule | None = scope
     if mode == Mode.LEGACY:
         from longtake.video.legacy import LegacyConfig, LegacySchedule
 
-        if scope is not None or strategy not in (Strategy.AUTO, Strategy.HALO) or chunk_frames is not None:
+        if scope is not None or strategy not in (Exchange.AUTO, Exchange.HALO) or chunk_frames is not None:
             raise UserError(
                 "mode=legacy takes its scope from `legacy`: leave scope None, strategy auto, no chunk_frames"
             )
@@ -156,18 +156,18 @@ def parallelize(
     elif legacy is not None:
         raise UserError(f"legacy settings are used by mode=legacy only; given mode={mode}")
     transport = transport if transport is not None else Transport(group)
-    clip = Clip(partition, transport, schedule, strategy, mode)
+    piece = Piece(partition, transport, schedule, strategy, mode)
     patches = Patches()
     try:
-        reason = _install(model, clip, patches, chunk_frames, legacy)
+        reason = _install(model, piece, patches, chunk_frames, legacy)
     except BaseException:
         patches.undo()
         raise
-    return Handle(model, clip, patches, reason, chunk_frames)
+    return Handle(model, piece, patches, reason, chunk_frames)
 
 
 def _install(
-    model: nn.Module, clip: Clip, patches: Patches, chunk_frames: int | None, legacy: LegacyConfig | None
+    model: nn.Module, piece: Piece, patches: Patches, chunk_frames: int | None, legacy: LegacyConfig | None
 ) -> str:
     """Choose the adapter by class, settle the strategy, patch; returns why the strategy was chosen."""
     # by name along the bases: a subclass with another time embedding (VideoCrafter2) has the same temporal modules
@@ -178,43 +178,43 @@ def _install(
         from longtake.video import legacy as released
 
         if legacy is not None:
-            clip.strategy = Strategy.HALO
-            released.install(model, clip, patches, legacy)
+            piece.strategy = Exchange.HALO
+            released.install(model, piece, patches, legacy)
             return "the released exchange"
         if chunk_frames is not None:
-            if clip.strategy == Strategy.TRANSPOSE:
+            if piece.strategy == Exchange.TRANSPOSE:
                 raise UserError("chunk_frames works with strategy halo or gather; transpose holds all frames at once")
-            if clip.strategy == Strategy.AUTO:
-                clip.strategy = Strategy.HALO
-            chunked.install(model, clip, patches, chunk_frames)
-            return "one process, nothing to exchange" if clip.alone else "in chunks, halo is the one that applies"
-        reason = choose_strategy(model, clip)
-        unet3d.install(model, clip, patches)
+            if piece.strategy == Exchange.AUTO:
+                piece.strategy = Exchange.HALO
+            chunked.install(model, piece, patches, chunk_frames)
+            return "one process, nothing to exchange" if piece.alone else "in chunks, halo is the one that applies"
+        reason = choose_strategy(model, piece)
+        unet3d.install(model, piece, patches)
         return reason
     if name == "WanTransformer3DModel":
         from longtake.video import wan
 
-        if clip.mode != Mode.EXACT or chunk_frames is not None:
+        if piece.mode != Mode.EXACT or chunk_frames is not None:
             raise UserError(f"{name} is computed in mode=exact, without chunk_frames")
-        if clip.strategy == Strategy.AUTO:
-            clip.strategy = Strategy.HALO
-        wan.install(model, clip, patches)
-        return "one process, nothing to exchange" if clip.alone else "the one that applies to tokens of whole frames"
+        if piece.strategy == Exchange.AUTO:
+            piece.strategy = Exchange.HALO
+        wan.install(model, piece, patches)
+        return "one process, nothing to exchange" if piece.alone else "the one that applies to tokens of whole frames"
     raise UnsupportedModule(f"{name} has no adapter; there is one for UNet3DConditionModel and WanTransformer3DModel")
 
 
-def choose_strategy(model: nn.Module, clip: Clip) -> str:
+def choose_strategy(model: nn.Module, piece: Piece) -> str:
     """Settle AUTO for a UNet; returns the reason in words."""
     from longtake.video import unet3d
 
-    if clip.alone:
-        if clip.strategy == Strategy.AUTO:
-            clip.strategy = Strategy.HALO
+    if piece.alone:
+        if piece.strategy == Exchange.AUTO:
+            piece.strategy = Exchange.HALO
         return "one process, nothing to exchange"
-    elements = unet3d.traffic(model, clip)
-    costs = ", ".join(f"{name} {elements[name]:.4g}" for name in (Strategy.HALO, Strategy.TRANSPOSE))
-    if clip.strategy != Strategy.AUTO:
+    elements = unet3d.traffic(model, piece)
+    costs = ", ".join(f"{name} {elements[name]:.4g}" for name in (Exchange.HALO, Exchange.TRANSPOSE))
+    if piece.strategy != Exchange.AUTO:
         return f"as asked; elements received per call, batch entry and latent pixel: {costs}"
-    cheaper = min(Strategy.HALO, Strategy.TRANSPOSE, key=lambda name: elements[name])
-    clip.strategy = cheaper
+    cheaper = min(Exchange.HALO, Exchange.TRANSPOSE, key=lambda name: elements[name])
+    piece.strategy = cheaper
     return f"fewest elements received per call, batch entry and latent pixel: {costs}"

@@ -8,7 +8,7 @@ Legend: B batch, T frames here, C channels, G groups, p pixels. The spatial laye
 conv layer frames are laid out as (B, T, p, C), where a (3, 1, 1) convolution is a 2-D one in channels-last order
 (two to four times faster than Conv3d in oneDNN on a CPU).
 
-    hidden = conv_layer(layer, clip, hidden)          # (B*T, C, h, w) -> (B*T, C, h, w)
+    hidden = conv_layer(layer, piece, hidden)          # (B*T, C, h, w) -> (B*T, C, h, w)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as nnf
 from longtake.kernels.precision import accumulator_dtype
 from longtake.kernels.ranks.transport import Pending
-from longtake.video.clip import Clip, Mode, Strategy, UnsupportedModule
+from longtake.video.piece import Exchange, Mode, Piece, UnsupportedModule
 from torch import Tensor, nn
 
 FAST_HALO = 4  # frames: four stages of reach 1
@@ -88,10 +88,10 @@ def affine(norm: nn.GroupNorm, mean: Tensor, var: Tensor, dtype: torch.dtype) ->
 
 
 def start_statistics(
-    clip: Clip, mean: Tensor, spread: Tensor, count: int, per_frame: int
+    piece: Piece, mean: Tensor, spread: Tensor, count: int, per_frame: int
 ) -> Pending[tuple[Tensor, Tensor]]:
     """Post the exact combination over ranks; `per_frame` elements of a group in one frame give the total count."""
-    return clip.transport.start_moments(mean, spread, count=count, total=per_frame * clip.total)
+    return piece.transport.start_moments(mean, spread, count=count, total=per_frame * piece.total)
 
 
 def rows_view(x: Tensor, batch: int) -> Tensor:
@@ -156,17 +156,17 @@ def stage(
     return out.permute(0, 2, 3, 1).contiguous()
 
 
-def _exact_stages(stages: list[tuple[nn.GroupNorm, nn.Conv3d]], x: Tensor, clip: Clip) -> Tensor:
+def _exact_stages(stages: list[tuple[nn.GroupNorm, nn.Conv3d]], x: Tensor, piece: Piece) -> Tensor:
     for norm, conv in stages:
         mean, spread, count = row_moments(x.flatten(1, 2), norm.num_groups)
         per_frame = x.shape[2] * norm.num_channels // norm.num_groups
         left = right = None
-        if clip.alone:
-            statistics = start_statistics(clip, mean, spread, count, per_frame)
+        if piece.alone:
+            statistics = start_statistics(piece, mean, spread, count, per_frame)
         else:
-            with clip.transport.round():
-                statistics = start_statistics(clip, mean, spread, count, per_frame)
-                edges = clip.transport.start_halo([x], 1, clip.partition, 1, 1)
+            with piece.transport.round():
+                statistics = start_statistics(piece, mean, spread, count, per_frame)
+                edges = piece.transport.start_halo([x], 1, piece.partition, 1, 1)
             ((left, right),) = edges.wait()
         if x.shape[1] == 0:
             statistics.wait()
@@ -176,20 +176,20 @@ def _exact_stages(stages: list[tuple[nn.GroupNorm, nn.Conv3d]], x: Tensor, clip:
     return x
 
 
-def _fast_stages(stages: list[tuple[nn.GroupNorm, nn.Conv3d]], x: Tensor, clip: Clip) -> Tensor:
+def _fast_stages(stages: list[tuple[nn.GroupNorm, nn.Conv3d]], x: Tensor, piece: Piece) -> Tensor:
     """One wide halo for the layer. Approximate: stages 2-4 are normalised by this rank's own frames only."""
     norm = stages[0][0]
     mean, spread, count = row_moments(x.flatten(1, 2), norm.num_groups)
     own = x.shape[1]
-    with clip.transport.round():
-        statistics = start_statistics(clip, mean, spread, count, x.shape[2] * norm.num_channels // norm.num_groups)
-        halo = clip.transport.start_halo([x], 1, clip.partition, FAST_HALO, FAST_HALO)
+    with piece.transport.round():
+        statistics = start_statistics(piece, mean, spread, count, x.shape[2] * norm.num_channels // norm.num_groups)
+        halo = piece.transport.start_halo([x], 1, piece.partition, FAST_HALO, FAST_HALO)
     ((left, right),) = halo.wait()
     moments = statistics.wait()
     if own == 0:
         return x
     before, after = left.shape[1], right.shape[1]
-    first, last = clip.mine.start - before == 0, clip.mine.stop + after == clip.total
+    first, last = piece.mine.start - before == 0, piece.mine.stop + after == piece.total
     x = torch.cat([left, x, right], 1)
     for index, (norm, conv) in enumerate(stages):
         if index:
@@ -200,13 +200,13 @@ def _fast_stages(stages: list[tuple[nn.GroupNorm, nn.Conv3d]], x: Tensor, clip: 
     return x[:, before : before + own]
 
 
-def conv_layer(layer: nn.Module, clip: Clip, hidden: Tensor) -> Tensor:
+def conv_layer(layer: nn.Module, piece: Piece, hidden: Tensor) -> Tensor:
     """A TemporalConvLayer over this rank's frames. hidden: (B*T, C, h, w); returns the same shape."""
-    x_BTCp = rows_view(hidden, clip.batch)
-    x = as_pixels_last(x_BTCp[:, :0] if clip.empty else x_BTCp)
-    run = _fast_stages if clip.mode == Mode.FAST and not clip.alone else _exact_stages
-    y = run(conv_stages(layer), x, clip)
-    if clip.empty:
+    x_BTCp = rows_view(hidden, piece.batch)
+    x = as_pixels_last(x_BTCp[:, :0] if piece.empty else x_BTCp)
+    run = _fast_stages if piece.mode == Mode.FAST and not piece.alone else _exact_stages
+    y = run(conv_stages(layer), x, piece)
+    if piece.empty:
         return hidden
     return (x_BTCp + y.transpose(2, 3)).view(hidden.shape)
 
@@ -244,36 +244,36 @@ def blocks(module: nn.Module, tokens_BpTC: Tensor, kwargs: dict[str, Any] | None
     return hidden.view(tokens_BpTC.shape).permute(0, 2, 3, 1)
 
 
-def transformer(module: nn.Module, clip: Clip, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
+def transformer(module: nn.Module, piece: Piece, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
     """A TransformerTemporalModel over this rank's frames. hidden: (B*T, C, h, w); returns the same shape."""
     norm: nn.GroupNorm = module.norm  # type: ignore[assignment]
-    x = rows_view(hidden, clip.batch)
-    if clip.empty:
+    x = rows_view(hidden, piece.batch)
+    if piece.empty:
         x = x[:, :0]
     pixels = x.shape[3]
     per_frame = pixels * norm.num_channels // norm.num_groups
     moments = frame_moments(x, norm.num_groups)
-    if clip.strategy == Strategy.TRANSPOSE and not clip.alone:
-        with clip.transport.round():
-            statistics = start_statistics(clip, *moments, per_frame)
-            shared = clip.transport.time_to_space(x, clip.partition, 1, 3)
+    if piece.strategy == Exchange.TRANSPOSE and not piece.alone:
+        with piece.transport.round():
+            statistics = start_statistics(piece, *moments, per_frame)
+            shared = piece.transport.time_to_space(x, piece.partition, 1, 3)
         scale, shift = affine(norm, *statistics.wait(), x.dtype)
-        with clip.holding(range(clip.total)):
+        with piece.holding(range(piece.total)):
             out = blocks(module, normalised_tokens(shared, scale, shift), kwargs) if shared.shape[3] else shared
-        out = clip.transport.space_to_time(out, clip.partition, 1, 3, space_total=pixels)
+        out = piece.transport.space_to_time(out, piece.partition, 1, 3, space_total=pixels)
     else:
-        scale, shift = affine(norm, *start_statistics(clip, *moments, per_frame).wait(), x.dtype)
+        scale, shift = affine(norm, *start_statistics(piece, *moments, per_frame).wait(), x.dtype)
         out = blocks(module, normalised_tokens(x, scale, shift), kwargs)
-    if clip.empty:
+    if piece.empty:
         return hidden
     return (x + out).view(hidden.shape)
 
 
 class TimeAttention:
-    """Processor for the self-attentions of a temporal transformer: stock projections, `clip.attend` in the middle."""
+    """Processor for the self-attentions of a temporal transformer: stock projections, `piece.attend` in the middle."""
 
-    def __init__(self, clip: Clip, logit_scale: float = 1.0):
-        self.clip = clip
+    def __init__(self, piece: Piece, logit_scale: float = 1.0):
+        self.piece = piece
         self.logit_scale = logit_scale
 
     def __call__(
@@ -288,5 +288,5 @@ class TimeAttention:
             raise UnsupportedModule("temporal attention was called with encoder states or a mask")
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         scale = self.logit_scale * (query.shape[-1] // attn.heads) ** -0.5
-        out = self.clip.attend(query, key, value, attn.heads, scale)
+        out = self.piece.attend(query, key, value, attn.heads, scale)
         return attn.to_out[1](attn.to_out[0](out))

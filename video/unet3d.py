@@ -5,7 +5,7 @@ group norms and convolutions over time); everything else treats frames as a batc
 repeated for every frame inside the model, so text that changes along the video enters at each spatial
 Transformer2DModel.
 
-    install(unet, clip, patches)
+    install(unet, piece, patches)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from longtake.errors import UserError
 from longtake.video import temporal
-from longtake.video.clip import Clip, Patches, Strategy, UnsupportedModule
+from longtake.video.piece import Exchange, Patches, Piece, UnsupportedModule
 from torch import Tensor, nn
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -90,38 +90,38 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name:
     return args[position] if len(args) > position else kwargs.get(name)
 
 
-def begin_call(model: nn.Module, clip: Clip, sample: Any, timestep: Any) -> None:
-    """Check a call and set the clip up for it: frames, batch, phase of the gate."""
+def begin_call(model: nn.Module, piece: Piece, sample: Any, timestep: Any) -> None:
+    """Check a call and set the piece up for it: frames, batch, phase of the gate."""
     if not isinstance(sample, Tensor) or sample.ndim != 5:
         raise UserError("the model wants latents of shape (batch, channels, frames, height, width)")
     if model.training or (torch.is_grad_enabled() and sample.requires_grad):
         raise UserError("a parallelized model is for inference: call model.eval() and give latents without gradient")
-    clip.check_frames(sample.shape[2])
-    clip.begin(sample.shape[0], timestep)
+    piece.check_frames(sample.shape[2])
+    piece.begin(sample.shape[0], timestep)
 
 
 def watch_calls(
     model: nn.Module,
-    clip: Clip,
+    piece: Piece,
     patches: Patches,
     sample_name: str,
     prepare: Prepare | None = None,
     text_by_call: bool = True,
 ) -> None:
-    """Hooks around the whole model: set the clip up, and give a rank without frames one dummy frame to compute.
+    """Hooks around the whole model: set the piece up, and give a rank without frames one dummy frame to compute.
 
-    prepare: may change the arguments further, once the clip is set up.
+    prepare: may change the arguments further, once the piece is set up.
     text_by_call: ask the text provider once for all frames (chunked mode asks chunk by chunk).
     """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sample = argument(args, kwargs, 0, sample_name)
-        begin_call(module, clip, sample, argument(args, kwargs, 1, "timestep"))
+        begin_call(module, piece, sample, argument(args, kwargs, 1, "timestep"))
         if text_by_call:
-            clip.load_text()
+            piece.load_text()
         if prepare is not None:
             args, kwargs = prepare(args, kwargs)
-        if not clip.empty:
+        if not piece.empty:
             return args, kwargs
         shape = list(sample.shape)
         shape[2] = 1
@@ -129,8 +129,8 @@ def watch_calls(
         return ((dummy, *args[1:]), kwargs) if args else (args, {**kwargs, sample_name: dummy})
 
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
-        clip.text = None
-        if not clip.empty:
+        piece.text = None
+        if not piece.empty:
             return None
         if isinstance(output, tuple):
             return (output[0][:, :, :0], *output[1:])
@@ -141,13 +141,13 @@ def watch_calls(
     patches.post_hook(model, after)
 
 
-def use_frame_text(model: nn.Module, clip: Clip, patches: Patches) -> None:
+def use_frame_text(model: nn.Module, piece: Piece, patches: Patches) -> None:
     """Let the text of `set_text` reach every spatial cross-attention."""
 
     def replace(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if clip.text is None:
+        if piece.text is None:
             return None
-        return args[:1], {**kwargs, "encoder_hidden_states": clip.text}
+        return args[:1], {**kwargs, "encoder_hidden_states": piece.text}
 
     for module in spatial_transformers(model).values():
         patches.pre_hook(module, replace)
@@ -167,22 +167,22 @@ def refuse_volume_norms(model: nn.Module, patches: Patches) -> None:
         patches.pre_hook(module, guard(name))
 
 
-def install(model: nn.Module, clip: Clip, patches: Patches) -> None:
+def install(model: nn.Module, piece: Piece, patches: Patches) -> None:
     """Patch a UNet3DConditionModel so that a call with this rank's frames computes its part of the whole video.
 
     One process with full attention needs no patch: the stock forward runs, bit for bit.
     """
     transformers, convolutions = temporal_modules(model)
     refuse_volume_norms(model, patches)
-    watch_calls(model, clip, patches, "sample")
-    use_frame_text(model, clip, patches)
-    if clip.alone and clip.scope is None:
+    watch_calls(model, piece, patches, "sample")
+    use_frame_text(model, piece, patches)
+    if piece.alone and piece.scope is None:
         return
-    processor = temporal.TimeAttention(clip)
+    processor = temporal.TimeAttention(piece)
     for module in convolutions.values():
-        patches.forward(module, conv_forward(partial(temporal.conv_layer, module, clip)))
+        patches.forward(module, conv_forward(partial(temporal.conv_layer, module, piece)))
     for module in transformers.values():
-        patches.forward(module, transformer_forward(partial(temporal.transformer, module, clip)))
+        patches.forward(module, transformer_forward(partial(temporal.transformer, module, piece)))
         use_time_attention(module, patches, processor)
 
 
@@ -237,7 +237,7 @@ def _level(name: str, levels: int) -> int:
     return levels - 1 if parts[0] == "mid_block" else 0
 
 
-def traffic(model: nn.Module, clip: Clip) -> dict[Strategy, float]:
+def traffic(model: nn.Module, piece: Piece) -> dict[Exchange, float]:
     """Elements that the busiest rank receives in one call for temporal attention, per batch entry and latent pixel.
 
     Section 4.5 of the plan: HALO is (halo frames + global frames of others) * 2 * D for each attention; TRANSPOSE is
@@ -246,7 +246,7 @@ def traffic(model: nn.Module, clip: Clip) -> dict[Strategy, float]:
     """
     from longtake.video.scope import TIMESTEPS, Gate, Scope
 
-    partition, world = clip.partition, clip.partition.parts
+    partition, world = piece.partition, piece.partition.parts
     levels = len(model.down_blocks)  # type: ignore[arg-type]
     attention = projection = 0.0
     for name, module in temporal_modules(model)[0].items():
@@ -257,15 +257,15 @@ def traffic(model: nn.Module, clip: Clip) -> dict[Strategy, float]:
             attention += pixels * sum(a.inner_dim for a in (block.attn1, block.attn2) if a is not None)
     longest = max(partition.sizes)
     everything = 2.0 * (partition.total - min(size for size in partition.sizes)) * attention
-    if not isinstance(clip.scope, Scope):
+    if not isinstance(piece.scope, Scope):
         halo = everything
     else:
         local = far = 1.0
-        if clip.scope.gate == Gate.HARD:
-            local = min(max(clip.scope.switch / TIMESTEPS, 0.0), 1.0)
+        if piece.scope.gate == Gate.HARD:
+            local = min(max(piece.scope.switch / TIMESTEPS, 0.0), 1.0)
             far = 1.0 - local
-        shared = clip.scope.global_indices(partition.total)
-        window = clip.scope.window
+        shared = piece.scope.global_indices(partition.total)
+        window = piece.scope.window
         frames = []
         for rank in range(world):
             piece = partition.range(rank)
@@ -273,7 +273,7 @@ def traffic(model: nn.Module, clip: Clip) -> dict[Strategy, float]:
             frames.append(local * near + far * sum(index not in piece for index in shared))
         halo = 2.0 * max(frames) * attention
     return {
-        Strategy.HALO: halo,
-        Strategy.TRANSPOSE: 2.0 * longest * (world - 1) / world * projection,
-        Strategy.GATHER: everything,
+        Exchange.HALO: halo,
+        Exchange.TRANSPOSE: 2.0 * longest * (world - 1) / world * projection,
+        Exchange.GATHER: everything,
     }

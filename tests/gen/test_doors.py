@@ -346,4 +346,4 @@ def test_completions_name_every_command_and_its_options(capsys) -> None:
     for shell in ("bash", "zsh"):
         assert main(["completion", shell]) == 0
         script = capsys.readouterr().out
-        assert all(word in script for word in ("motion", "--lock-feet", "--save-latents", "batch", "--threads", "train"))
+        assert all(word in script for word in ("motion", "--lock-feet", "--save-latents", "--threads", "train"))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.transport import DryTransport
-from longtake.video import clip as clip_module
-from longtake.video.parallelize import Strategy, parallelize
+from longtake.video import piece as piece_module
+from longtake.video.parallelize import Exchange, parallelize
 from longtake.video.scope import Scope
 
 # of the full-size UNet at 320x512 (40x64 latents), batch 2, float16, elements per frame; published plan of this project
@@ -23,7 +23,7 @@ def full_size():
 
 
 def count(model, monkeypatch, frames_per_rank=24, rank=3, gate="off", timestep=500, **settings):
-    monkeypatch.setattr(clip_module, "dual_scope_attention", lambda q, *args, **kwargs: q)  # traffic only
+    monkeypatch.setattr(piece_module, "dual_scope_attention", lambda q, *args, **kwargs: q)  # traffic only
     partition = Partition.even(frames_per_rank * WORLD, WORLD)
     scope = Scope(WINDOW, COUNT, gate=gate)
     with torch.no_grad(), torch.device("meta"):
@@ -68,7 +68,7 @@ def test_a9_hard_gate_bytes(full_size, monkeypatch, timestep, local):
     assert received.get("gather", 0) == (1 - local) * shared
 
 
-@pytest.mark.parametrize(("frames_per_rank", "expected"), [(24, Strategy.TRANSPOSE), (64, "transpose"), (80, "halo")])
+@pytest.mark.parametrize(("frames_per_rank", "expected"), [(24, Exchange.TRANSPOSE), (64, "transpose"), (80, "halo")])
 def test_auto_takes_the_cheaper_strategy_which_changes_near_73_frames_a_rank(full_size, frames_per_rank, expected):
     partition = Partition.even(frames_per_rank * WORLD, WORLD)
     scope = Scope(WINDOW, COUNT, gate="off")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
-from longtake.video.parallelize import Strategy, UnsupportedModule, parallelize
+from longtake.video.parallelize import Exchange, UnsupportedModule, parallelize
 from longtake.video.scope import Scope
 from ranks import run_ranks
 from video_models import golden, keep_mask, mask_time, noise, tiny_unet
@@ -170,7 +170,7 @@ def test_a14_an_unknown_temporal_module_is_named():
 def test_a14_unknown_settings_list_the_members():
     with pytest.raises(UserError, match="auto, halo, transpose, gather"):
         parallelize(tiny_unet(), Partition.even(6, 1), None, strategy="ring")
-    assert Strategy("halo") is Strategy.HALO
+    assert Exchange("halo") is Exchange.HALO
 
 
 def test_a14_a_group_norm_over_frames_is_refused_when_it_happens():

@@ -1,13 +1,13 @@
 """What one rank knows while a patched model runs: its frames, its neighbours, the scope of this step.
 
-Every adapter (unet3d.py, wan.py, legacy.py, chunked.py) works on a `Clip`. It answers "which frames do I hold" and
+Every adapter (unet3d.py, wan.py, legacy.py, chunked.py) works on a `Piece`. It answers "which frames do I hold" and
 "what may a frame attend to at this step", and computes temporal attention with the exchange of the strategy.
 
 Legend: N batch times pixels, T frames held here, F frames of the video, C channels, H heads, P window, S global set.
 
-    clip = Clip(Partition.even(19, 3), Transport(), Scope(window=2, global_frames=5, gate="off"))
-    clip.begin(batch=2, timestep=None)
-    out_NTC = clip.attend(q_NTC, k_NTC, v_NTC, heads=4)
+    piece = Piece(Partition.even(19, 3), Transport(), Scope(window=2, global_frames=5, gate="off"))
+    piece.begin(batch=2, timestep=None)
+    out_NTC = piece.attend(q_NTC, k_NTC, v_NTC, heads=4)
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch import Tensor, nn
 TextProvider = Callable[[range], Tensor]
 
 
-class Schedule(Protocol):
-    """What a clip needs of a scope: `Scope`, or the released rule of legacy.py."""
+class ScopeSchedule(Protocol):
+    """What a piece needs of a scope: `Scope`, or the released rule of legacy.py."""
 
     @property
     def needs_timestep(self) -> bool: ...
@@ -42,7 +42,7 @@ class UnsupportedModule(UserError):
     """The model mixes frames in a module that no adapter covers; the message names it."""
 
 
-class Strategy(StrEnum):
+class Exchange(StrEnum):
     """How ranks share what temporal attention needs. All members compute the same function.
 
     Members:
@@ -73,7 +73,7 @@ class Mode(StrEnum):
     LEGACY = "legacy"
 
 
-class Clip:
+class Piece:
     """The frames of this rank and the way to the others.
 
     Args:
@@ -88,8 +88,8 @@ class Clip:
         self,
         partition: Partition,
         transport: Transport,
-        scope: Schedule | None,
-        strategy: Strategy = Strategy.HALO,
+        scope: ScopeSchedule | None,
+        strategy: Exchange = Exchange.HALO,
         mode: Mode = Mode.EXACT,
     ):
         if transport.world != partition.parts:
@@ -193,7 +193,7 @@ class Clip:
         if len(span) == self.total and (self.alone or span is not self.mine):
             k_shared, v_shared = self._own_global(k, v)
             return self._attend(q, k, v, k_shared, v_shared, span, span, heads, scale)
-        if dual is None or self.strategy == Strategy.GATHER:
+        if dual is None or self.strategy == Exchange.GATHER:
             everything = self.transport.start_gather([k, v], 1, self.partition, range(self.total)).wait()
             k_all, v_all = everything
             k_shared, v_shared = self._own_global(k_all, v_all)
