@@ -78,9 +78,10 @@ def test_batch_commands_of_the_readme_run_on_its_manifest(tmp_path, monkeypatch,
     assert main(batch[0][1:]) == 0 and not (tmp_path / "runs").exists()
     assert main(batch[1][1:]) == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        "dog-1.mp4",
-        "dog-1.safetensors",
         "results.jsonl",
+        "run-1.mp4",
+        "run-1.safetensors",
+        "walk-1.glb",
         "walk-1.npz",
     ]
     told = batch[2][batch[2].index("longtake.batch") + 1 :]
