@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.domain import Forecast
-from longtake.errors import UserError, one_line
+from longtake.errors import UserError, one_line, told
 from longtake.make import Maker, Targets, on_interrupt
 from longtake.records import RESULTS, append, hold, read
 from longtake.request import Request, names_of
@@ -99,7 +99,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="make every job anew")
     parser.add_argument("--span", choices=("auto", "never"), default="auto", help="long jobs by all ranks together")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a rank; the same number, the same bits")
-    parser.add_argument("--device", default=None, help="as torch names it (default: the best there is)")
+    parser.add_argument("--device", default=None, help="as torch names it (default: the best; LONGTAKE_DEVICE wins)")
     parser.add_argument("--dtype", default=None, help="float32, bfloat16, float16 (default: by device)")
     parser.add_argument("--dry-run", action="store_true", help="print order, time and memory, and make nothing")
 
@@ -384,8 +384,7 @@ class Worker:
         except Exception as error:  # one job's failure is its own; the record names it
             if maker.ranks.world > 1 and not isinstance(error, UserError):
                 raise
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            row |= {"status": "failed", "error": kind + one_line(error)}
+            row |= {"status": "failed", "error": told(error)}
         return {**row, "seconds": round(time.monotonic() - started, 3)}
 
     def _divisible(self, job: Job) -> bool:

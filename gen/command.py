@@ -40,7 +40,7 @@ def add_arguments(parser: Any, domain: Domain) -> None:
         parser.add_argument(side.option, type=Path, default=None, metavar=metavar, help=side.help)
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("--device", default=None, help="as torch names it (default: the best there is)")
+    parser.add_argument("--device", default=None, help="as torch names it (default: the best; LONGTAKE_DEVICE wins)")
     parser.add_argument("--dtype", default=None, help="float32, bfloat16, float16 (default: by device)")
 
 

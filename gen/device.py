@@ -1,7 +1,7 @@
 """The one place that decides device and number format, and says why. Attention backends: kernels/backends/registry.py.
 
     choice = choose_device()
-    print(choice.line)      # device cpu, float32, attention sdpa: no CUDA device is available
+    print(choice.line)      # device cpu, float32: no CUDA device is available
 
 The environment variable LONGTAKE_DEVICE ("cpu", "cuda", "cuda:1", "mps") overrides the choice.
 No other module chooses a device; kernels only ask what type a tensor's is.
@@ -23,18 +23,15 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class Choice:
-    """device; dtype for weights and activations; attention: the backend's name; reason: why, in a few words."""
+    """device; dtype for weights and activations; reason: why, in a few words."""
 
     device: torch.device
     dtype: torch.dtype
-    attention: str
     reason: str
 
     @property
     def line(self) -> str:
-        return (
-            f"device {self.device}, {str(self.dtype).removeprefix('torch.')}, attention {self.attention}: {self.reason}"
-        )
+        return f"device {self.device}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
 
 def choose_device(
@@ -63,10 +60,10 @@ def choose_device(
         device = _cuda_device(device, asked, source, local_rank)
         bf16 = torch.cuda.is_bf16_supported()
         reason = f"{source}, {torch.cuda.get_device_name(device)} {'has' if bf16 else 'lacks'} bfloat16"
-        return Choice(device, dtype or (torch.bfloat16 if bf16 else torch.float16), "sdpa", reason)
+        return Choice(device, dtype or (torch.bfloat16 if bf16 else torch.float16), reason)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device mps was {source}, but it is not available on this machine; set {_ENVIRONMENT}=cpu")
-    return Choice(device, dtype or torch.float32, "sdpa", source)
+    return Choice(device, dtype or torch.float32, source)
 
 
 def _best_available() -> tuple[str, str]:

@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.errors import UserError
+from longtake.errors import UserError, in_brief
 from longtake.knob import Knob
 
 if TYPE_CHECKING:
@@ -239,8 +239,7 @@ def installed() -> list[str]:
 def domain_of(name: Any) -> Domain:
     """The domain of that name. Raises UserError."""
     if not isinstance(name, str) or name not in _found():
-        shown = repr(name) if len(repr(name)) < 60 else repr(name)[:57] + "..."
-        raise UserError(f"modality must be one of {', '.join(installed())}; given {shown}")
+        raise UserError(f"modality must be one of {', '.join(installed())}; given {in_brief(name)}")
     found: Domain = _found()[name].load()
     return found
 

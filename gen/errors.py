@@ -57,6 +57,14 @@ def shorten(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def in_brief(value: object, limit: int = 60) -> str:
+    """A value that somebody gave, as Python writes it, in ASCII and cut to `limit` letters."""
+    try:
+        return shorten(ascii(value), limit)
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+        return f"a {type(value).__name__} that is too large to show"
+
+
 @contextmanager
 def explain_disk_errors(path: str | PathLike[str]) -> Iterator[None]:
     """Turn an OSError about the disk (full, read-only, missing folder, ...) into a UserError that names `path`."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from longtake.errors import UserError
+from longtake.errors import UserError, in_brief
 
 MOST_TEXT = 2_000  # characters of a text setting
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -57,12 +57,12 @@ class Knob:
         if isinstance(self.kind, tuple):
             if isinstance(value, bool) or value not in self.kind:
                 choices = ", ".join(str(choice) for choice in self.kind)
-                raise UserError(f"{self.name} must be one of {choices}, got {_shown(value)}")
+                raise UserError(f"{self.name} must be one of {choices}, got {in_brief(value)}")
             return value
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 1e300 else math.inf
         if type(value) is not self.kind:
-            raise UserError(f"{self.name} is {_KINDS[self.kind]}, got {_shown(value)}")
+            raise UserError(f"{self.name} is {_KINDS[self.kind]}, got {in_brief(value)}")
         if self.kind is str:
             return _text(self.name, value)
         if self.kind is bool:
@@ -70,11 +70,11 @@ class Knob:
         if not math.isfinite(value):
             raise UserError(f"{self.name} must be a finite number, got {value}")
         if self.least is not None and value < self.least:
-            raise UserError(f"{self.name} must be at least {self.least:g}, got {_shown(value)}")
+            raise UserError(f"{self.name} must be at least {self.least:g}, got {in_brief(value)}")
         if self.above is not None and not value > self.above:
-            raise UserError(f"{self.name} must be greater than {self.above:g}, got {_shown(value)}")
+            raise UserError(f"{self.name} must be greater than {self.above:g}, got {in_brief(value)}")
         if self.most is not None and value > self.most:
-            raise UserError(f"{self.name} must be at most {self.most:g}, got {_shown(value)}")
+            raise UserError(f"{self.name} must be at most {self.most:g}, got {in_brief(value)}")
         return value
 
     def add_to(self, parser: Any) -> None:
@@ -111,7 +111,7 @@ class Knob:
             except ValueError:
                 value = None
             if value is None:
-                raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {_shown(word)}")
+                raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {in_brief(word)}")
         try:
             return self.read(value)
         except UserError as error:
@@ -123,7 +123,7 @@ def read_settings(knobs: Iterable[Knob], given: Mapping[str, Any], whose: str) -
     known = {knob.name: knob for knob in knobs}
     strange = sorted(str(name) for name in set(given) - set(known))
     if strange:
-        raise UserError(f"{whose} knows no parameter {_shown(strange[0])}; it knows {', '.join(sorted(known))}")
+        raise UserError(f"{whose} knows no parameter {in_brief(strange[0])}; it knows {', '.join(sorted(known))}")
     return {name: knob.read(given.get(name, knob.default)) for name, knob in known.items()}
 
 
@@ -137,8 +137,3 @@ def _text(name: str, value: str) -> str:
     if "\0" in value:
         raise UserError(f"{name} is no valid text: it holds a zero byte")
     return value
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

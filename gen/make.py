@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from longtake.domain import Domain, OnStep, digest
-from longtake.errors import UserError, one_line
+from longtake.errors import UserError, told
 from longtake.request import Request, names_of
 
 if TYPE_CHECKING:
@@ -315,8 +315,7 @@ def on_main(ranks: Ranks, act: Callable[[], T]) -> T:
         except Exception as error:
             if ranks.world == 1:
                 raise
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            trouble = kind + one_line(error)
+            trouble = told(error)
     result, trouble = ranks.broadcast_object((result, trouble))
     if trouble is not None:
         raise UserError(trouble)

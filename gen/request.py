@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.domain import Domain, domain_of
-from longtake.errors import UserError
+from longtake.errors import UserError, in_brief
 from longtake.knob import read_settings
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Request:
             or not outputs
             or any(not isinstance(suffix, str) or suffix not in kinds for suffix in outputs)
         ):
-            raise UserError(f"outputs is a list of {', '.join(kinds)}; given {_brief(outputs)}")
+            raise UserError(f"outputs is a list of {', '.join(kinds)}; given {in_brief(outputs)}")
         if len(set(outputs)) < len(outputs):
             raise UserError(f"outputs names {max(outputs, key=outputs.count)} twice")
         inputs = _object(line, "inputs")
@@ -82,7 +82,7 @@ class Request:
             if name not in known:
                 raise UserError(f"{domain.NAME} knows no input {name!r}; it knows {', '.join(known) or 'none'}")
             if not isinstance(path, str) or not path or "\0" in path:
-                raise UserError(f"the input {name} is the name of a file; given {_brief(path)}")
+                raise UserError(f"the input {name} is the name of a file; given {in_brief(path)}")
         if "prompt" in line and "timeline" in line:
             raise UserError("a request has a prompt or a timeline, one of them")
         said = line.get("prompt", line.get("timeline"))
@@ -110,7 +110,7 @@ class Request:
     ) -> Request:
         """A request from its parts, each checked, with open settings decided. Raises UserError."""
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
-            raise UserError(f"seed is a whole number from 0 to {MOST_SEED}, must not be negative; given {_brief(seed)}")
+            raise UserError(f"a seed is a whole number, must not be negative, {MOST_SEED} at most; given {in_brief(seed)}")
         read = read_settings(domain.KNOBS, settings, domain.NAME)
         timeline = None
         if domain.PROMPT is None:
@@ -118,7 +118,7 @@ class Request:
                 raise UserError(f"{domain.NAME} takes no prompt")
         else:
             if not isinstance(prompt, str):
-                raise UserError(f"a prompt is text; given {_brief(prompt)}")
+                raise UserError(f"a prompt is text; given {in_brief(prompt)}")
             if len(prompt) > MOST_PROMPT:
                 raise UserError(f"a prompt is at most {MOST_PROMPT} characters, got {len(prompt)}")
             if domain.TIMELINE:
@@ -190,11 +190,5 @@ def names_of(request: Request, stem: Path) -> tuple[tuple[Path, ...], dict[str, 
 def _object(line: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = line.get(key, {})
     if not isinstance(value, dict):
-        raise UserError(f"{key} is a JSON object; given {_brief(value)}")
+        raise UserError(f"{key} is a JSON object; given {in_brief(value)}")
     return dict(value)
-
-
-def _brief(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-

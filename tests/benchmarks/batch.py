@@ -18,21 +18,17 @@ from pathlib import Path
 
 import torch
 from longtake.cli import main
-from longtake.distributed import Ranks
 from longtake.make import quiet_libraries
-from longtake.motion import jobs
-from longtake.timeline import Timeline
+from longtake.motion.pipeline import STEPS, LongMotionPipeline
 
 
 def direct(count: int, frames: int, steps: int, folder: Path) -> float:
     started = time.perf_counter()
-    ranks = Ranks.single()
-    pipe = jobs.load(jobs.DEFAULT_PRIOR, ranks)
+    pipe = LongMotionPipeline.from_prior("bandai-small")
     pipe.set_progress_bar_config(disable=True)
-    parameters = {**jobs.DEFAULTS, "frames": frames, "steps": steps}
     for seed in range(count):
-        timeline = Timeline.parse("a person walks", fps=jobs.FPS)
-        jobs.make(pipe, timeline, seed, parameters, ranks, folder / f"direct{seed}")
+        output = pipe("a person walks", frames, seed=seed, num_inference_steps=steps)
+        output.save(folder / f"direct{seed}.npz", overwrite=True)
     return time.perf_counter() - started
 
 
@@ -93,7 +89,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=50)
     parser.add_argument("--frames", type=int, default=80)
-    parser.add_argument("--steps", type=int, default=jobs.STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=2, help="measure so many ranks beside one; 0: not")
     args = parser.parse_args()

@@ -22,7 +22,7 @@ from batch import overhead, ranks_speedup
 from longtake.motion.domain import STEPS
 
 KERNELS = ("causal", 64, 3, "zigzag", "auto", 8, 4, 4, 4, 16, "float32")
-MOTION = ("0s: walks", 4, 1, 5, 2.5, 20, 1, False, [".npz"])
+MOTION = ("0s: walks", 4, 1, 5, 2.5, 20, 1, "", False, [".npz"])
 
 
 def start() -> tuple[subprocess.Popen, str, float, float]:
@@ -65,23 +65,23 @@ def queued(url: str, count: int) -> tuple[float, int, int]:
 def short_run(url: str, rounds: int) -> tuple[float, float]:
     """Median seconds of a short motion through the page and by a direct call, in turns."""
     from gradio_client import Client
-    from longtake.distributed import Ranks
     from longtake.make import quiet_libraries
-    from longtake.motion import jobs
-    from longtake.timeline import Timeline
+    from longtake.motion.pipeline import LongMotionPipeline
 
     quiet_libraries()
-    client, ranks = Client(url, verbose=False), Ranks.single()
-    pipe = jobs.load("bandai-small", ranks)
+    client = Client(url, verbose=False)
+    pipe = LongMotionPipeline.from_prior("bandai-small")
     pipe.set_progress_bar_config(disable=True)
-    parameters = {**jobs.DEFAULTS, "frames": 80, "steps": MOTION[3], "outputs": [".npz", ".html"], "preview": True}
     folder = Path("/tmp") if os.path.isdir("/tmp") else Path.cwd()
     seconds: dict[str, list[float]] = {"page": [], "direct": []}
     for number in range(rounds + 1):
         began = time.monotonic()
         client.predict(*MOTION, api_name="/motion")
         middle = time.monotonic()
-        jobs.make(pipe, Timeline.parse("walks"), 1, parameters, ranks, folder / f"longtake-bench-{os.getpid()}")
+        output = pipe("walks", 80, seed=1, num_inference_steps=MOTION[3])
+        for kind in (".npz", ".html"):
+            output.save(folder / f"longtake-bench-{os.getpid()}{kind}", overwrite=True)
+        output.preview(folder / f"longtake-bench-{os.getpid()}.png", overwrite=True)
         if number:
             seconds["page"].append(middle - began)
             seconds["direct"].append(time.monotonic() - middle)
