@@ -30,9 +30,9 @@ def package_of(path: Path) -> str:
     return ".".join(["longtake", *([] if first == "gen" else [first]), *wings])
 
 
-def imported_modules(source: str, package: str) -> Iterator[str]:
+def imported_modules(source: str | ast.AST, package: str) -> Iterator[str]:
     """Full names of all modules that a source imports, in functions too; relative imports are resolved."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -60,21 +60,29 @@ def forbidden_imports(source: str, folder: str) -> list[str]:
     )
 
 
+class _Runs(ast.NodeTransformer):
+    """What of a module can run once it is imported: not the bodies of `if TYPE_CHECKING:`, which only a type checker
+    reads, and of `if __name__ == "__main__":`, where the file is a program and no module."""
+
+    def visit_If(self, node: ast.If) -> ast.If | list[ast.stmt]:
+        self.generic_visit(node)
+        never = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
+        return node.orelse if ast.unparse(node.test) in never else node
+
+
 def import_circles(sources: dict[str, str], rooms: Callable[[str], str] = str) -> list[list[str]]:
     """The circles among modules (or among their `rooms`) that import each other, each sorted; none is [].
 
     sources: full module name -> source. An import inside a function is an arrow too, and so is a string that is the
-    full name of one of the modules (`import_module("...")`).
+    full name of one of the modules (`import_module("...")`); what `_Runs` leaves out is none.
     """
     arrows: dict[str, set[str]] = {rooms(module): set() for module in sources}
     for module, source in sources.items():
         package = module if any(other.startswith(f"{module}.") for other in sources) else module.rpartition(".")[0]
-        texts = (
-            node.value
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        )
-        named = {*imported_modules(source, package), *texts} & set(sources)
+        tree = _Runs().visit(ast.parse(source))
+        constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        texts = {value for value in constants if isinstance(value, str)}
+        named = {*imported_modules(tree, package), *texts} & set(sources)
         arrows[rooms(module)] |= {rooms(other) for other in named} - {rooms(module)}
 
     def reached(start: str) -> set[str]:
@@ -95,6 +103,17 @@ def sources_of(folder: str) -> dict[str, str]:
     paths = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == folder]
     names = [package_of(path) + ("" if path.stem == "__init__" else f".{path.stem}") for path in paths]
     return {name: path.read_text() for name, path in zip(names, paths, strict=True)}
+
+
+def parameters(source: str) -> dict[str, int]:
+    """Most parameters that a function (or Triton kernel) of each name takes, `self`, `*args` and `**kwargs` counted."""
+    found: dict[str, int] = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            a = node.args
+            count = len([*a.posonlyargs, *a.args, *a.kwonlyargs]) + (a.vararg is not None) + (a.kwarg is not None)
+            found[node.name] = max(found.get(node.name, 0), count)
+    return found
 
 
 def device_names(source: str) -> list[int]:
@@ -131,7 +150,11 @@ def test_the_detectors_detect() -> None:
     lazy["p.d"] = "import p.a"
     assert import_circles(lazy) == [["p.a", "p.b", "p.c"]]
     assert import_circles({**lazy, "p.c": ""}) == []
+    assert import_circles({**lazy, "p.c": "if TYPE_CHECKING:\n    import p.a"}) == []
+    assert import_circles({**lazy, "p.c": "if __name__ == \"__main__\":\n    import p.a"}) == []
+    assert import_circles({**lazy, "p.c": "if typing.TYPE_CHECKING:\n    x = 1\nelse:\n    import p.a"}) != []
     assert import_circles({"p": "", "p.a": "from . import b", "p.b": "from .a import x"}) == [["p.a", "p.b"]]
+    assert parameters("class A:\n    def f(self, a, /, b, *c, d=1, **e): ...\ndef f(a): ...") == {"f": 6}
     assert device_names('"""cuda"""\nx = "cuda:0"\ny.cuda()\nz = "no CUDA"') == [2, 3]
 
 
@@ -162,6 +185,15 @@ def test_no_import_circle_in_kernels() -> None:
     assert import_circles(sources, lambda module: ".".join(module.split(".")[:3])) == []
 
 
+def test_no_import_circle_in_the_house() -> None:
+    """Not even through imports inside functions. longtake/__init__.py, which Python runs before any module of ours, is
+    left out: it imports none itself, and its table of public names loads a module when a name is asked for."""
+    sources = {name: source for folder in FOLDERS for name, source in sources_of(folder).items()}
+    root = sources.pop("longtake")
+    assert not [module for module in imported_modules(root, "longtake") if room_of(module)]
+    assert len(sources) > 150 and import_circles(sources) == []
+
+
 def test_no_module_hides_a_package_or_the_standard_library() -> None:
     for path in SOURCES:
         assert path.stem not in sys.stdlib_module_names - {"__main__", "__init__"}, path
@@ -184,6 +216,17 @@ def test_only_kernels_and_motion_have_wings() -> None:
 def test_no_file_has_grown_past_600_lines() -> None:
     long = {str(path.relative_to(ROOT)): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 600}
     assert not long
+
+
+def test_no_function_takes_more_than_32_parameters() -> None:
+    """The two long pipelines take the most, 32 and 30: all that a request can say. Kernels take tuples of tensors."""
+    many = {
+        f"{path.relative_to(ROOT)}: {name}": count
+        for path in SOURCES
+        for name, count in parameters(path.read_text()).items()
+        if count > 32
+    }
+    assert not many
 
 
 def test_import_longtake_takes_less_than_300_ms_and_no_torch() -> None:

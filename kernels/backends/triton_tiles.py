@@ -9,10 +9,15 @@ atomics, so the result is the same in every run.
 `TRITON_INTERPRET=1` must be set before this module is imported to run on a CPU. The interpreter multiplies the bit
 patterns of bf16, so there (UPCAST) operands are widened first.
 
+What belongs together reaches a kernel as one named tuple (Queries, Keys, Added, Past), and the pieces as a tuple of
+Keys. Triton takes a tuple apart at the launch: every member is an argument of its own, with its own alignment known, so
+a tuple costs no load; a loop over pieces is unrolled.
+
 Shapes: q (B * H, Lq, D), k (B * Hk, Lk, D), v (B * Hk, Lk, Dv), contiguous; L and delta (B * H, Lq) float32.
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,6 +29,55 @@ BLOCK = 64
 INTERPRETED = bool(knobs.runtime.interpret)
 
 
+class Queries(NamedTuple):
+    """q (B * H, Lq, D), places (Lq,) int32, and Lq, H, H / Hk. In a kernel the tensors are pointers."""
+
+    q: Tensor
+    places: Tensor
+    n: int
+    heads: int
+    group: int
+
+
+class Keys(NamedTuple):
+    """A piece: k (B * Hk, Lk, D), v (B * Hk, Lk, Dv), places (Lk,) int32, shared (Lk,) int8, and Lk.
+
+    Block b of one side meets the blocks `blocks[starts[b]:starts[b + 1]]` of the other; int32, both. The forward and
+    dQ go by blocks of queries, dK and dV by blocks of keys.
+    """
+
+    k: Tensor
+    v: Tensor
+    places: Tensor
+    shared: Tensor
+    starts: Tensor
+    blocks: Tensor
+    n: int
+
+
+class Added(NamedTuple):
+    """The scale of q . k and a Rule. The bitmap of head h begins h * step numbers on; a row of it is blocks_k wide."""
+
+    scale: float
+    window: int
+    bias_local: float
+    bias_global: float
+    bias_both: float
+    bitmap: Tensor
+    step: int
+    blocks_k: int
+    block_q: int
+    block_k: int
+
+
+class Past(NamedTuple):
+    """What the backward knows of the forward: dO (B * H, Lq, Dv), L and delta = sum(dO * O), both (B * H, Lq)."""
+
+    d_out: Tensor
+    lse: Tensor
+    delta: Tensor
+
+
 @triton.jit
 def _load(base, rows, columns, n_rows, n_columns, UPCAST: tl.constexpr):
     inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
@@ -32,41 +86,61 @@ def _load(base, rows, columns, n_rows, n_columns, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def _logits(
-    q, k, q_place, k_place, k_shared, rows, cols, n_rows, n_cols, scale, window, bias_local, bias_global, bias_both,
-    bitmap, blocks_k, block_q, block_k, DUAL: tl.constexpr,
-):  # fmt: skip
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    real = (rows < n_rows)[:, None] & (cols < n_cols)[None, :]
+def _store(base, x, rows, columns, n_rows, n_columns):
+    inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+    tl.store(base + rows[:, None] * n_columns + columns[None, :], x.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _load_queries(queries, bh, rows, D, BD: tl.constexpr, UPCAST: tl.constexpr):
+    q = _load(queries.q + bh * queries.n * D, rows, tl.arange(0, BD), queries.n, D, UPCAST)
+    return q, tl.load(queries.places + rows, mask=rows < queries.n, other=0)
+
+
+@triton.jit
+def _load_past(past, bh, rows, n_rows, DV, BDV: tl.constexpr, UPCAST: tl.constexpr):
+    do = _load(past.d_out + bh * n_rows * DV, rows, tl.arange(0, BDV), n_rows, DV, UPCAST)
+    lse = tl.load(past.lse + bh * n_rows + rows, mask=rows < n_rows, other=0.0)
+    delta = tl.load(past.delta + bh * n_rows + rows, mask=rows < n_rows, other=0.0)
+    return do, tl.where(lse == float("-inf"), 0.0, lse), delta
+
+
+@triton.jit
+def _load_keys(keys, kv, cols, D, DV, BD: tl.constexpr, BDV: tl.constexpr, UPCAST: tl.constexpr):
+    k = _load(keys.k + kv * keys.n * D, cols, tl.arange(0, BD), keys.n, D, UPCAST)
+    v = _load(keys.v + kv * keys.n * DV, cols, tl.arange(0, BDV), keys.n, DV, UPCAST)
+    place = tl.load(keys.places + cols, mask=cols < keys.n, other=0)
+    return k, v, place, tl.load(keys.shared + cols, mask=cols < keys.n, other=0)
+
+
+@triton.jit
+def _logits(q, k, q_place, k_place, k_shared, real, added, head, DUAL: tl.constexpr):
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * added.scale
     closed = float("-inf")
     if DUAL:
         gap = q_place[:, None] - k_place[None, :]
-        near = (gap <= window) & (gap >= -window)
+        near = (gap <= added.window) & (gap >= -added.window)
         shared = (k_shared != 0)[None, :] & (q_place == q_place)[:, None]
-        bias = tl.where(near, tl.where(shared, bias_both, bias_local), tl.where(shared, bias_global, closed))
+        far = tl.where(shared, added.bias_global, closed)
+        bias = tl.where(near, tl.where(shared, added.bias_both, added.bias_local), far)
         return tl.where(real, s + bias, closed)
     else:
-        at = (q_place // block_q)[:, None] * blocks_k + (k_place // block_k)[None, :]
-        seen = tl.load(bitmap + at, mask=real, other=0)
+        at = (q_place // added.block_q)[:, None] * added.blocks_k + (k_place // added.block_k)[None, :]
+        seen = tl.load(added.bitmap + head * added.step + at, mask=real, other=0)
         return tl.where(real & (seen != 0), s, closed)
 
 
 @triton.jit
 def _gather(
-    acc, m, norm, q, q_place, rows, n_rows, k_base, v_base, k_places, k_shared, starts, blocks, n_cols, block,
-    scale, window, bias_local, bias_global, bias_both, bitmap, blocks_k, block_q, block_k, D, DV, DUAL: tl.constexpr,
-    BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, UPCAST: tl.constexpr,
+    acc, m, norm, q, q_place, inside, keys, kv, added, head, block, D, DV, DUAL: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr, BDV: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    for at in range(tl.load(starts + block), tl.load(starts + block + 1)):
-        cols = tl.load(blocks + at) * BN + tl.arange(0, BN)
-        k = _load(k_base, cols, tl.arange(0, BD), n_cols, D, UPCAST)
-        v = _load(v_base, cols, tl.arange(0, BDV), n_cols, DV, UPCAST)
-        place = tl.load(k_places + cols, mask=cols < n_cols, other=0)
-        shared = tl.load(k_shared + cols, mask=cols < n_cols, other=0)
-        s = _logits(
-            q, k, q_place, place, shared, rows, cols, n_rows, n_cols, scale, window, bias_local, bias_global, bias_both,
-            bitmap, blocks_k, block_q, block_k, DUAL,
-        )  # fmt: skip
+    """The running (O, maximum, sum) of a block of queries after one piece of keys; inside: which queries exist."""
+    for at in range(tl.load(keys.starts + block), tl.load(keys.starts + block + 1)):
+        cols = tl.load(keys.blocks + at) * BN + tl.arange(0, BN)
+        k, v, place, shared = _load_keys(keys, kv, cols, D, DV, BD, BDV, UPCAST)
+        real = inside[:, None] & (cols < keys.n)[None, :]
+        s = _logits(q, k, q_place, place, shared, real, added, head, DUAL)
         top = tl.maximum(m, tl.max(s, 1))
         safe = tl.where(top == float("-inf"), 0.0, top)
         p = tl.exp(s - safe[:, None])
@@ -79,122 +153,75 @@ def _gather(
 
 @triton.jit
 def _forward(
-    q_ptr, o_ptr, l_ptr, q_places, k0, v0, kp0, ks0, st0, bl0, n0, k1, v1, kp1, ks1, st1, bl1, n1,
-    k2, v2, kp2, ks2, st2, bl2, n2, n_rows, heads, group, scale, window, bias_local, bias_global, bias_both,
-    bitmap, bitmap_step, blocks_k, block_q, block_k, D, DV, DUAL: tl.constexpr, PIECES: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, UPCAST: tl.constexpr,
+    queries, pieces, added, o_ptr, l_ptr, D, DV, DUAL: tl.constexpr, PIECES: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    kv = bh // group
-    bitmap += (bh % heads) * bitmap_step
     rows = block * BM + tl.arange(0, BM)
-    q = _load(q_ptr + bh * n_rows * D, rows, tl.arange(0, BD), n_rows, D, UPCAST)
-    place = tl.load(q_places + rows, mask=rows < n_rows, other=0)
+    inside = rows < queries.n
+    q, place = _load_queries(queries, bh, rows, D, BD, UPCAST)
     acc = tl.zeros([BM, BDV], tl.float32)
     m = tl.full([BM], float("-inf"), tl.float32)
     norm = tl.zeros([BM], tl.float32)
-    acc, m, norm = _gather(
-        acc, m, norm, q, place, rows, n_rows, k0 + kv * n0 * D, v0 + kv * n0 * DV, kp0, ks0, st0, bl0, n0, block,
-        scale, window, bias_local, bias_global, bias_both, bitmap, blocks_k, block_q, block_k, D, DV, DUAL, BN, BD, BDV,
-        UPCAST,
-    )  # fmt: skip
-    if PIECES > 1:
+    for number in tl.static_range(PIECES):
         acc, m, norm = _gather(
-            acc, m, norm, q, place, rows, n_rows, k1 + kv * n1 * D, v1 + kv * n1 * DV, kp1, ks1, st1, bl1, n1, block,
-            scale, window, bias_local, bias_global, bias_both, bitmap, blocks_k, block_q, block_k, D, DV, DUAL, BN, BD,
-            BDV, UPCAST,
-        )  # fmt: skip
-    if PIECES > 2:
-        acc, m, norm = _gather(
-            acc, m, norm, q, place, rows, n_rows, k2 + kv * n2 * D, v2 + kv * n2 * DV, kp2, ks2, st2, bl2, n2, block,
-            scale, window, bias_local, bias_global, bias_both, bitmap, blocks_k, block_q, block_k, D, DV, DUAL, BN, BD,
-            BDV, UPCAST,
+            acc, m, norm, q, place, inside, pieces[number], bh // queries.group, added, bh % queries.heads, block,
+            D, DV, DUAL, BN, BD, BDV, UPCAST,
         )  # fmt: skip
     blind = norm == 0.0
     out = acc / tl.where(blind, 1.0, norm)[:, None]
     lse = tl.where(blind, float("-inf"), m + tl.log(tl.where(blind, 1.0, norm)))
-    columns = tl.arange(0, BDV)
-    inside = (rows < n_rows)[:, None] & (columns < DV)[None, :]
-    base = o_ptr + bh * n_rows * DV
-    tl.store(base + rows[:, None] * DV + columns[None, :], out.to(o_ptr.dtype.element_ty), mask=inside)
-    tl.store(l_ptr + bh * n_rows + rows, lse, mask=rows < n_rows)
+    _store(o_ptr + bh * queries.n * DV, out, rows, tl.arange(0, BDV), queries.n, DV)
+    tl.store(l_ptr + bh * queries.n + rows, lse, mask=inside)
 
 
 @triton.jit
 def _backward_q(
-    q_ptr, do_ptr, dq_ptr, l_ptr, delta_ptr, q_places, k_ptr, v_ptr, k_places, k_shared, starts, blocks, n_cols, n_rows,
-    heads, group, scale, window, bias_local, bias_global, bias_both, bitmap, bitmap_step, blocks_k, block_q, block_k,
-    D, DV, DUAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-    UPCAST: tl.constexpr,
+    queries, keys, added, past, dq_ptr, D, DV, DUAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr, BDV: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    kv = bh // group
-    bitmap += (bh % heads) * bitmap_step
     rows = block * BM + tl.arange(0, BM)
-    q = _load(q_ptr + bh * n_rows * D, rows, tl.arange(0, BD), n_rows, D, UPCAST)
-    do = _load(do_ptr + bh * n_rows * DV, rows, tl.arange(0, BDV), n_rows, DV, UPCAST)
-    place = tl.load(q_places + rows, mask=rows < n_rows, other=0)
-    lse = tl.load(l_ptr + bh * n_rows + rows, mask=rows < n_rows, other=0.0)
-    lse = tl.where(lse == float("-inf"), 0.0, lse)
-    delta = tl.load(delta_ptr + bh * n_rows + rows, mask=rows < n_rows, other=0.0)
+    inside = rows < queries.n
+    q, place = _load_queries(queries, bh, rows, D, BD, UPCAST)
+    do, lse, delta = _load_past(past, bh, rows, queries.n, DV, BDV, UPCAST)
     dq = tl.zeros([BM, BD], tl.float32)
-    for at in range(tl.load(starts + block), tl.load(starts + block + 1)):
-        cols = tl.load(blocks + at) * BN + tl.arange(0, BN)
-        k = _load(k_ptr + kv * n_cols * D, cols, tl.arange(0, BD), n_cols, D, UPCAST)
-        v = _load(v_ptr + kv * n_cols * DV, cols, tl.arange(0, BDV), n_cols, DV, UPCAST)
-        k_place = tl.load(k_places + cols, mask=cols < n_cols, other=0)
-        shared = tl.load(k_shared + cols, mask=cols < n_cols, other=0)
-        s = _logits(
-            q, k, place, k_place, shared, rows, cols, n_rows, n_cols, scale, window, bias_local, bias_global, bias_both,
-            bitmap, blocks_k, block_q, block_k, DUAL,
-        )  # fmt: skip
+    for at in range(tl.load(keys.starts + block), tl.load(keys.starts + block + 1)):
+        cols = tl.load(keys.blocks + at) * BN + tl.arange(0, BN)
+        k, v, k_place, shared = _load_keys(keys, bh // queries.group, cols, D, DV, BD, BDV, UPCAST)
+        real = inside[:, None] & (cols < keys.n)[None, :]
+        s = _logits(q, k, place, k_place, shared, real, added, bh % queries.heads, DUAL)
         p = tl.exp(s - lse[:, None])
-        ds = p * (tl.dot(do, tl.trans(v), input_precision="ieee") - delta[:, None]) * scale
+        ds = p * (tl.dot(do, tl.trans(v), input_precision="ieee") - delta[:, None]) * added.scale
         dq += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
-    columns = tl.arange(0, BD)
-    inside = (rows < n_rows)[:, None] & (columns < D)[None, :]
-    tl.store(dq_ptr + bh * n_rows * D + rows[:, None] * D + columns[None, :], dq, mask=inside)
+    _store(dq_ptr + bh * queries.n * D, dq, rows, tl.arange(0, BD), queries.n, D)
 
 
 @triton.jit
 def _backward_kv(
-    q_ptr, do_ptr, dk_ptr, dv_ptr, l_ptr, delta_ptr, q_places, k_ptr, v_ptr, k_places, k_shared, starts, blocks, n_cols,
-    n_rows, heads, group, scale, window, bias_local, bias_global, bias_both, bitmap, bitmap_step, blocks_k, block_q,
-    block_k, D, DV, DUAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-    UPCAST: tl.constexpr,
+    queries, keys, added, past, dk_ptr, dv_ptr, D, DV, DUAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr, BDV: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     block, kv = tl.program_id(0), tl.program_id(1).to(tl.int64)
     cols = block * BN + tl.arange(0, BN)
-    k = _load(k_ptr + kv * n_cols * D, cols, tl.arange(0, BD), n_cols, D, UPCAST)
-    v = _load(v_ptr + kv * n_cols * DV, cols, tl.arange(0, BDV), n_cols, DV, UPCAST)
-    k_place = tl.load(k_places + cols, mask=cols < n_cols, other=0)
-    shared = tl.load(k_shared + cols, mask=cols < n_cols, other=0)
+    inside = cols < keys.n
+    k, v, k_place, shared = _load_keys(keys, kv, cols, D, DV, BD, BDV, UPCAST)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BDV], tl.float32)
-    for member in range(group):
-        bh = kv * group + member
-        for at in range(tl.load(starts + block), tl.load(starts + block + 1)):
-            rows = tl.load(blocks + at) * BM + tl.arange(0, BM)
-            q = _load(q_ptr + bh * n_rows * D, rows, tl.arange(0, BD), n_rows, D, UPCAST)
-            do = _load(do_ptr + bh * n_rows * DV, rows, tl.arange(0, BDV), n_rows, DV, UPCAST)
-            place = tl.load(q_places + rows, mask=rows < n_rows, other=0)
-            lse = tl.load(l_ptr + bh * n_rows + rows, mask=rows < n_rows, other=0.0)
-            lse = tl.where(lse == float("-inf"), 0.0, lse)
-            delta = tl.load(delta_ptr + bh * n_rows + rows, mask=rows < n_rows, other=0.0)
-            s = _logits(
-                q, k, place, k_place, shared, rows, cols, n_rows, n_cols, scale, window, bias_local, bias_global,
-                bias_both, bitmap + (bh % heads) * bitmap_step, blocks_k, block_q, block_k, DUAL,
-            )  # fmt: skip
+    for member in range(queries.group):
+        bh = kv * queries.group + member
+        for at in range(tl.load(keys.starts + block), tl.load(keys.starts + block + 1)):
+            rows = tl.load(keys.blocks + at) * BM + tl.arange(0, BM)
+            q, place = _load_queries(queries, bh, rows, D, BD, UPCAST)
+            do, lse, delta = _load_past(past, bh, rows, queries.n, DV, BDV, UPCAST)
+            real = (rows < queries.n)[:, None] & inside[None, :]
+            s = _logits(q, k, place, k_place, shared, real, added, bh % queries.heads, DUAL)
             p = tl.exp(s - lse[:, None])
-            ds = p * (tl.dot(do, tl.trans(v), input_precision="ieee") - delta[:, None]) * scale
+            ds = p * (tl.dot(do, tl.trans(v), input_precision="ieee") - delta[:, None]) * added.scale
             dv += tl.dot(tl.trans(p).to(do.dtype), do, input_precision="ieee")
             dk += tl.dot(tl.trans(ds).to(q.dtype), q, input_precision="ieee")
-    columns = tl.arange(0, BD)
-    inside = (cols < n_cols)[:, None] & (columns < D)[None, :]
-    tl.store(dk_ptr + kv * n_cols * D + cols[:, None] * D + columns[None, :], dk, mask=inside)
-    columns = tl.arange(0, BDV)
-    inside = (cols < n_cols)[:, None] & (columns < DV)[None, :]
-    tl.store(dv_ptr + kv * n_cols * DV + cols[:, None] * DV + columns[None, :], dv, mask=inside)
+    _store(dk_ptr + kv * keys.n * D, dk, cols, tl.arange(0, BD), keys.n, D)
+    _store(dv_ptr + kv * keys.n * DV, dv, cols, tl.arange(0, BDV), keys.n, DV)
 
 
 @dataclass(frozen=True)
@@ -222,12 +249,12 @@ class Rule:
     block_q: int = 1
     block_k: int = 1
 
-    def arguments(self, q: Tensor, group: int, scale: float) -> tuple[object, ...]:
+    def added(self, q: Tensor, scale: float) -> Added:
         bitmap = self.bitmap if self.bitmap is not None else torch.zeros(1, 1, 1, dtype=torch.int8, device=q.device)
         step = bitmap.stride(0) if bitmap.shape[0] > 1 else 0
-        return (
-            q.shape[1], group, scale, self.window, self.bias_local, self.bias_global, self.bias_both, bitmap, step,
-            bitmap.shape[-1], self.block_q, self.block_k,
+        return Added(
+            scale, self.window, self.bias_local, self.bias_global, self.bias_both, bitmap, step, bitmap.shape[-1],
+            self.block_q, self.block_k,
         )  # fmt: skip
 
 
@@ -238,7 +265,17 @@ def _lists(tiles: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return starts.to(device), tiles.nonzero()[:, 1].to(device, torch.int32)
 
 
-def _constants(q: Tensor, v: Tensor, rule: Rule) -> dict[str, object]:
+def _queries(q: Tensor, places: Tensor, piece: Piece) -> Queries:
+    return Queries(q.contiguous(), places, q.shape[2], q.shape[1], q.shape[1] // piece.k.shape[1])
+
+
+def _keys(piece: Piece, tiles: Tensor) -> Keys:
+    """tiles: of the piece, or their transpose: whose rows a kernel goes by."""
+    k, v = piece.k.contiguous(), piece.v.contiguous()
+    return Keys(k, v, piece.places, piece.shared, *_lists(tiles, k.device), k.shape[2])
+
+
+def _constants(q: Tensor, v: Tensor, rule: Rule) -> dict[str, Any]:
     return {
         "D": q.shape[3], "DV": v.shape[3], "DUAL": rule.bitmap is None, "BM": BLOCK, "BN": BLOCK,
         "BD": max(triton.next_power_of_2(q.shape[3]), 16), "BDV": max(triton.next_power_of_2(v.shape[3]), 16),
@@ -249,18 +286,11 @@ def _constants(q: Tensor, v: Tensor, rule: Rule) -> dict[str, object]:
 def forward(q: Tensor, q_places: Tensor, pieces: list[Piece], rule: Rule, scale: float) -> tuple[Tensor, Tensor]:
     """(O, L) of q (B, H, Lq, D) over one to three pieces of keys; L float32, -inf where nothing is seen."""
     batch, heads, rows, _ = q.shape
-    width = pieces[0].v.shape[3]
-    out = q.new_empty(batch, heads, rows, width)
+    out = q.new_empty(batch, heads, rows, pieces[0].v.shape[3])
     lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=q.device)
-    arguments: list[object] = []
-    for piece in (*pieces, *[pieces[0]] * (3 - len(pieces))):
-        starts, blocks = _lists(piece.tiles, q.device)
-        arguments += [piece.k.contiguous(), piece.v.contiguous(), piece.places, piece.shared, starts, blocks]
-        arguments.append(piece.k.shape[2])
-    settings = rule.arguments(q, heads // pieces[0].k.shape[1], scale)
     _forward[(triton.cdiv(rows, BLOCK), batch * heads)](
-        q.contiguous(), out, lse, q_places, *arguments, rows, *settings, PIECES=len(pieces),
-        **_constants(q, pieces[0].v, rule),
+        _queries(q, q_places, pieces[0]), tuple(_keys(piece, piece.tiles) for piece in pieces), rule.added(q, scale),
+        out, lse, PIECES=len(pieces), **_constants(q, pieces[0].v, rule),
     )  # fmt: skip
     return out, lse
 
@@ -270,25 +300,21 @@ def backward(
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """dQ and the (dK, dV) of each piece, float32, from global O and L."""
     batch, heads, rows, _ = q.shape
-    group = heads // pieces[0].k.shape[1]
+    queries, added = _queries(q, q_places, pieces[0]), rule.added(q, scale)
     delta = (d_out.float() * out.float()).sum(-1).contiguous()
-    d_out, q, lse = d_out.to(q.dtype).contiguous(), q.contiguous(), lse.float().contiguous()
+    past = Past(d_out.to(q.dtype).contiguous(), lse.float().contiguous(), delta)
     total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     grads = []
     for piece in pieces:
-        k, v = piece.k.contiguous(), piece.v.contiguous()
-        settings, constants = rule.arguments(q, group, scale), _constants(q, v, rule)
+        constants = _constants(q, piece.v, rule)
         d_q = torch.empty_like(total)
-        d_k = torch.empty(k.shape, dtype=torch.float32, device=q.device)
-        d_v = torch.empty(v.shape, dtype=torch.float32, device=q.device)
-        keys = (k, v, piece.places, piece.shared)
-        starts, blocks = _lists(piece.tiles, q.device)
+        d_k = torch.empty(piece.k.shape, dtype=torch.float32, device=q.device)
+        d_v = torch.empty(piece.v.shape, dtype=torch.float32, device=q.device)
         _backward_q[(triton.cdiv(rows, BLOCK), batch * heads)](
-            q, d_out, d_q, lse, delta, q_places, *keys, starts, blocks, k.shape[2], rows, *settings, **constants
+            queries, _keys(piece, piece.tiles), added, past, d_q, **constants
         )
-        starts, blocks = _lists(piece.tiles.T, q.device)
-        _backward_kv[(triton.cdiv(k.shape[2], BLOCK), batch * k.shape[1])](
-            q, d_out, d_k, d_v, lse, delta, q_places, *keys, starts, blocks, k.shape[2], rows, *settings, **constants
+        _backward_kv[(triton.cdiv(piece.k.shape[2], BLOCK), batch * piece.k.shape[1])](
+            queries, _keys(piece, piece.tiles.T), added, past, d_k, d_v, **constants
         )
         total += d_q
         grads.append((d_k, d_v))
