@@ -110,7 +110,8 @@ class Request:
     ) -> Request:
         """A request from its parts, each checked, with open settings decided. Raises UserError."""
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
-            raise UserError(f"a seed is a whole number, must not be negative, {MOST_SEED} at most; given {in_brief(seed)}")
+            shown = in_brief(seed)
+            raise UserError(f"a seed is a whole number, must not be negative, {MOST_SEED} at most; given {shown}")
         read = read_settings(domain.KNOBS, settings, domain.NAME)
         timeline = None
         if domain.PROMPT is None:

@@ -213,6 +213,25 @@ def test_only_kernels_and_motion_have_wings() -> None:
     assert max(len(path.relative_to(ROOT).parts) for path in SOURCES) <= 3
 
 
+def broken_lines(source: str) -> list[str]:
+    """Lines of docstrings that a tool cut short in the middle of a sentence."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (ast.get_docstring(node) or "").split("\n")
+            for one, two in zip(lines, lines[1:], strict=False):
+                ended = one.endswith((":", ".", ";")) or one.startswith(" ")
+                if 0 < len(one) < 30 and two[:1].islower() and not ended:
+                    found.append(one)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_is_cut_to_a_word_a_line(path: Path) -> None:
+    assert broken_lines('"""A loop in which the\nnet\nsees frames."""') == ["A loop in which the", "net"]
+    assert broken_lines(path.read_text()) == []
+
+
 def test_no_file_has_grown_past_600_lines() -> None:
     long = {str(path.relative_to(ROOT)): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 600}
     assert not long

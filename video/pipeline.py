@@ -3,9 +3,8 @@
     pipe = LongVideoPipeline.from_prior("emoji-small")
     pipe("person running", frames=240, seed=1).save("running.mp4")
 
-The way of a prompt: Timeline -> text states per frame -> noise per frame -> a denoising loop in which the
-parallelized UNet
-sees this rank's frames -> chunks of frames in order (Video-Infinity, arXiv 2406.16260; noise option: FreeNoise,
+The way of a prompt: Timeline -> text states per frame -> noise per frame -> a denoising loop in which the parallelized
+UNet sees this rank's frames -> chunks of frames in order (Video-Infinity, arXiv 2406.16260; noise option: FreeNoise,
 2310.15169). Legend: F frames of the run, n of this rank, c h w latent channels and grid, T text tokens, D text width.
 """
 

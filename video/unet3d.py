@@ -240,7 +240,7 @@ def _level(name: str, levels: int) -> int:
 def traffic(model: nn.Module, piece: Piece) -> dict[Exchange, float]:
     """Elements that the busiest rank receives in one call for temporal attention, per batch entry and latent pixel.
 
-    Section 4.5 of the plan: HALO is (halo frames + global frames of others) * 2 * D for each attention; TRANSPOSE is
+    HALO is (halo frames + global frames of others) * 2 * D for each attention; TRANSPOSE is
     2 T (W-1)/W C for each temporal transformer; GATHER is 2 (F - T) D. A hard gate counts each scope for the share of
     timesteps in which it is open.
     """
