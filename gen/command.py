@@ -73,8 +73,8 @@ def run(args: argparse.Namespace, domain: Domain) -> int:
         sides=tuple(sides),
     )
     allowed = args.overwrite or args.resume
-    kinds = [suffix for suffix in domain.file_kinds()]
-    check_outputs([*outs, *sides.values()], [*kinds, *(side.suffix for side in domain.SIDES)], allowed)
+    endings = [*domain.file_kinds(), *(side.suffix for side in domain.SIDES)]
+    check_outputs([*outs, *sides.values()], endings, allowed)
     for name, path in sides.items():
         if not path.name.lower().endswith(domain.side(name).suffix):
             raise UserError(f"{domain.side(name).option} is a {domain.side(name).suffix} file, got {path}")

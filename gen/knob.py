@@ -63,6 +63,9 @@ class Knob:
             value = float(value) if abs(value) < 1e300 else math.inf
         if type(value) is not self.kind:
             raise UserError(f"{self.name} is {_KINDS[self.kind]}, got {in_brief(value)}")
+        return self._bounded(value)
+
+    def _bounded(self, value: Any) -> Any:
         if self.kind is str:
             return _text(self.name, value)
         if self.kind is bool:

@@ -257,8 +257,8 @@ class Record:
     def end(self, domain: Domain, output: Output, files: list[Path], targets: Targets) -> None:
         """For rank 0: note how the run ended; a complete one needs no checkpoints any more."""
         complete = _is_complete(output)
-        told = {key: output.info[key] for key in ("frames", "seconds", "steps") if key in output.info}
-        self.journal.record({"done": complete, **told, "files": [path.name for path in files]})
+        facts: dict[str, Any] = {key: output.info[key] for key in ("frames", "seconds", "steps") if key in output.info}
+        self.journal.record({"done": complete, **facts, "files": [path.name for path in files]})
         if complete:
             self.journal.clear()
             for path in targets.unfinished(domain).files:

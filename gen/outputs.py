@@ -113,7 +113,7 @@ class VideoOutput(Output):
             shape: tuple[int, ...] = ()
             for chunk in self.chunks():
                 shape = chunk.shape[1:]
-                spool.write(np.ascontiguousarray(chunk))
+                spool.write(np.ascontiguousarray(chunk).tobytes())
             for path in paths:
                 VideoOutput(_read_back(spool, shape), self.fps).save(path, overwrite=overwrite)
 

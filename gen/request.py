@@ -51,6 +51,12 @@ class Request:
         """The domain that makes it."""
         return domain_of(self.modality)
 
+    @property
+    def times(self) -> Timeline:
+        """The timeline, of a modality that has one."""
+        assert self.timeline is not None
+        return self.timeline
+
     # -------------------------------------------------------------------------------------------------------- reading
 
     @classmethod

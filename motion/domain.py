@@ -141,11 +141,10 @@ class MotionDomain(Domain):
         if settings["frames"] is not None and settings["seconds"] is not None:
             raise UserError("frames and seconds both say how long: give one of them")
         fps = self.fps_of(settings)
-        assert request.timeline is not None
         if settings["seconds"] is not None:
             settings["frames"] = max(2, round(settings["seconds"] * fps))
         elif settings["frames"] is None and settings["path"] is None:  # a path says itself how long it takes
-            settings["frames"] = request.timeline.starts[-1][0] + round(LAST_SECONDS * fps)
+            settings["frames"] = request.times.starts[-1][0] + round(LAST_SECONDS * fps)
         settings["seconds"] = None
         if settings["frames"] is not None and settings["frames"] > MOST_FRAMES:
             raise UserError(f"frames must be at most {MOST_FRAMES}, got {settings['frames']}")
@@ -159,12 +158,11 @@ class MotionDomain(Domain):
 
     def forecast(self, request: Request) -> Forecast:
         given, frames = request.settings, request.settings["frames"]
-        assert request.timeline is not None
         amount = f"{frames} frames"
         if frames is None:
-            frames = request.timeline.starts[-1][0] + round(LAST_SECONDS * self.fps_of(given))
+            frames = request.times.starts[-1][0] + round(LAST_SECONDS * self.fps_of(given))
             amount = "as long as the path takes"
-        request.timeline.validate(frames)
+        request.times.validate(frames)
         seconds = SECONDS * frames * given["steps"] * given["people"]
         return Forecast(seconds, MEMORY_GB, amount, given["steps"])
 
@@ -195,7 +193,7 @@ class MotionDomain(Domain):
         longest = int(pipe.space.config.longest_row)
         if given["frames"] is None:
             return 1
-        plan, _ = plan_of(request.timeline, given["frames"], handshake=given["handshake"], longest=longest)
+        plan, _ = plan_of(request.times, given["frames"], handshake=given["handshake"], longest=longest)
         return len(plan.chunks(given["chunk_rows"], mixed=pipe.model.padding is Padding.MASK))
 
     def generate(
@@ -208,7 +206,7 @@ class MotionDomain(Domain):
     ) -> MotionOutput:
         given = request.settings
         output: MotionOutput = pipe(
-            request.timeline,
+            request.times,
             given["frames"],
             seed=request.seed,
             num_inference_steps=given["steps"],

@@ -18,7 +18,7 @@ from longtake.knob import Knob
 if TYPE_CHECKING:
     from longtake.distributed import Ranks
     from longtake.journal import Journal
-    from longtake.outputs import FileKind, VideoOutput
+    from longtake.outputs import FileKind, Output, VideoOutput
     from longtake.request import Request
     from longtake.video.pipeline import Context, LongVideoPipeline
     from longtake.video.scope import Scope
@@ -148,8 +148,7 @@ class VideoDomain(Domain):
 
     def forecast(self, request: Request) -> Forecast:
         frames, steps = request.settings["frames"], request.settings["steps"]
-        assert request.timeline is not None
-        request.timeline.validate(frames)
+        request.times.validate(frames)
         self.scope(request)
         for suffix in request.outputs:
             _media().check_fps(request.settings["fps"], suffix)
@@ -220,7 +219,7 @@ class VideoDomain(Domain):
     def check(self, pipe: LongVideoPipeline, request: Request, ranks: Ranks) -> None:
         context = self.context(request)
         pipe.check_inputs(
-            request.timeline,
+            request.times,
             context,
             height=request.settings["height"],
             width=request.settings["width"],
@@ -242,7 +241,7 @@ class VideoDomain(Domain):
     ) -> VideoOutput:
         given, context = request.settings, self.context(request)
         output = pipe(
-            request.timeline,
+            request.times,
             given["frames"],
             seed=request.seed,
             num_inference_steps=given["steps"],
@@ -267,9 +266,9 @@ class VideoDomain(Domain):
         told = {name: request.settings[name] for name in ("prior", "fps")}
         return {**told, "prompt": request.prompt, "seed": request.seed, "steps": steps}
 
-    def keep(self, output: VideoOutput, request: Request, folder: Path) -> None:
+    def keep(self, output: Output, request: Request, folder: Path) -> None:
         latents = _latents()
-        latents.save_latents(folder / latents.LATENTS, output.latents, output.info["note"])
+        latents.save_latents(folder / latents.LATENTS, output.latents, output.info["note"])  # type: ignore[attr-defined]
 
     def kept(self, pipe: LongVideoPipeline, request: Request, folder: Path) -> VideoOutput | None:
         from longtake.distributed import current

@@ -305,12 +305,13 @@ class LongVideoPipeline(LongTakePipeline):
             "output_type": "film" if output_type in STOCK_TYPES else output_type,
         }
         self.begin()
-        if isinstance(prompt, (list, tuple)):
+        result: Any
+        if prompt is None or isinstance(prompt, (str, Timeline)) or not isinstance(prompt, (list, tuple)):
+            one = self._one(prompt, seed=seed_of(seed, generator), **settings)  # type: ignore[arg-type]
+            result = stock_video([one], output_type) if output_type in STOCK_TYPES else one
+        else:
             made = self._batch(prompt, seed, generator, settings)
             result = stock_video(made, output_type) if output_type in STOCK_TYPES else made
-        else:
-            one = self._one(prompt, seed=seed_of(seed, generator), **settings)
-            result = stock_video([one], output_type) if output_type in STOCK_TYPES else one
         if return_dict:
             return result
         return ([output.frames for output in result] if isinstance(result, list) else result.frames,)
@@ -532,7 +533,7 @@ class StockVideo:
 
 def stock_video(outputs: list[VideoOutput], kind: str) -> StockVideo:
     """Films in the shapes of diffusers. kind: "np", "pt" or "pil"."""
-    films = [output.frames for output in outputs]
+    films: list[Any] = [output.frames for output in outputs]
     if kind == "pil":
         from PIL import Image
 

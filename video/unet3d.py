@@ -268,9 +268,9 @@ def traffic(model: nn.Module, piece: Piece) -> dict[Exchange, float]:
         window = piece.scope.window
         frames = []
         for rank in range(world):
-            piece = partition.range(rank)
-            near = min(window, piece.start) + min(window, partition.total - piece.stop) if len(piece) else 0
-            frames.append(local * near + far * sum(index not in piece for index in shared))
+            own = partition.range(rank)
+            near = min(window, own.start) + min(window, partition.total - own.stop) if len(own) else 0
+            frames.append(local * near + far * sum(index not in own for index in shared))
         halo = 2.0 * max(frames) * attention
     return {
         Exchange.HALO: halo,
