@@ -32,6 +32,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from longtake.errors import UserError, explain_disk_errors, shorten
 from longtake.reading import read_json
+from longtake.records import append, read
 
 if TYPE_CHECKING:
     import torch
@@ -194,15 +195,7 @@ class Journal:
 
     def record(self, event: dict[str, Any]) -> None:
         """Append one event to events.jsonl and flush it to the disk; for one rank only."""
-        path = self.folder / _EVENTS
-        with explain_disk_errors(path), open(path, "ab+") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")  # ends a line that a kill left torn; readers skip it
-            file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.folder / _EVENTS, event)
 
     def prune(self, prefix: str, keep: int = 1) -> None:
         """Remove the pieces of all steps older than the newest `keep` complete ones."""
@@ -246,18 +239,7 @@ class Journal:
 
     def events(self) -> list[dict[str, Any]]:
         """All events in order; a line that a kill left torn is skipped."""
-        path = self.folder / _EVENTS
-        if not path.exists():
-            return []
-        found = []
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict):
-                found.append(event)
-        return found
+        return list(read(self.folder / _EVENTS))
 
     def complete_sets(self, prefix: str) -> dict[int, list[Path]]:
         """Step -> files in order of rank, for the steps of which every rank's piece is there and whole.
