@@ -1,30 +1,49 @@
 """The training loop every prior shares: accelerate, moving average, atomic checkpoints that a rerun resumes.
 
 A recipe gives a model and ``loss(model, step) -> scalar``; the batch of a step is a function of (seed, step) alone, so
-a run that was killed and resumed sees the same batches as one that was not.
+a run that was killed and resumed sees the same batches as one that was not. The model lives on ``training_device()``,
+and so must all that a loss makes of it; nothing waits for the device between two checkpoints.
 
-    fit(model, loss, Settings(steps=2000), folder)
+    place = training_device()
+    fit(model, loss, Settings(steps=2000), folder)              # loss draws from batch_generator(seed, step)
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from longtake.device import activate, choose_device
+from longtake.errors import UserError, one_line
+from longtake.journal import atomic_path
+from longtake.records import append
 from torch import nn
+
+PRECISIONS = ("no", "bf16", "fp16")
+TENTH = 0.1  # of the rate, where a cosine over steps ends
+EMA_POWER = 0.75  # of the moving average's warm-up
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast: ``minutes`` stops early (0: never); the rate warms up, then falls to a tenth by cosine."""
+    """How long and how fast.
+
+    The rate warms up over ``warmup`` steps, then falls by a cosine. ends_at: the share of it that is left at the end,
+    0..1; the end is the last step, or, with ``minutes``, the time given. None: a tenth, at the last step.
+    minutes: stops early (0: never). With ``ends_at`` they are of the whole training, resumed runs added up, else of
+    this run. checkpoint_every: steps; checkpoint_minutes: also when so long has passed since the last (0: never).
+    ema: decay of the moving average. clip: of the gradient's norm. precision: "no", "bf16" or "fp16".
+    Raises UserError for numbers that cannot be.
+    """
 
     steps: int
     learning_rate: float = 1e-3
@@ -35,19 +54,78 @@ class Settings:
     checkpoint_every: int = 200
     minutes: float = 0.0
     precision: str = "no"
+    ends_at: float | None = None
+    checkpoint_minutes: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"precision must be no, bf16 or fp16, got {self.precision!r}")
+            raise UserError(f"steps must be at least 1, got {self.steps}")
+        if self.checkpoint_every < 1:
+            raise UserError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision must be {', '.join(PRECISIONS)}, got {self.precision!r}")
+        for name in ("minutes", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name} must be a number of minutes, 0 or more, got {value}")
+        if self.ends_at is not None and not 0 <= self.ends_at <= 1:
+            raise UserError(f"ends_at must be a share of the rate from 0 to 1, got {self.ends_at}")
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step."""
+    @property
+    def over_time(self) -> bool:
+        """Whether the cosine falls over ``minutes`` instead of over ``steps``."""
+        return self.ends_at is not None and self.minutes > 0
+
+    def rate(self, step: int, minutes: float = 0.0) -> float:
+        """Learning rate of a step; minutes: trained so far, of the whole training."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        if self.over_time:
+            progress = minutes / self.minutes
+        else:
+            progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        low = TENTH if self.ends_at is None else self.ends_at
+        return self.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that every ``longtake train`` has; ``schedule`` reads them."""
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="stop each stage after so long (0: never); a rerun resumes"
+    )
+    parser.add_argument(
+        "--ends-at",
+        type=float,
+        default=None,
+        metavar="SHARE",
+        help="share of the learning rate left at the end, 0 to 1; with --minutes the end is when they are over "
+        "(default: a tenth at the last step)",
+    )
+    parser.add_argument(
+        "--checkpoint-minutes", type=float, default=0, help="a checkpoint also after so long (0: by steps alone)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def schedule(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``add_arguments`` as keywords of ``Settings``."""
+    return {name: getattr(args, name) for name in ("minutes", "ends_at", "checkpoint_minutes", "precision")}
+
+
+# ------------------------------------------------------------------------------------------------------ a batch
+
+
+def training_device() -> torch.device:
+    """The device of this process's model and batches, made the current one."""
+    device = choose_device(local_rank=int(os.environ.get("LOCAL_RANK") or 0)).device
+    activate(device)
+    return device
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter lives."""
+    return next(model.parameters()).device
 
 
 def batch_generator(seed: int, step: int) -> np.random.Generator:
@@ -55,13 +133,260 @@ def batch_generator(seed: int, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, step, int(os.environ.get("RANK") or 0)]))
 
 
-def _save(path: Path, state: dict[str, Any]) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def normal(rng: np.random.Generator, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Standard normal numbers, float32: of ``rng`` itself on a CPU, elsewhere drawn there from a seed of ``rng``."""
+    if device.type == "cpu":
+        return torch.from_numpy(rng.standard_normal(tuple(shape), dtype="float32"))
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+    return torch.randn(tuple(shape), generator=generator, device=device)
+
+
+def stratified_times(rng: np.random.Generator, rows: int, device: torch.device, steps: int = 1000) -> torch.Tensor:
+    """Timesteps (rows,) int64 in 0..steps-1, one draw a stratum: the mean over noise levels has less variance."""
+    time = ((rng.permutation(rows) + rng.random(rows)) / rows * steps).astype("int64")
+    return torch.from_numpy(time).to(device)
+
+
+# ------------------------------------------------------------------------------------------------------ the loop
+
+
+class Average:
+    """Moving average of parameters; its decay warms up as 1 - (1 + step) ** -0.75, up to ``decay``."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.steps = 0
+        self.shadow = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take in the parameters as they are now."""
+        before = self.steps
+        self.steps += 1
+        decay = min(1 - (1 + before) ** -EMA_POWER, self.decay) if before else 0.0
+        # three passes where lerp would be one: lerp rounds once less, and its numbers would not be those of old runs
+        gap = torch._foreach_sub(self.shadow, self.parameters)
+        torch._foreach_mul_(gap, 1 - decay)
+        torch._foreach_sub_(self.shadow, gap)
+
+    @torch.no_grad()
+    def copy_to_parameters(self) -> None:
+        """Give the model the average's numbers."""
+        torch._foreach_copy_(self.parameters, self.shadow)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside the block the model has the average's numbers, afterwards its own again."""
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        self.copy_to_parameters()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, own)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimization_step": self.steps, "shadow_params": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From ``state_dict``, or from that of diffusers' EMAModel; ValueError for another model's."""
+        given = state["shadow_params"]
+        if [one.shape for one in given] != [one.shape for one in self.shadow]:
+            raise ValueError("the moving average is of another model")
+        self.steps = int(state["optimization_step"])
+        for mine, other in zip(self.shadow, given, strict=True):
+            mine.copy_(other)
+
+
+class Trainer:
+    """One training: ``folder/<name>.state`` is its resumable checkpoint, ``folder/<name>.jsonl`` its record.
+
+    See ``fit`` for the arguments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, int], torch.Tensor],
+        settings: Settings,
+        folder: Path,
+        *,
+        name: str = "model",
+        on_checkpoint: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.model, self.loss, self.settings, self.name = model, loss, settings, name
+        self.on_checkpoint = on_checkpoint
+        folder.mkdir(parents=True, exist_ok=True)
+        self.state_path, self.record_path = folder / f"{name}.state", folder / f"{name}.jsonl"
+        self.device = training_device()
+        self.model.to(self.device)
+        # accelerate joins a torchrun without GPUs only when it is told to use the CPU
+        self.accelerator = Accelerator(
+            mixed_precision=settings.precision, cpu=self.device.type == "cpu", device_placement=False
+        )
+        self.average = Average(model.parameters(), settings.ema)
+        self.kernels = {"fused": True, "foreach": False} if self.device.type != "cpu" else {"foreach": True}
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=(0.9, 0.99),
+            **self.kernels,
+        )
+        self.done, self.seconds_before = 0, 0.0
+        self.losses: list[torch.Tensor] = []  # of the steps since the last checkpoint, on the device
+        self.rate = 0.0
+        self.started = self.kept_at = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of this run."""
+        return time.monotonic() - self.started
+
+    @property
+    def minutes(self) -> float:
+        """Wall-clock minutes of the whole training, resumed runs added up."""
+        return (self.seconds_before + self.seconds) / 60
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one. Raises UserError when it is damaged or of another model."""
+        if not self.state_path.exists():
+            return
+        try:
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["model"])
+            for group in state["optimizer"]["param_groups"]:  # written on another device, perhaps
+                group.update({"fused": None, **self.kernels})
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average.load_state_dict(state["average"])
+            self.done = int(state["step"])
+            self.seconds_before = float(state.get("seconds", 0.0))
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # whatever a damaged file makes the reader do, it is the file's fault
+            raise UserError(
+                f"{self.state_path} is damaged or of another model ({one_line(error)[:200]}): "
+                "remove it or give another folder"
+            ) from error
+
+    def run(self) -> nn.Module:
+        """All steps that are left, with their checkpoints; the model, with the average's parameters, in eval mode."""
+        from tqdm import tqdm
+
+        settings = self.settings
+        self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+        self.started = self.kept_at = time.monotonic()
+        with tqdm(
+            range(self.done, settings.steps),
+            initial=self.done,
+            total=settings.steps,
+            desc=self.name,
+            mininterval=10,
+            disable=not self.accelerator.is_main_process,
+        ) as bar:
+            for number in bar:
+                if settings.over_time and self.out_of_time():
+                    break  # resumed after its time was over
+                self.step(number)
+                ended = self.out_of_time()
+                if ended or self.is_due():
+                    row = self.checkpoint()
+                    shown = {key: f"{value:.4g}" for key, value in row.items() if key not in ("step", "seconds")}
+                    bar.set_postfix(shown)
+                if ended:
+                    break
+        self.average.copy_to_parameters()
+        return self.model.eval()
+
+    def step(self, number: int) -> None:
+        """One step of the optimizer and of the average. Nothing here waits for the device."""
+        self.rate = self.settings.rate(number, self.minutes if self.settings.over_time else 0.0)
+        for group in self.stepper.param_groups:
+            group["lr"] = self.rate
+        with self.accelerator.autocast():
+            value = self.loss(self.wrapped, number)
+        self.accelerator.backward(value)
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        self.average.step()
+        self.losses.append(value.detach())
+        self.done = number + 1
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is: by the number of steps, at the end, or by the clock."""
+        settings = self.settings
+        if self.done % settings.checkpoint_every == 0 or self.done == settings.steps:
+            return True
+        return self._agreed(
+            settings.checkpoint_minutes > 0 and time.monotonic() - self.kept_at > 60 * settings.checkpoint_minutes,
+            asked=settings.checkpoint_minutes > 0,
+        )
+
+    def out_of_time(self) -> bool:
+        """Whether ``Settings.minutes`` are over, on any rank."""
+        limit = self.settings.minutes
+        spent = self.minutes if self.settings.over_time else self.seconds / 60
+        return self._agreed(limit > 0 and spent > limit, asked=limit > 0)
+
+    def _agreed(self, mine: bool, *, asked: bool) -> bool:
+        """Whether any rank says so; ranks that stopped at different steps would wait for each other for ever."""
+        if not asked or self.accelerator.num_processes == 1:
+            return mine
+        told = self.accelerator.reduce(torch.tensor(float(mine), device=self.device), "sum")
+        return bool(told > 0)
+
+    def checkpoint(self) -> dict[str, float]:
+        """Check the losses since the last checkpoint, judge, write the state and a line of the record: this line.
+
+        Raises FloatingPointError, the last checkpoint untouched, when a loss or a weight is not finite.
+        """
+        losses = torch.stack(self.losses).tolist()
+        first = self.done - len(losses)
+        bad = [place for place, value in enumerate(losses) if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"{self.name}: loss is {losses[bad[0]]} at step {first + bad[0]}; last checkpoint kept in "
+                f"{self.state_path}"
+            )
+        norms = torch.stack(torch._foreach_norm([parameter.detach().float() for parameter in self.average.parameters]))
+        if not bool(torch.isfinite(norms).all()):
+            raise FloatingPointError(
+                f"{self.name}: weights are not finite after step {self.done - 1}; last checkpoint kept in "
+                f"{self.state_path}"
+            )
+        self.losses = []
+        row: dict[str, float] = {"step": self.done, "loss": float(np.mean(losses)), "rate": self.rate}
+        row["seconds"] = round(self.seconds, 1)
+        if self.accelerator.is_main_process:
+            row.update(self.judge())
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict(),
+                "step": self.done,
+                "seconds": self.seconds_before + self.seconds,
+                "settings": asdict(self.settings),
+            }
+            with atomic_path(self.state_path) as partial, open(partial, "wb") as file:
+                torch.save(state, file)
+            append(self.record_path, row)
+        self.kept_at = time.monotonic()
+        return row
+
+    def judge(self) -> dict[str, float]:
+        """What ``on_checkpoint`` finds of the averaged model."""
+        if self.on_checkpoint is None:
+            return {}
+        with self.average.in_place():
+            self.model.eval()
+            with torch.inference_mode():
+                found = self.on_checkpoint(self.model, self.done)
+            self.model.train()
+        return found
 
 
 def fit(
@@ -73,88 +398,14 @@ def fit(
     name: str = "model",
     on_checkpoint: Callable[[nn.Module, int], dict[str, float]] | None = None,
 ) -> nn.Module:
-    """Train ``model`` in place to ``settings.steps``; returns it with the moving average's parameters.
+    """Train ``model`` in place to ``settings.steps``; returns it, on ``training_device()``, with the moving average's
+    parameters.
 
     ``folder/<name>.state`` is the resumable checkpoint, ``folder/<name>.jsonl`` the record (step, loss, rate, seconds).
-    ``on_checkpoint(averaged model, step)`` returns figures for the record. A NaN loss raises FloatingPointError and
-    leaves the last checkpoint untouched.
+    ``on_checkpoint(averaged model, step)`` returns figures for the record. A loss or weight that is not finite raises
+    FloatingPointError at the next checkpoint and leaves the last one untouched. Raises UserError for a checkpoint that
+    is damaged or of another model, and when the disk is full.
     """
-    from accelerate import Accelerator
-    from diffusers.training_utils import EMAModel
-    from longtake.device import choose_device
-    from tqdm import tqdm
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state_path, record_path = folder / f"{name}.state", folder / f"{name}.jsonl"
-    # accelerate joins a torchrun without GPUs only when it is told to use the CPU
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=choose_device().device.type == "cpu")
-    average = EMAModel(model.parameters(), decay=settings.ema, use_ema_warmup=True, power=0.75)
-    buffers = dict(model.named_buffers())
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
-    )
-    first = 0
-    if state_path.exists():
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["average"])
-        first = int(state["step"])
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    average.to(accelerator.device)
-    started, recent = time.monotonic(), []
-    bar = tqdm(
-        range(first, settings.steps),
-        initial=first,
-        total=settings.steps,
-        desc=name,
-        mininterval=10,
-        disable=not accelerator.is_main_process,
-    )
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate(step)
-        with accelerator.autocast():
-            value = loss(wrapped, step)
-        accelerator.backward(value)
-        accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.step(model.parameters())
-        recent.append(float(value.detach()))
-        if not np.isfinite(recent[-1]):
-            raise FloatingPointError(
-                f"{name}: loss is {recent[-1]} at step {step}; last checkpoint kept in {state_path}"
-            )
-        out_of_time = settings.minutes > 0 and time.monotonic() - started > 60 * settings.minutes
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps or out_of_time:
-            row = {"step": step + 1, "loss": float(np.mean(recent)), "rate": settings.rate(step)}
-            row["seconds"] = round(time.monotonic() - started, 1)
-            recent = []
-            if accelerator.is_main_process:
-                if on_checkpoint is not None:
-                    average.store(model.parameters())
-                    average.copy_to(model.parameters())
-                    model.eval()
-                    with torch.inference_mode():
-                        row.update(on_checkpoint(model, step + 1))
-                    model.train()
-                    average.restore(model.parameters())
-                _save(
-                    state_path,
-                    {
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "average": average.state_dict(),
-                        "step": step + 1,
-                        "settings": asdict(settings),
-                    },
-                )
-                with open(record_path, "a") as file:
-                    file.write(json.dumps(row) + "\n")
-            bar.set_postfix({key: f"{value:.4g}" for key, value in row.items() if key not in ("step", "seconds")})
-        if out_of_time:
-            break
-    average.copy_to(model.parameters())
-    assert all(torch.isfinite(buffer).all() for buffer in buffers.values())
-    return model.eval()
+    trainer = Trainer(model, loss, settings, folder, name=name, on_checkpoint=on_checkpoint)
+    trainer.resume()
+    return trainer.run()
