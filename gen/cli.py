@@ -5,7 +5,8 @@ A domain (see `domain`) is a command of its own; its package may have train.py a
 and are imported only when asked for, so `longtake --help` imports neither them nor torch.
 
 Exit codes: 0 done; 1 an unexpected error (its traceback is shown); 2 a mistake of the user (one line); 75 another rank
-failed; 130 interrupted. Of several ranks only rank 0 prints to standard output and tells of a user's mistake.
+failed; 130 interrupted. Of several ranks only rank 0 prints to standard output and tells of a user's mistake; one that
+rank 0 cannot know of is told by the rank that met it: "longtake: error (rank 1): ...".
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from longtake.launch import rank as rank_of
+    from longtake.watchdog import begin
 
     standard_output = sys.stdout
     silence = None
@@ -54,13 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank != 0:
             silence = open(os.devnull, "w")
             sys.stdout = silence
+        begin()
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         _end_ranks(code)
         return code
     except UserError as error:
-        _tell_ranks(error)
-        if rank == 0:
-            print(f"longtake: error: {one_line(error)}", file=sys.stderr)
+        if not _tell_ranks(error):
+            who = f" (rank {rank})" if rank else ""
+            print(f"longtake: error{who}: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         _tell_ranks(error)
@@ -188,18 +191,47 @@ def _ranks() -> Any:
     return None if current is None else current()
 
 
-def _tell_ranks(error: BaseException) -> None:
-    """Before this rank reports its error: let the others know. Does not return when another's came first."""
+def _tell_ranks(error: BaseException) -> bool:
+    """Before this rank reports its error: let the others know; whether another rank tells the user of it. Does not
+    return when another's came first."""
+    from longtake.errors import told
+    from longtake.launch import has_agent, read_address, read_environment
+    from longtake.watchdog import take
+
+    try:
+        launch = read_environment()
+        if launch.world == 1:
+            return False
+    except UserError:
+        return False
     if (ranks := _ranks()) is not None:
         ranks.fail(error)
+        return launch.rank != 0
+    if (watchdog := take()) is not None:
+        kind = "user" if isinstance(error, UserError) else "error"
+        late = {} if isinstance(error, Exception) else {"late_s": 0.0}
+        return watchdog.report(kind, told(error), **late) and launch.rank != 0
+    if has_agent() and isinstance(error, Exception):
+        from longtake.distributed import leave_word
+
+        return leave_word(error)
+    try:
+        read_address()
+    except UserError:  # no rank can meet any other: one of them tells
+        return launch.rank != 0
+    return False
 
 
 def _end_ranks(code: int) -> None:
+    from longtake.watchdog import take
+
     if (ranks := _ranks()) is not None:
         if code == 0:
             ranks.finish()
         else:
             ranks.fail(SystemExit(code))
+    elif (watchdog := take()) is not None:
+        watchdog.leave()
 
 
 # ---------------------------------------------------------------------------------------------------------- info

@@ -9,16 +9,20 @@ Leaving the block normally calls `finish`, which returns when every rank has arr
 the others why. When a rank raises, is killed or loses its machine, every other rank prints one line and exits with
 code 75 (code 2 when the reason is a UserError), whether it waits in a collective or computes. See watchdog.py.
 
-Environment (set by the launchers): RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+Environment (set by the launchers): RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. LONGTAKE_JOIN_TIMEOUT: how
+many seconds to wait at the start for ranks that have not come yet (300; 15 where the command line started all ranks on
+one machine). A rank that was there and is gone ends the wait at once.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import secrets
 import sys
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -27,12 +31,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from longtake.device import Choice, activate, choose_device, group_backend
-from longtake.errors import UserError, one_line, shorten, told
-from longtake.launch import read_address, read_environment
-from longtake.watchdog import Watchdog
+from longtake.errors import RankFailure, UserError, one_line, shorten, told
+from longtake.launch import JOIN_TIMEOUT_S, NEAR_JOIN_TIMEOUT_S, has_agent, join_timeout, read_address, read_environment
+from longtake.watchdog import Watchdog, hand_back, take
 
 GROUP_TIMEOUT_S = 1800.0  # longest wait inside one collective; the watchdog, not this, finds dead ranks
-JOIN_TIMEOUT_S = 300.0  # longest wait for all ranks to arrive at the start
+_WORD_S = 5.0  # how long a rank that met a mistake waits for rank 0 to tell of the same
+_LOOK_S = 0.5  # how often a rank that waits for others looks for word of a mistake
 
 _active: Ranks | None = None
 
@@ -87,11 +92,6 @@ class Ranks:
         dist.all_gather_object(everyone, obj, group=self.group)
         return everyone
 
-    def on_abort(self, cleanup: Callable[[], None]) -> None:
-        """Have `cleanup` called (from another thread, at most a few seconds) when the watchdog ends this process."""
-        if self.watchdog is not None:
-            self.watchdog.cleanups.append(cleanup)
-
     def fail(self, error: BaseException) -> None:
         """Tell the other ranks that this one ends because of `error`.
 
@@ -132,13 +132,14 @@ class Ranks:
 
 def setup(
     timeout_s: float = GROUP_TIMEOUT_S,
-    join_timeout_s: float = JOIN_TIMEOUT_S,
+    join_timeout_s: float | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Ranks:
     """Join the run that the launcher's environment describes; a run of one process when there is none.
 
-    timeout_s: longest wait inside one collective. join_timeout_s: longest wait for all ranks to arrive.
+    timeout_s: longest wait inside one collective. join_timeout_s: longest wait for all ranks to
+    arrive (LONGTAKE_JOIN_TIMEOUT when None).
     An existing process group (accelerate makes one) is used as it is and left open by `finish`.
     Raises UserError when the environment is incomplete.
     """
@@ -157,7 +158,7 @@ def setup(
     if owns_group:
         watchdog = _start_group(rank, world, choice, timeout_s, join_timeout_s)
     else:
-        watchdog = _watch_existing_group(rank, world, join_timeout_s)
+        watchdog = _watch_existing_group(rank, world, join_timeout_s or join_timeout(JOIN_TIMEOUT_S))
     ranks = Ranks(rank, world, local_rank, dist.group.WORLD, choice.device, choice, watchdog, owns_group)
     _active = ranks
     _report_uncaught_errors()
@@ -187,30 +188,8 @@ def check_same(obj: Any, what: str, ranks: Ranks | None = None) -> None:
 # ------------------------------------------------------------------------------------------------------- set-up
 
 
-def _start_group(rank: int, world: int, choice: Choice, timeout_s: float, join_timeout_s: float) -> Watchdog:
-    host, port = read_address()
-    join = timedelta(seconds=join_timeout_s)
-    try:
-        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=join))
-    except dist.DistError as error:
-        if "EADDRINUSE" in str(error) or "in use" in str(error):
-            raise UserError(f"port {port} of {host} is in use: set MASTER_PORT to a free one") from error
-        raise UserError(
-            f"rank {rank} of {world} did not find all others at {host}:{port} within {join_timeout_s:.0f} s: "
-            f"{one_line(error)}"
-        ) from error
-    store.set_timeout(join)
-    key = "longtake/watchdog"
-    if rank == 0:
-        token = secrets.token_hex(16)
-        near = read_environment().one_machine
-        watchdog = Watchdog.host(world, token, local_only=near)
-        host = "127.0.0.1" if near else host
-        store.set(key, json.dumps({"host": host, "port": watchdog.port, "token": token}))
-    else:
-        hub = json.loads(store.get(key))
-        watchdog = Watchdog.join(rank, world, hub["host"], hub["port"], hub["token"], join_timeout_s)
-    watchdog.wait_for_all(join_timeout_s)
+def _start_group(rank: int, world: int, choice: Choice, timeout_s: float, join_timeout_s: float | None) -> Watchdog:
+    store, watchdog = (_meet_at_agent if has_agent() else _meet)(rank, world, join_timeout_s)
     dist.init_process_group(
         group_backend(choice.device),
         store=dist.PrefixStore("longtake/group", store),
@@ -219,6 +198,120 @@ def _start_group(rank: int, world: int, choice: Choice, timeout_s: float, join_t
         timeout=timedelta(seconds=timeout_s),
     )
     return watchdog
+
+
+def _meet(rank: int, world: int, join_timeout_s: float | None) -> tuple[dist.Store, Watchdog]:
+    """No agent: rank 0's watchdog is at MASTER_PORT, and tells where the store is."""
+    host, port = read_address()
+    near = read_environment().one_machine
+    watchdog = take()
+    together = watchdog is not None and near
+    limit = join_timeout_s or join_timeout(NEAR_JOIN_TIMEOUT_S if together else JOIN_TIMEOUT_S)
+    if watchdog is None:
+        try:
+            watchdog = Watchdog.muster(rank, world, host, port, near)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(f"port {port} of {host} is in use: set MASTER_PORT to a free one") from error
+            raise UserError(f"rank 0 cannot listen at port {port} of {host}: {one_line(error)}") from error
+    join = timedelta(seconds=max(limit, JOIN_TIMEOUT_S))  # all are there and alive: the slowest is waited for
+    home = "127.0.0.1" if near else host
+    try:
+        watchdog.wait_for_all(limit)
+        if rank == 0:
+            store = dist.TCPStore(home, 0, world, True, timeout=join, wait_for_workers=False)
+            watchdog.announce_store(store.port)
+        else:
+            store = dist.TCPStore(
+                home, watchdog.store_port(join.total_seconds()), world, False, timeout=join, wait_for_workers=False
+            )
+    except (RankFailure, dist.DistError) as error:
+        hand_back(watchdog)  # the command line tells the others by it
+        raise _not_found(rank, world, host, port, limit, error) from error
+    return store, watchdog
+
+
+def _meet_at_agent(rank: int, world: int, join_timeout_s: float | None) -> tuple[dist.Store, Watchdog]:
+    """The agent's store is at MASTER_PORT, and tells where rank 0's watchdog is and of mistakes met before."""
+    host, port = read_address()
+    limit = join_timeout_s or join_timeout(JOIN_TIMEOUT_S)
+    key = "longtake/watchdog"
+    try:
+        agent = _agent_store(limit)
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=limit)))
+        store.set_timeout(timedelta(seconds=limit))
+        if rank == 0:
+            token = secrets.token_hex(16)
+            near = read_environment().one_machine
+            watchdog = Watchdog.host(world, token, local_only=near)
+            place = {"host": "127.0.0.1" if near else host, "port": watchdog.port, "token": token}
+            store.set(key, json.dumps(place))
+        else:
+            deadline = time.monotonic() + limit
+            while not store.check([key]):
+                _look_for_mistakes(agent)
+                if time.monotonic() > deadline:
+                    raise RankFailure("rank 0 did not come")
+                time.sleep(_LOOK_S / 5)
+            hub = json.loads(store.get(key))
+            watchdog = Watchdog.join(rank, world, hub["host"], hub["port"], hub["token"], limit)
+        looked = [0.0]
+
+        def look() -> None:
+            if time.monotonic() - looked[0] > _LOOK_S:
+                looked[0] = time.monotonic()
+                _look_for_mistakes(agent)
+
+        watchdog.wait_for_all(limit, look)
+    except (RankFailure, dist.DistError) as error:
+        raise _not_found(rank, world, host, port, limit, error) from error
+    return store, watchdog
+
+
+def _not_found(rank: int, world: int, host: str, port: int, limit: float, error: BaseException) -> UserError:
+    return UserError(
+        f"rank {rank} of {world} did not find all others at {host}:{port} within {limit:.0f} s: {one_line(error)} "
+        f"(LONGTAKE_JOIN_TIMEOUT=SECONDS sets how long to wait)"
+    )
+
+
+# ------------------------------------------------------------------------------ mistakes before the run, under torchrun
+
+
+def _agent_store(timeout_s: float) -> dist.Store:
+    host, port = read_address()
+    store = dist.TCPStore(host, port, None, False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+    return dist.PrefixStore(f"longtake/attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def leave_word(error: BaseException) -> bool:
+    """Under torchrun, of a rank that fails before it joined: tell those that wait for it; whether another rank has told
+    the user of the same mistake, or will."""
+    try:
+        rank = read_environment().rank
+        store = _agent_store(_WORD_S)
+        text = told(error)
+        claim = "told/" + hashlib.sha256(text.encode()).hexdigest()
+        deadline = time.monotonic() + _WORD_S
+        while rank != 0 and not store.check([claim]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        first = store.add(claim, 1) == 1
+        if first:
+            word = {"rank": rank, "text": text, "is_user": isinstance(error, UserError)}
+            store.set("mistake", json.dumps(word))
+        else:
+            time.sleep(_LOOK_S)  # the agent ends all when one ends: the line must be out
+        return not first
+    except (RuntimeError, OSError, UserError):  # no agent any more: better told twice than never
+        return False
+
+
+def _look_for_mistakes(agent: dist.Store) -> None:
+    if agent.check(["mistake"]):
+        word = json.loads(agent.get("mistake"))
+        if word["is_user"]:
+            raise UserError(word["text"])  # the same words: `leave_word` knows that they are told
+        raise RankFailure(f"rank {word['rank']} failed ({word['text']})")
 
 
 def _watch_existing_group(rank: int, world: int, join_timeout_s: float) -> Watchdog:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from longtake.errors import UserError, shorten
 
 _ADVICE = "start the run with torchrun or accelerate"
+JOIN_TIMEOUT_S = 300  # longest wait for all ranks to arrive at the start, on several machines
+NEAR_JOIN_TIMEOUT_S = 15  # the same where they share a machine and were started together
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -55,6 +57,17 @@ def read_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]
     if port is None:
         raise UserError(f"WORLD_SIZE is more than 1 but MASTER_PORT is not set: {_ADVICE}")
     return host, port
+
+
+def has_agent(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether an agent of torchrun (or accelerate) started this process, keeps the store at MASTER_PORT, and ends the
+    other processes of its machine when one fails."""
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def join_timeout(default: float, environment: Mapping[str, str] = os.environ) -> float:
+    """Seconds to wait for all ranks at the start: LONGTAKE_JOIN_TIMEOUT, or ``default``. Raises UserError."""
+    return _integer(environment, "LONGTAKE_JOIN_TIMEOUT", 1, 86400) or default
 
 
 def rank() -> int:

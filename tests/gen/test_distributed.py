@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from longtake.distributed import Ranks, check_same, current, setup
 from longtake.errors import UserError
-from ranks import run_ranks
+from ranks import free_port, run_ranks
 
 LIMIT_S = 20.0  # from a rank's end to the end of all others
 
@@ -24,7 +24,6 @@ from longtake.errors import UserError
 what, victim, where, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 ranks = setup()
 with ranks:
-    ranks.on_abort(lambda: open(f"{folder}/cleaned{ranks.rank}", "w").close())
     assert ranks.gather_object(ranks.rank) == [0, 1, 2] and ranks.broadcast_object(ranks.rank, 2) == 2
     ranks.barrier()
     if ranks.rank == victim:
@@ -117,7 +116,6 @@ def test_a_killed_rank_ends_all_others_soon_and_each_says_one_line(tmp_path: Pat
             f"longtake: rank {victim} of 3 was lost (its process ended without a word: killed, out of memory, or its "
             f"machine is gone); rank {rank} stops"
         ]
-        assert (tmp_path / f"cleaned{rank}").exists()
 
 
 @pytest.mark.distributed
@@ -240,3 +238,242 @@ def test_a_rank_that_never_arrives_is_an_error_within_the_join_timeout(tmp_path:
         [sys.executable, "-c", script], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60
     )
     assert "rank 0 of 2 did not find all others at 127.0.0.1" in result.stdout
+
+
+# --------------------------------------------------------------------------------------- before all have joined
+
+
+def start_cli(rank: int, world: int, port: int, folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """`longtake WORDS` as mpirun would start it: no agent, everything in the environment."""
+    variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "longtake", *words],
+        env={**os.environ, **variables, **address},
+        stdout=subprocess.DEVNULL,
+        stderr=open(folder / f"err{rank}", "w"),
+    )
+
+
+def ends(processes: list[subprocess.Popen[bytes]], folder: Path, timeout: float = 60) -> tuple[list[int], list[str]]:
+    """Exit codes and the lines of standard error of all ranks; every rank must end in time."""
+    deadline = time.monotonic() + timeout
+    try:
+        codes = [process.wait(max(deadline - time.monotonic(), 0.1)) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    lines = [(folder / f"err{rank}").read_text().strip() for rank in range(len(processes))]
+    return codes, lines
+
+
+def manifest(folder: Path) -> list[str]:
+    """A batch of one short motion."""
+    job = '{"id": "a", "modality": "motion", "prompt": "a person walks", "parameters": {"frames": 40, "steps": 1}}\n'
+    (folder / "jobs.jsonl").write_text(job)
+    return ["batch", str(folder / "jobs.jsonl"), "--out", str(folder / "runs")]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world", "victim"), [(2, 1), (3, 2), (3, 0)])
+def test_a_mistake_of_one_rank_before_the_run_frees_the_others_and_is_told_once(
+    tmp_path: Path, world: int, victim: int
+) -> None:
+    words, port = manifest(tmp_path), free_port()
+    started = time.monotonic()
+    processes = [
+        start_cli(rank, world, port, tmp_path, *words, *(["--bogus"] if rank == victim else []))
+        for rank in range(world)
+    ]
+    codes, lines = ends(processes, tmp_path)
+    assert codes == [2] * world and time.monotonic() - started < 30
+    assert [line for line in lines if line] == [
+        "longtake: error: unrecognized arguments: --bogus (see longtake batch --help)"
+    ]
+
+
+@pytest.mark.distributed
+def test_a_mistake_that_all_ranks_share_is_told_once(tmp_path: Path) -> None:
+    port, missing = free_port(), tmp_path / "nothing.jsonl"
+    codes, lines = ends([start_cli(rank, 3, port, tmp_path, "batch", str(missing)) for rank in range(3)], tmp_path)
+    assert codes == [2, 2, 2]
+    assert lines == [f"longtake: error: cannot read the manifest {missing}: it is not there", "", ""]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_killed_at_birth_frees_the_others_with_a_reason(tmp_path: Path, victim: int) -> None:
+    words, port = manifest(tmp_path), free_port()
+    started = time.monotonic()
+    processes = [start_cli(rank, 3, port, tmp_path, *words) for rank in range(3)]
+    time.sleep(0.02)
+    processes[victim].kill()
+    codes, lines = ends(processes, tmp_path)
+    assert codes[victim] == -9 and all(code in (2, 75) for rank, code in enumerate(codes) if rank != victim)
+    assert time.monotonic() - started < 45  # 15 s of waiting, the rest is loading
+    told = "\n".join(lines)
+    assert f"rank {victim} did not come" in told or f"rank {victim} of 3 was lost" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.distributed
+def test_a_rank_killed_while_it_loads_frees_the_others_at_once(tmp_path: Path) -> None:
+    port = free_port()
+    script = "import time, longtake.watchdog as w; w.begin(); print('there', flush=True); time.sleep(60)"
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    loading = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, **variables, "RANK": "1", "LONGTAKE_JOIN_TIMEOUT": "300"},
+        stdout=subprocess.PIPE,
+    )
+    assert loading.stdout is not None and loading.stdout.readline() == b"there\n"
+    other = start_cli(0, 2, port, tmp_path, *manifest(tmp_path))
+    time.sleep(2.0)
+    loading.kill()
+    loading.wait()
+    codes, lines = ends([other], tmp_path, 30)
+    assert codes == [75] and "rank 1 of 2 was lost" in lines[0]
+
+
+@pytest.mark.distributed
+def test_a_port_in_use_is_said_first_and_frees_all(tmp_path: Path) -> None:
+    words = manifest(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        started = time.monotonic()
+        codes, lines = ends([start_cli(rank, 3, port, tmp_path, *words) for rank in range(3)], tmp_path)
+    assert codes == [2, 2, 2] and time.monotonic() - started < 50
+    assert lines[0] == f"longtake: error: port {port} of 127.0.0.1 is in use: set MASTER_PORT to a free one"
+    for rank in (1, 2):
+        assert f"longtake: error (rank {rank}): rank {rank} of 3 did not find all others at 127.0.0.1" in lines[rank]
+
+
+@pytest.mark.distributed
+def test_ranks_without_an_agent_make_what_one_process_makes(tmp_path: Path) -> None:
+    words, port = manifest(tmp_path), free_port()
+    codes, lines = ends([start_cli(rank, 2, port, tmp_path, *words) for rank in range(2)], tmp_path, 120)
+    assert codes == [0, 0], lines
+    assert (tmp_path / "runs" / "results.jsonl").exists()
+
+
+@pytest.mark.distributed
+def test_a_rank_that_needs_no_others_waits_for_none(tmp_path: Path) -> None:
+    started = time.monotonic()
+    codes, lines = ends([start_cli(0, 2, free_port(), tmp_path, "--version")], tmp_path)
+    assert (codes, lines) == ([0], [""]) and time.monotonic() - started < 10
+
+
+# ------------------------------------------------------------------------------------------------ under torchrun
+
+
+def torchrun(world: int, script: Path, *words: object) -> list[object]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", world, script, *words]
+
+
+_MISTAKEN = """
+import os, sys
+from longtake.cli import main
+from longtake.errors import UserError
+
+if sys.argv[1] in (os.environ["RANK"], "all"):
+    sys.argv[1:] = ["batch", sys.argv[2] + "/nothing.jsonl"]
+else:
+    sys.argv[1:] = ["batch", sys.argv[2] + "/jobs.jsonl", "--out", sys.argv[2] + "/runs"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world", "victim", "who"), [(2, "1", " (rank 1)"), (3, "all", ""), (3, "0", "")])
+def test_under_torchrun_every_mistake_is_told_once(tmp_path: Path, world: int, victim: str, who: str) -> None:
+    manifest(tmp_path)
+    script = tmp_path / "mistaken.py"
+    script.write_text(_MISTAKEN)
+    result = subprocess.run(
+        [str(word) for word in torchrun(world, script, victim, tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    told = [line for line in result.stderr.splitlines() if line.startswith("longtake: error")]
+    expected = f"longtake: error{who}: cannot read the manifest {tmp_path}/nothing.jsonl: it is not there"
+    assert result.returncode != 0 and told == [expected]
+
+
+_ORPHAN = """
+import os, sys, time
+from longtake.distributed import setup
+
+with setup() as ranks:
+    open(f"{sys.argv[1]}/pid{ranks.rank}.partial", "w").write(str(os.getpid()))
+    os.rename(f"{sys.argv[1]}/pid{ranks.rank}.partial", f"{sys.argv[1]}/pid{ranks.rank}")
+    time.sleep(120)
+"""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_ranks_end_soon_after_torchrun_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(_ORPHAN)
+    words = [str(word) for word in torchrun(2, tmp_path / "orphan.py", tmp_path)]
+    agent = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    pids: list[int] = []
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not all((tmp_path / f"pid{rank}").exists() for rank in range(2)):
+            time.sleep(0.1)
+        pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
+        agent.kill()
+        agent.wait()
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline and any(map(_is_alive, pids)):
+            time.sleep(0.1)
+        assert not any(map(_is_alive, pids))
+    finally:
+        agent.kill()
+        for pid in filter(_is_alive, pids):
+            os.kill(pid, 9)
+
+
+# --------------------------------------------------------------------------------------------- several machines
+
+
+@pytest.mark.distributed
+def test_two_agents_make_the_files_of_one_process(tmp_path: Path) -> None:
+    jobs = "".join(
+        f'{{"id": "{name}", "modality": "motion", "prompt": "a person walks", "seed": {seed}, '
+        '"parameters": {"frames": 40, "steps": 1, "outputs": [".npz", ".bvh"]}}\n'
+        for seed, name in enumerate("ab")
+    )
+    (tmp_path / "jobs.jsonl").write_text(jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [str(tmp_path / "jobs.jsonl"), "--out"]
+    one = [sys.executable, "-m", "longtake.batch", *words, str(tmp_path / "one")]
+    subprocess.run(one, env=environment, check=True, capture_output=True, timeout=120)
+    place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "two"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *place]
+    agents = [
+        subprocess.Popen(
+            [*launcher, "-m", "longtake.batch", *words, str(tmp_path / "two")],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=open(tmp_path / f"err{node}", "w"),
+        )
+        for node in range(2)
+    ]
+    codes, lines = ends(agents, tmp_path, 240)
+    assert codes == [0, 0], lines
+    made = sorted(path.name for path in (tmp_path / "one").iterdir() if path.suffix in (".npz", ".bvh"))
+    assert made == ["a.bvh", "a.npz", "b.bvh", "b.npz"]
+    for name in made:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 from longtake.errors import UserError
-from longtake.launch import Launch, read_address, read_environment
+from longtake.launch import Launch, join_timeout, read_address, read_environment
 
 
 def test_without_a_launcher_there_is_one_process() -> None:
@@ -51,3 +51,11 @@ def test_a_port_that_cannot_be_is_one_line(port: str) -> None:
 def test_the_environment_is_read_without_torch() -> None:
     code = "import sys, longtake.launch; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_join_timeout_is_a_whole_number_of_seconds_from_the_environment() -> None:
+    assert join_timeout(300, {}) == 300
+    assert join_timeout(300, {"LONGTAKE_JOIN_TIMEOUT": "20"}) == 20
+    for wrong in ("0", "soon", "-5", "1e3", "86401"):
+        with pytest.raises(UserError, match="LONGTAKE_JOIN_TIMEOUT is .*; it must be a whole number from 1 to 86400"):
+            join_timeout(300, {"LONGTAKE_JOIN_TIMEOUT": wrong})

@@ -53,3 +53,27 @@ def test_no_line_of_a_stranger_ends_a_run(line: str, monkeypatch: pytest.MonkeyP
         time.sleep(0.01)
     other.close()
     assert not ended
+
+
+def test_strangers_are_capped_in_number_and_keep_no_rank_out() -> None:
+    hub = Watchdog.host(2, TOKEN, local_only=True)
+    idle = [socket.create_connection(("127.0.0.1", hub.port)) for _ in range(200)]
+    deadline = time.monotonic() + 10
+    while len(hub._strangers) < 66 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    idle[0].settimeout(10)
+    assert idle[0].recv(1) == b""  # the oldest was turned away
+    assert len(hub._strangers) <= 66
+    other = Watchdog.join(1, 2, "127.0.0.1", hub.port, TOKEN, 10)
+    other.wait_for_all(10)
+    hub.wait_for_all(10)
+    idle[-1].settimeout(10)
+    assert idle[-1].recv(1) == b""  # all ranks are in: nobody else is kept,
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", hub.port), timeout=1)  # or let in
+    other._send(0, {"bye": 1})
+    hub.finish()
+    other._done.wait(10)
+    other.close()
+    for connection in idle:
+        connection.close()
