@@ -32,7 +32,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class HeadRange(Mask):
-    """`inner`, for query heads [start, stop) of `heads`: tells a backend which heads a rank computes."""
+    """`inner`, for query heads [start, stop) of all: tells a backend which heads a rank computes.
+
+    Ulysses cuts heads through `slice_heads`, by numbers that count from the first head of what it cuts. A backend gets
+    only its heads' q, but the learned table e of all of them. Six heads on two ranks:
+
+        HeadRange(inner, 0, 6)                               q heads   0 1 2 3 4 5
+            slice_heads(0, 3) -> HeadRange(inner, 0, 3)      rank 0    0 1 2            with e[0:3]
+            slice_heads(3, 6) -> HeadRange(inner, 3, 6)      rank 1          0 1 2      with e[3:6]
+                slice_heads(1, 3) -> HeadRange(inner, 4, 6)                    0 1      with e[4:6]
+    """
 
     inner: Mask
     start: int

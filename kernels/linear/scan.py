@@ -73,7 +73,19 @@ def _others(everyone: Sequence[Summary], rank: int, combine: Combine, identity: 
 
 class _PrefixScan(torch.autograd.Function):
     """Backward: rank t's summary acts on every later rank r, so dL/ds_t sums over r what r's cotangent says; the
-    cotangents are gathered, everything else is known here."""
+    cotangents are gathered, everything else is known here.
+
+    Four ranks, s_r the summary of rank r, * for combine, g_r the cotangent of what rank r carried:
+
+        rank r         0          1          2             3
+        carried        identity   s_0        s_0 * s_1     s_0 * s_1 * s_2       forward: one gather of s
+        cotangent      g_0        g_1        g_2           g_3                   backward: one gather of g
+                                             |             |
+        dL/ds_1   =               g_2 . d(s_0 * s_1)/ds_1  +  g_3 . d(s_0 * s_1 * s_2)/ds_1
+
+    Rank 1 builds what its users, ranks 2 and 3, carried once more, with its own summary as the leaf. With `reverse` its
+    one user is rank 0, which carried s_1 * s_2 * s_3.
+    """
 
     @staticmethod
     @exact

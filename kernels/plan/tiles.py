@@ -201,7 +201,22 @@ def _block_rows(mask: Mask, q_run: range, k_runs: Runs, block: int) -> tuple[int
 
 
 def _laid_together(tiles: list[Tile]) -> list[Tile]:
-    """Neighbouring blocks with the same bias, whose keys move on evenly, as one tile."""
+    """Neighbouring blocks with the same bias, whose keys move on evenly, as one tile.
+
+    SlidingWindow(1, 1) over ten positions in blocks of two rows:
+
+            key 0 1 2 3 4 5 6 7 8 9
+        row 0   x x .                       keys 0..2, a bias of its own
+            1   x x x
+            2     x x x .              -+   keys 1..4
+            3     . x x x               |
+            4         x x x .           |   keys 3..6: the same bias, two keys further on
+            5         . x x x           |
+            6             x x x .       |   keys 5..8, two more
+            7             . x x x      -+   one tile: rows (2, 8), keys ((1, 5),), blocks 3, step 2
+            8                 x x x         keys 7..9, a bias of its own
+            9                 . x x
+    """
     merged: list[Tile] = []
     for tile in tiles:
         last = merged[-1] if merged else None
@@ -214,7 +229,8 @@ def _laid_together(tiles: list[Tile]) -> list[Tile]:
 
 
 def _goes_on(last: Tile, tile: Tile) -> int | None:
-    """The step from the last block of `last` to `tile`; None when it is another tile."""
+    """The step from the last block of `last` to `tile`, in key rows: drawn in `_laid_together`. None when it is another
+    tile: another bias or size, not the next rows, keys in several spans, a step back or another step than before."""
     if tile.kind is not last.kind or tile.kind is TileKind.CAUSAL or tile.bias is not last.bias:
         return None
     if len(tile.keys) != 1 or len(last.keys) != 1 or tile.n_keys != last.n_keys or tile.rows[0] != last.rows[1]:

@@ -2,7 +2,7 @@
 
 The kernel takes the scores of the second softmax (g for "ppllava", the guide's logits for "local"), so weights exist
 only in registers. Tokens are channels last. triton is imported when a function here is called, not before; the kernel
-itself is in fused_kernel.py.
+itself is in fused_kernel.py. `prompt_guided_pool3d` (guided.py) takes this path on a CUDA device.
 
     pooled = pool_triton(x, scores, resolve_windows((32, 24, 24), (2, 3, 3)), temperature=0.01)
 """
@@ -15,6 +15,9 @@ import torch
 from longtake.kernels.pooling.windows import Windows, window_sum_backward
 from longtake.kernels.precision import exact
 from torch import Tensor
+
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+LARGEST_WINDOW = 64  # tokens: a program holds a window times 256 channels in registers, 128 numbers a thread
 
 
 @exact
@@ -31,7 +34,7 @@ def pool_triton(x: Tensor, scores: Tensor, windows: Windows, temperature: float)
             f"x {tuple(x.shape)} must be (B, T, H, W, C), scores {tuple(scores.shape)} (B, T, H, W), windows for "
             f"{windows.input}"
         )
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not temperature > 0:
+    if x.dtype not in DTYPES or not temperature > 0:
         raise ValueError(f"x must be float32, float16 or bfloat16 and temperature > 0; given {x.dtype}, {temperature}")
     out: Tensor = _PoolTriton.apply(x, scores, windows, temperature)
     return out

@@ -27,13 +27,13 @@ def _pool(
     inside = (offset < KT * KH * KW) & (t < T) & (h < H) & (w < W)
     token = ((batch * T + t) * H + h) * W + w
     scores = tl.load(score_ptr + token, mask=inside, other=float("-inf"))
-    exists = scores > float("-inf")
+    exists = scores != float("-inf")  # NaN exists, and shows
     top = tl.max(scores, 0)
     top = tl.where(top == float("-inf"), 0.0, top)
     p = tl.where(exists, tl.exp((scores - top) * sharpness), 0.0)
     total = tl.sum(p, 0)
     p = p / tl.where(total == 0.0, 1.0, total)
-    tl.store(share_ptr + window * (KT * KH * KW) + offset, p, mask=(offset < KT * KH * KW) & (block == 0))
+    tl.store(share_ptr + window.to(tl.int64) * (KT * KH * KW) + offset, p, mask=(offset < KT * KH * KW) & (block == 0))
     channels = block * BC + tl.arange(0, BC)
     wanted = (inside & exists)[:, None] & (channels < C)[None, :]
     x = tl.load(x_ptr + token[:, None] * C + channels[None, :], mask=wanted, other=0.0)

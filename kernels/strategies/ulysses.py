@@ -51,7 +51,17 @@ class Ulysses:
     @cached_property
     def _key_head_of(self) -> list[int] | None:
         """The received key head of each query head of this place; None when equal groups share one each, which
-        backends serve themselves."""
+        backends serve themselves.
+
+        Six query heads and three key heads on two places: the cut goes through the group of key head 1.
+
+            query head       0   1   2 | 3   4   5
+            its key head     0   0   1 | 1   2   2      head // (6 / 3)
+            received         0 and 1   | 1 and 2        key head 1 is sent to both, `first` is 0 and 1
+            _key_head_of     0   0   1 | 0   1   1      groups of 2 and 1, of 1 and 2: `_spread` lays them out
+
+        Four query heads and two key heads: two query heads and one key head a place, so None on both.
+        """
         start, stop = head_range(self.heads, self.places, self.place)
         first, last = key_head_range(self.heads, self.kv_heads, self.places, self.place)
         shared = self.heads // self.kv_heads

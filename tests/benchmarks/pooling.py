@@ -13,7 +13,8 @@ import statistics
 import time
 
 import torch
-from longtake.kernels.pooling.windows import Windows, global_weights, prompt_guided_pool3d, resolve_windows
+from longtake.kernels.pooling.guided import global_weights, prompt_guided_pool3d
+from longtake.kernels.pooling.windows import Windows, resolve_windows
 from torch import Tensor
 
 

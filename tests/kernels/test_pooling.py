@@ -14,13 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden.fill import noise
-from longtake.kernels.pooling.windows import (
+from longtake.kernels.pooling import guided
+from longtake.kernels.pooling.guided import (
     global_weights,
+    not_fused,
     pool_reference,
     prompt_guided_pool3d,
-    resolve_windows,
     window_weights,
 )
+from longtake.kernels.pooling.windows import resolve_windows, window_sum
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pooling"
 CASES = [
@@ -217,7 +219,7 @@ def test_gradients_reach_tokens_and_guide() -> None:
 def test_p10_a_full_video_pools_quickly_in_little_memory() -> None:
     script = (
         "import resource, time, torch\n"
-        "from longtake.kernels.pooling.windows import prompt_guided_pool3d as pool\n"
+        "from longtake.kernels.pooling.guided import prompt_guided_pool3d as pool\n"
         "torch.set_num_threads(1)\n"
         "x, s = torch.randn(1, 32, 24, 24, 4096), torch.randn(1, 32, 24, 24)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -240,3 +242,52 @@ def test_p11_bf16_weights_are_float32() -> None:
         assert half.dtype == dtype and (half.float() - full).abs().max() <= 1e-2 * x.abs().max()
         windows = resolve_windows((4, 6, 6), (2, 3, 3))
         assert window_weights(windows, logits=logits.to(dtype), weight_mode=mode).dtype == torch.float32
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it lies on a CUDA device."""
+
+    is_cuda = True
+
+
+def test_the_fused_kernel_takes_what_it_serves_and_nothing_else() -> None:
+    pytest.importorskip("triton")
+    x, scores, windows = torch.zeros(1, 4, 6, 6, 8), torch.zeros(1, 4, 6, 6), resolve_windows((4, 6, 6), (2, 3, 3))
+    assert "not on a CUDA device" in str(not_fused(x, scores, windows))
+    x = x.as_subclass(OnDevice)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert not_fused(x.to(dtype), scores, windows) is None
+    first = torch.zeros(1, 8, 4, 6, 6).as_subclass(OnDevice)
+    assert not_fused(first.to(memory_format=torch.channels_last_3d).movedim(1, -1), scores, windows) is None
+    for reason, case in {
+        "dtype torch.float64": (x.double(), scores, windows), "a guide of torch.float64": (x, scores.double(), windows),
+        "no tokens": (x[:0], scores[:0], windows), "channels last": (first.movedim(1, -1), scores, windows),
+        "windows of 72 tokens, more than 64": (x, scores, resolve_windows((4, 6, 6), (2, 6, 6))),
+    }.items():  # fmt: skip
+        assert reason in str(not_fused(*case)), reason
+
+
+@pytest.mark.parametrize("mode", ["ppllava", "local", "uniform"])
+def test_the_fused_kernel_gets_the_scores_that_the_weights_come_from(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is handed to the kernel, pooled by its definition, is what the torch path gives; masked frames hold NaN."""
+    calls = []
+
+    def pool(x: torch.Tensor, scores: torch.Tensor, windows: Any, temperature: float) -> torch.Tensor:
+        calls.append(temperature)
+        exists = (scores != -torch.inf).flatten(2).any(2)
+        share = window_weights(windows, logits=scores, weight_mode="local", temperature=temperature)
+        return window_sum(x, share, windows, exists)
+
+    x, guide = made((2, 4, 6, 6, 8)), made((2, 4, 6, 6), seed=1)
+    x[1, 2:] = torch.nan
+    settings = {"kernel": (2, 3, 3), "layout": "bthwc", "weight_mode": mode}
+    settings["frame_mask"] = torch.tensor([[True] * 4, [True, True, False, False]])
+    settings |= {} if mode == "uniform" else {"logits": guide}
+    plain = prompt_guided_pool3d(x, **settings)
+    monkeypatch.setattr(guided, "not_fused", lambda *args: None)
+    monkeypatch.setattr(guided, "pool_triton", pool)
+    fused = prompt_guided_pool3d(x, **settings)
+    assert calls == [0.01 if mode == "ppllava" else 1.0]
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)

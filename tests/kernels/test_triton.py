@@ -33,7 +33,8 @@ def errors(**environment: str) -> dict[str, dict[str, float]]:
 
 def check(found: dict[str, dict[str, float]]) -> None:
     kinds = {(name.split()[0], name.split()[-1]) for name in found}
-    assert {(kind, dtype) for kind in ("dual", "block", "pool") for dtype in BOUNDS} <= kinds and len(found) == 21
+    wanted = {(kind, dtype) for kind in ("dual", "block", "pool", "guided") for dtype in BOUNDS}
+    assert wanted <= kinds and len(found) == 27
     for name, error in found.items():
         bound, grad_bound = BOUNDS[name.split()[-1]]
         assert error["o"] <= bound and error["l"] <= bound and error["g"] <= grad_bound, (name, error)

@@ -15,8 +15,10 @@ if __name__ == "__main__":
     from longtake.kernels.masks.basic import DualScope, Mask
     from longtake.kernels.masks.tables import BlockSparse
     from longtake.kernels.plan.tiles import Tile, TileKind, positions_of
+    from longtake.kernels.pooling import guided
     from longtake.kernels.pooling.fused import pool_triton
-    from longtake.kernels.pooling.windows import prompt_guided_pool3d, resolve_windows
+    from longtake.kernels.pooling.guided import prompt_guided_pool3d
+    from longtake.kernels.pooling.windows import resolve_windows
     from torch import Tensor
 
     torch.set_num_threads(1)
@@ -121,6 +123,24 @@ if __name__ == "__main__":
             )  # fmt: skip
             both = (out, out.detach()), [x, scores], (right, right.detach()), [right_x, right_s]
             compare(f"pool {mode} {label}", *both)
+            # the same through the operator, from the guide's logits; the interpreter's tensors are on no GPU
+            asked = settings | {"weight_mode": mode, "layout": "bthwc", "temperature": temperature}
+            tokens, guide = x.detach().requires_grad_(), logits.detach().requires_grad_()
+            wide = [y.detach().cpu().double().requires_grad_() for y in (tokens, guide)]
+            right = prompt_guided_pool3d(wide[0], logits=wide[1], frame_mask=frame_mask.cpu(), **asked)
+            if device == "cpu":
+                whole, guided.not_fused = guided.not_fused, lambda *args: None
+            assert guided.not_fused(tokens, guide.float(), windows) is None
+            out = prompt_guided_pool3d(tokens, logits=guide, frame_mask=frame_mask, **asked)
+            if device == "cpu":
+                guided.not_fused = whole
+            compare(f"guided {mode} {label}", (out, out.detach()), [tokens, guide], (right, right.detach()), wide)
+
+    # a score that is NaN shows in its window, as it does without the kernel, and nowhere else
+    spoilt = torch.zeros(1, 2, 2, 4, device=device)
+    spoilt[0, 0, 1, 2] = math.nan
+    shown = pool_triton(torch.ones(1, 2, 2, 4, 3, device=device), spoilt, resolve_windows((2, 2, 4), (2, 2, 2)), 1.0)
+    assert shown[0, 0, 0, 1].isnan().all() and (shown[0, 0, 0, 0] == 1).all()
 
     # the backend protocol: one tile, a mask, positions as runs
     scope = DualScope(5, (0, 60), bias_global=0.5)
