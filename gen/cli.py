@@ -196,7 +196,7 @@ def _tell_ranks(error: BaseException) -> bool:
     return when another's came first."""
     from longtake.errors import told
     from longtake.launch import has_agent, read_address, read_environment
-    from longtake.watchdog import take
+    from longtake.watchdog import MUSTER_S, take
 
     try:
         launch = read_environment()
@@ -209,8 +209,8 @@ def _tell_ranks(error: BaseException) -> bool:
         return launch.rank != 0
     if (watchdog := take()) is not None:
         kind = "user" if isinstance(error, UserError) else "error"
-        late = {} if isinstance(error, Exception) else {"late_s": 0.0}
-        return watchdog.report(kind, told(error), **late) and launch.rank != 0
+        late = MUSTER_S if isinstance(error, Exception) else 0.0
+        return watchdog.report(kind, told(error), late_s=late) and launch.rank != 0
     if has_agent() and isinstance(error, Exception):
         from longtake.distributed import leave_word
 

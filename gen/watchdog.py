@@ -37,7 +37,7 @@ from longtake.launch import has_agent, read_address, read_environment
 EXIT_CODE = 75  # EX_TEMPFAIL: the run may be resumed
 USER_EXIT_CODE = 2
 _ECHO_WAIT_S = 3.0  # how long a failing rank listens for news of an earlier failure elsewhere
-_MUSTER_S = 5.0  # how long a rank that fails before all have joined waits for those that are late
+MUSTER_S = 5.0  # how long a rank that fails before all have joined waits for those that are late
 _SILENCE_S = 30.0  # how long what listens at MASTER_PORT may be silent before it is taken for a stranger
 _STRANGERS = 64  # connections that have not said which rank they are, beside one a rank
 _PARENT_S = 1.0  # how often a rank under torchrun looks whether its agent lives
@@ -207,7 +207,7 @@ class Watchdog:
 
     # ------------------------------------------------------------------------------------------------- ends
 
-    def report(self, kind: str, text: str, echo: bool = False, late_s: float = _MUSTER_S) -> bool:
+    def report(self, kind: str, text: str, echo: bool = False, late_s: float = MUSTER_S) -> bool:
         """Tell all ranks that this one ends; whether rank 0 knows. Does not return when an earlier end elsewhere is
         being reported.
 
@@ -285,7 +285,7 @@ class Watchdog:
         self._ending = news
         if self.rank != 0 or self._ready.is_set():
             self._exit()
-        self._exit_at = time.monotonic() + _MUSTER_S  # those that come late are told too, see _watch_until_done
+        self._exit_at = time.monotonic() + MUSTER_S  # those that come late are told too, see _watch_until_done
 
     def _exit(self) -> None:
         os._exit(USER_EXIT_CODE if self._ending and self._ending["kind"] == "user" else EXIT_CODE)
