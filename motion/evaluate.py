@@ -10,18 +10,16 @@ Legend: F frames, W windows.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.errors import UserError
+from longtake.evaluation import Table, figure, told_command, write_table
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair-block", default="bandai-pair", help="with --pairs: a shipped block or a folder")
     parser.add_argument("--steps", type=int, default=None, help="of sampling (default: the command's)")
     parser.add_argument("--guidance", type=float, default=2.5)
+    parser.add_argument("--evaluator-steps", type=int, default=None, help="training steps of the evaluator")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate-motion"), help="table and evaluator")
 
@@ -107,35 +106,36 @@ def run(args: argparse.Namespace) -> int:
     """Train or load the evaluator, make and judge everything, print the table and write it as JSON and markdown."""
     if args.sequences < 1:
         raise UserError(f"--sequences must be at least 1, got {args.sequences}")
+    if args.evaluator_steps is not None and args.evaluator_steps < 1:
+        raise UserError(f"--evaluator-steps must be at least 1, got {args.evaluator_steps}")
     if args.pairs:
         from longtake.motion.pair.evaluate import run_pairs
 
         return run_pairs(args)
-    from longtake.journal import atomic_path
     from longtake.motion.data import load_motions
-    from longtake.motion.evaluator import load_or_train
+    from longtake.motion.evaluator import EvaluatorSettings, load_or_train
     from longtake.motion.pipeline import DEFAULT_PRIOR, STEPS, LongMotionPipeline
 
     clips, val = load_motions(args.data, "train"), load_motions(args.data, "val")
     pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)
     pipe.set_progress_bar_config(disable=True)
-    judge, report = load_or_train(clips, val, args.out)
+    wanted = EvaluatorSettings()
+    if args.evaluator_steps is not None:
+        wanted = replace(wanted, steps=args.evaluator_steps)
+    judge, report = load_or_train(clips, val, args.out, wanted)
     steps = STEPS if args.steps is None else args.steps
     rows = evaluate(pipe, judge, clips, val, args.methods, args.sequences, steps, args.guidance, args.seed)
     text = markdown(rows, report)
-    told = ["longtake", *sys.argv[1:]] if sys.argv[1:3] == ["evaluate", "motion"] else None
     facts = {
         "prior": str(args.prior or DEFAULT_PRIOR),
         "steps": steps,
         "guidance": args.guidance,
         "seed": args.seed,
-        "command": shlex.join(told) if told else None,
+        "command": told_command("motion"),
         "evaluator": report,
-        "rows": [asdict(row) for row in rows],
+        "rows": TABLE.json(rows),
     }
-    for name, content in (("table.json", json.dumps(facts, indent=1)), ("table.md", text)):
-        with atomic_path(args.out / name) as partial:
-            partial.write_text(content)
+    write_table(args.out, "table", text, facts)
     print(text)
     return 0
 
@@ -157,7 +157,7 @@ def evaluate(
     from longtake.motion.evaluator import windows_of
 
     train_windows, _ = windows_of(clips, judge.actions)
-    reference = judge.look(train_windows)[1]
+    reference = judge.classify(train_windows)[1]
     rows = [real_row("real, training clips", clips[:: max(1, len(clips) // 200)], judge, None)]
     rows.append(real_row("real, validation clips", val, judge, reference))
     rng = np.random.Generator(np.random.PCG64([seed, 11]))
@@ -245,7 +245,7 @@ def judge_row(label: str, made: Sequence[Motion], judge: Evaluator, reference: t
             lengths.append(valid)
         skate.append(foot_skate(motion.joints, 20.0))
     every = torch.stack(windows)
-    embedding = judge.look(every)[1]
+    embedding = judge.classify(every)[1]
     return Row(
         label,
         len(made),
@@ -277,7 +277,7 @@ def real_row(label: str, clips: Sequence[Clip], judge: Evaluator, reference: tor
     for members in chosen.values():
         curves.append(jerk(torch.stack([joints[(len(joints) - SEAM) // 2 :][:SEAM] for joints in members])))
         skate.append(torch.stack([foot_skate(joints, 20.0) for joints in members]).mean())
-    distance = None if reference is None else frechet_distance(judge.look(windows)[1], reference)
+    distance = None if reference is None else frechet_distance(judge.classify(windows)[1], reference)
     return Row(
         label,
         sum(map(len, chosen.values())),
@@ -290,21 +290,24 @@ def real_row(label: str, clips: Sequence[Clip], judge: Evaluator, reference: tor
     )
 
 
+TABLE = Table(
+    {
+        "method": lambda row: row.label,
+        "motions": lambda row: str(row.motions),
+        "windows": lambda row: str(row.windows),
+        "action right": lambda row: figure(row.action_right, 2),
+        "Fréchet": lambda row: figure(row.frechet, 2),
+        "jerk at transitions": lambda row: figure(row.peak_jerk, 4),
+        "jerk inside": lambda row: figure(row.inside_jerk, 4),
+        "foot skate m/s": lambda row: figure(row.foot_skate, 3),
+    }
+)
+
+
 def markdown(rows: Sequence[Row], report: dict[str, Any]) -> str:
     """The table as markdown, with what it rests on."""
-
-    def show(value: float | None, digits: int) -> str:
-        return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-    lines = [
+    told = (
         f"Evaluator: {100 * report['accuracy_real_held_out']:.1f} % of {report['windows']} held-out real windows "
-        f"right, {len(report['actions'])} actions.",
-        "",
-        "| method | motions | windows | action right | Fréchet | jerk at transitions | jerk inside | foot skate m/s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [row.label, str(row.motions), str(row.windows), show(row.action_right, 2), show(row.frechet, 2)]
-        cells += [show(row.peak_jerk, 4), show(row.inside_jerk, 4), show(row.foot_skate, 3)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        f"right, {len(report['actions'])} actions."
+    )
+    return f"{told}\n\n{TABLE.markdown(rows)}\n"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from longtake.motion.data import Clip
     from longtake.motion.model import MDM
     from longtake.motion.space import MotionSpace
+    from longtake.train import Settings
 
 MODEL: dict[str, Any] = {
     "features": 263,
@@ -39,49 +40,64 @@ DROP_TEXT = 0.1
 
 @dataclass
 class Corpus:
-    """Normalised features of the clips and of their mirror images, with the text vectors of all their captions."""
+    """Normalised features of the clips and of their mirror images, with the text vectors of all their captions.
 
-    features: list[torch.Tensor]  # (F, D) each
+    All tensors are on the training's device.
+    """
+
+    features: torch.Tensor  # (sum of F, D), clip after clip, and a frame of zeros at the end
+    starts: list[int]  # of each clip
+    lengths: list[int]
     labels: list[tuple[str, str]]  # action, style
     texts: dict[str, torch.Tensor]  # (E,) each
     members: dict[str, list[int]]  # action -> rows
     odds: np.ndarray  # of each action, in the order of ``members``
 
     @classmethod
-    def of(cls, clips: list[Clip], space: MotionSpace, encoder: Any, *, mirror: bool) -> Corpus:
+    def of(
+        cls, clips: list[Clip], space: MotionSpace, encoder: Any, device: torch.device, *, mirror: bool
+    ) -> Corpus:
         """Encode ``clips``; an action is drawn as often as the square root of its number of clips."""
         import numpy as np
+        import torch
         from longtake.motion.captions import captions_of
 
         every = [*clips, *(clip.mirrored() for clip in clips)] if mirror else clips
         labels = [(clip.action, clip.style) for clip in every]
-        texts = {text: encoder.encode([text])[0, 0] for pair in sorted(set(labels)) for text in captions_of(*pair)}
+        known = dict.fromkeys(text for pair in sorted(set(labels)) for text in captions_of(*pair))
+        texts = {text: encoder.encode([text])[0, 0].to(device) for text in known}
         members: dict[str, list[int]] = {}
         for row, (action, _) in enumerate(labels):
             members.setdefault(action, []).append(row)
         odds = np.sqrt([len(rows) for rows in members.values()])
         features = [space.normalize(clip.features()) for clip in every]
-        return cls(features, labels, texts, members, odds / odds.sum())
+        lengths = [len(part) for part in features]
+        starts = [0, *np.cumsum(lengths)[:-1].tolist()]
+        flat = torch.cat([*features, features[0].new_zeros(1, features[0].shape[1])]).to(device)
+        return cls(flat, starts, lengths, labels, texts, members, odds / odds.sum())
 
     def batch(
         self, frames: int, rows: int, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Windows (B, F, D) zero beyond their lengths (B,), and text vectors (B, E), zero where the text is dropped."""
+        import numpy as np
         import torch
         from longtake.motion.captions import caption
 
+        device = self.features.device
         actions = list(self.members)
-        motion, lengths, texts = torch.zeros(rows, frames, self.features[0].shape[1]), [], []
+        nothing = len(self.features) - 1
+        places, lengths, texts = np.full((rows, frames), nothing), [], []
         for row in range(rows):
             clip = int(rng.choice(self.members[actions[int(rng.choice(len(actions), p=self.odds))]]))
-            whole = self.features[clip]
-            start = int(rng.integers(max(1, len(whole) - frames + 1)))
-            part = whole[start : start + frames]
-            motion[row, : len(part)] = part
-            lengths.append(len(part))
+            start = int(rng.integers(max(1, self.lengths[clip] - frames + 1)))
+            length = min(frames, self.lengths[clip] - start)
+            places[row, :length] = self.starts[clip] + start + np.arange(length)
+            lengths.append(length)
             vector = self.texts[caption(*self.labels[clip], rng)]
             texts.append(torch.zeros_like(vector) if rng.random() < DROP_TEXT else vector)
-        return motion, torch.tensor(lengths), torch.stack(texts)
+        motion = self.features[torch.from_numpy(places).to(device)]
+        return motion, torch.tensor(lengths, device=device), torch.stack(texts)
 
 
 def objective(
@@ -96,14 +112,14 @@ def objective(
     """The training loss of one batch."""
     import torch
     from longtake.motion.representation import HUMANML3D
+    from longtake.train import normal, stratified_times
 
     clean, lengths, text = corpus.batch(frames, rows, rng)
-    noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype="float32"))
-    # one draw a stratum: the mean over noise levels has less variance
-    time = torch.from_numpy(((rng.permutation(rows) + rng.random(rows)) / rows * 1000).astype("int64"))
+    noise = normal(rng, clean.shape, clean.device)
+    time = stratified_times(rng, rows, clean.device)
     out = model(scheduler.add_noise(clean, noise, time), time, text, lengths=lengths).float()
-    valid = (torch.arange(frames) < lengths[:, None]).float()[..., None]
-    weight = torch.ones(clean.shape[-1])
+    valid = (torch.arange(frames, device=clean.device) < lengths[:, None]).float()[..., None]
+    weight = clean.new_ones(clean.shape[-1])
     weight[:4] = ROOT_WEIGHT
     error = (((out - clean) ** 2 * weight * valid).sum((1, 2)) / (lengths * weight.sum())).mean()
     places = HUMANML3D.slices["positions"]
@@ -136,7 +152,7 @@ def spread_text(model: Any, texts: list[torch.Tensor]) -> None:
     """
     import torch
 
-    rows = torch.stack(texts).double()
+    rows = torch.stack(texts).cpu().double()
     mean = rows.mean(0)
     _, size, basis = torch.linalg.svd(rows - mean, full_matrices=False)
     spread = size / math.sqrt(len(rows))
@@ -150,7 +166,7 @@ def spread_text(model: Any, texts: list[torch.Tensor]) -> None:
 
 
 def train_model(
-    clips: list[Clip], held_out: list[Clip], folder: Path, settings: Any, *, seed: int
+    clips: list[Clip], held_out: list[Clip], folder: Path, settings: Settings, *, seed: int
 ) -> tuple[MDM, MotionSpace]:
     """Train (or resume) the MDM; returns it with the space of its features. The held-out loss is in the record."""
     import torch
@@ -159,14 +175,16 @@ def train_model(
     from longtake.motion.model import MDM
     from longtake.motion.space import MotionSpace
     from longtake.text import SentenceEncoder
-    from longtake.train import batch_generator, fit
+    from longtake.train import batch_generator, fit, training_device
 
     torch.manual_seed(seed)
+    device = training_device()
     encoder, scheduler = SentenceEncoder(), DDIMScheduler(**SCHEDULE)
     space = MotionSpace(features=MODEL["features"], fps=FPS, shortest_row=LENGTHS[0], longest_row=LENGTHS[-1])
     space.fit([part.features() for clip in clips for part in (clip, clip.mirrored())])
-    corpus = Corpus.of(clips, space, encoder, mirror=True)
-    unseen = Corpus.of(held_out, space, encoder, mirror=False)
+    corpus = Corpus.of(clips, space, encoder, device, mirror=True)
+    unseen = Corpus.of(held_out, space, encoder, device, mirror=False)
+    space.to(device)
     model = MDM(**MODEL)
     spread_text(model, list(corpus.texts.values()))
 
@@ -181,7 +199,7 @@ def train_model(
         return {"loss_held_out": round(total / 6, 4)}
 
     fit(model, loss, settings, folder, name="mdm", on_checkpoint=judge)
-    return model, space
+    return model.cpu(), space.cpu()
 
 
 def export(model: MDM, space: MotionSpace, folder: Path) -> Path:
@@ -199,29 +217,28 @@ def export(model: MDM, space: MotionSpace, folder: Path) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake train motion``."""
+    from longtake.train import add_arguments as add_schedule
+
     parser.add_argument("--data", type=Path, required=True, help="folder with bandai_train.npz and bandai_val.npz")
     parser.add_argument("--out", type=Path, default=Path("runs/train-motion"), help="checkpoints, record, the prior")
     parser.add_argument("--pairs", action="store_true", help="train the two-person block on a frozen prior instead")
     parser.add_argument("--prior", default="bandai-small", help="with --pairs: the prior to freeze (bandai-small)")
     parser.add_argument("--steps", type=int, default=None, help="default 4500, with --pairs 1500")
-    parser.add_argument("--minutes", type=float, default=0, help="stop after so long (0: never); a rerun resumes")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
-    parser.add_argument("--seed", type=int, default=0)
+    add_schedule(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, resuming what is there, and export the prior to ``--out``/prior."""
     from longtake.motion.data import load_motions
-    from longtake.train import Settings
+    from longtake.train import Settings, schedule
 
     if args.pairs:
         from longtake.motion.pair.train import run_pairs
 
         return run_pairs(args)
     clips, held_out = load_motions(args.data, "train"), load_motions(args.data, "val")
-    settings = Settings(
-        args.steps or 4500, 4e-4, ema=0.998, checkpoint_every=250, minutes=args.minutes, precision=args.precision
-    )
+    steps = 4500 if args.steps is None else args.steps
+    settings = Settings(steps, 4e-4, ema=0.998, checkpoint_every=250, **schedule(args))
     model, space = train_model(clips, held_out, args.out, settings, seed=args.seed)
     print(f"prior written to {export(model, space, args.out / 'prior')}")
     return 0

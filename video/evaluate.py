@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.errors import UserError
-from longtake.video.contest import LABELS, LONG_METHODS, Job, Method, Settings, Video, make_all, prior_hash
+from longtake.evaluation import told_command, write_table
+from longtake.video.entries import LABELS, LONG_METHODS, Entry, Method, Settings, Video, make_all
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,30 +41,30 @@ def choose_subjects(subjects: Sequence[str], count: int) -> list[str]:
     return [sorted(subjects)[index] for index in order[: max(0, count)]]
 
 
-def long_jobs(
+def long_entries(
     subjects: Sequence[str], methods: Sequence[Method], frames: Sequence[int], count: int, seed: int
-) -> list[Job]:
-    """Jobs of the long rows, one subject after the other.
+) -> list[Entry]:
+    """Entries of the long rows, one subject after the other.
 
     ``count`` subjects at 240 frames, in proportion fewer (one at least, if ``count`` is not 0) at greater lengths.
     """
     from longtake.video.subjects import SUBJECTS
 
-    jobs = []
+    asked = []
     for place, name in enumerate(choose_subjects(subjects, count)):
         for length in frames:
             if place < max(1, round(count * min(1.0, BASE_FRAMES / length))):
-                jobs += [Job(method, name, SUBJECTS[name].captions[0], length, seed) for method in methods]
-    return jobs
+                asked += [Entry(method, name, SUBJECTS[name].captions[0], length, seed) for method in methods]
+    return asked
 
 
-def short_jobs(subjects: Sequence[str], count: int, seed: int) -> tuple[list[Job], list[Job]]:
-    """Jobs of 16-frame clips: by the first caption, and by the first held-out wording, of ``count`` subjects."""
+def short_entries(subjects: Sequence[str], count: int, seed: int) -> tuple[list[Entry], list[Entry]]:
+    """Entries of 16-frame clips: by the first caption, and by the first held-out wording, of ``count`` subjects."""
     from longtake.video.subjects import SUBJECTS
 
     chosen = choose_subjects(subjects, count)
-    by_caption = [Job(Method.SHORT, name, SUBJECTS[name].captions[0], 16, seed) for name in chosen]
-    return by_caption, [Job(Method.SHORT, name, SUBJECTS[name].held_out[0], 16, seed) for name in chosen]
+    by_caption = [Entry(Method.SHORT, name, SUBJECTS[name].captions[0], 16, seed) for name in chosen]
+    return by_caption, [Entry(Method.SHORT, name, SUBJECTS[name].held_out[0], 16, seed) for name in chosen]
 
 
 def reference(clips: Sequence[Clip], subject: str, frames: int) -> np.ndarray:
@@ -154,7 +152,7 @@ def load_prior(args: argparse.Namespace) -> tuple[LongVideoPipeline, str, Settin
     """The prior, its name, and the settings of every generated video. Raises UserError when it does not make 64x64."""
     import torch
     from longtake.video.pipeline import DEFAULT_PRIOR, LongVideoPipeline
-    from longtake.weights import resolve
+    from longtake.weights import WEIGHT_SUFFIXES, file_hash, resolve
 
     name = args.prior or DEFAULT_PRIOR
     pipe = LongVideoPipeline.from_prior(name, dtype=getattr(torch, args.dtype))
@@ -163,7 +161,7 @@ def load_prior(args: argparse.Namespace) -> tuple[LongVideoPipeline, str, Settin
         raise UserError(f"the evaluator sees frames of 64x64, but {name} makes {8 * width}x{8 * height}")
     defaults = inspect.signature(LongVideoPipeline.__call__).parameters
     settings = Settings(
-        prior_hash(resolve(name, kind="video prior", priors_package="longtake.video")),
+        file_hash(resolve(name, kind="video prior", priors_package="longtake.video"), WEIGHT_SUFFIXES),
         int(defaults["num_inference_steps"].default) if args.steps is None else args.steps,
         float(defaults["guidance_scale"].default) if args.guidance is None else args.guidance,
         args.dtype,
@@ -185,42 +183,40 @@ def evaluate(
 
     methods = [Method(method) for method in args.methods]
     lengths = sorted(set(args.frames))
-    long = long_jobs(evaluator.subjects, methods, lengths, args.subjects, args.seed)
-    by_caption, by_wording = short_jobs(evaluator.subjects, args.short, args.seed)
-    first = [job for job in long if job.frames == lengths[0] and job.subject == long[0].subject]
+    long = long_entries(evaluator.subjects, methods, lengths, args.subjects, args.seed)
+    by_caption, by_wording = short_entries(evaluator.subjects, args.short, args.seed)
+    first = [entry for entry in long if entry.frames == lengths[0] and entry.subject == long[0].subject]
     order = list(dict.fromkeys([*by_caption, *first, *by_wording, *long]))
     videos = make_all(pipe, order, settings, args.out / "videos", minutes=args.minutes)
     judge = table.Judge(evaluator, clips)
     rows = table.real_rows(judge, pipe.vae)
 
-    def add(label: str, jobs: Sequence[Job]) -> None:
-        if jobs:
-            made = [(job.subject, videos[job]) for job in jobs if job in videos]
-            rows.append(judge.row(label, jobs[0].frames, made))
+    def add(label: str, asked: Sequence[Entry]) -> None:
+        if asked:
+            made = [(entry.subject, videos[entry]) for entry in asked if entry in videos]
+            rows.append(judge.row(label, asked[0].frames, made))
 
     add("prior, training captions", by_caption)
     add("prior, wordings never seen", by_wording)
     for length in lengths:
-        jobs = [job for job in long if job.frames == length]
-        subjects = list(dict.fromkeys(job.subject for job in jobs))
+        asked = [entry for entry in long if entry.frames == length]
+        subjects = list(dict.fromkeys(entry.subject for entry in asked))
         if subjects:
             real = [(subject, Video(reference(clips, subject, length))) for subject in subjects]
             rows.append(judge.row(LABELS[Method.REAL], length, real))
         for method in methods:
-            add(LABELS[method], [job for job in jobs if job.method is method])
-    told = ["longtake", *sys.argv[1:]] if sys.argv[1:3] == ["evaluate", "video"] else None  # None: called from Python
+            add(LABELS[method], [entry for entry in asked if entry.method is method])
     result = {
         "prior": name,
         **asdict(settings),
         "seed": args.seed,
         "evaluator_subjects": len(evaluator.subjects),
-        "command": shlex.join(told) if told else None,
+        "command": told_command("video"),
         "evaluator": report,
-        "rows": [asdict(row) for row in rows],
+        "rows": table.TABLE.json(rows),
     }
     text = table.markdown(rows, result)
-    table.write(args.out / "table.json", json.dumps(result, indent=1, allow_nan=False))
-    table.write(args.out / "table.md", text)
+    write_table(args.out, "table", text, result)
     table.sheets(videos, long, args.out, mp4=args.save_videos)
     print(text)
     if len(videos) < len(order):

@@ -11,8 +11,6 @@ clips is part of every table. Legend: B clips, n frames looked at, H W pixels, D
 from __future__ import annotations
 
 import hashlib
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 from longtake.errors import UserError
-from longtake.journal import atomic_path, fingerprint, write_tensors
+from longtake.evaluation import cached_judge
 from longtake.video.data import Clip
 from longtake.video.metrics import WINDOW
 from torch import nn
@@ -77,9 +75,9 @@ class ClipNet(nn.Module):
 
     def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Windows (B, 16, 3, 64, 64) in [-1, 1] to logits (B, subjects) and embeddings (B, D), float32."""
-        size, picked = len(windows), torch.tensor(LOOK_AT)
-        still = windows[:, picked]
-        change = 2 * (windows[:, picked + 1] - still)
+        size, last = len(windows), WINDOW - 1
+        still = windows[:, :last:3]  # LOOK_AT; an index would have to travel to the device
+        change = 2 * (windows[:, 1::3] - still)
         x = torch.cat([still, change], 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         x = self.features(x).flatten(1).reshape(size, len(LOOK_AT), -1).mean(1)
         embedding = self.embed(x)
@@ -92,6 +90,14 @@ class Evaluator:
     def __init__(self, net: ClipNet, subjects: Sequence[str]) -> None:
         self.net = net.eval()
         self.subjects = tuple(subjects)
+
+    @property
+    def weights(self) -> nn.Module:
+        return self.net
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"subjects": list(self.subjects)}
 
     @torch.no_grad()
     def classify(self, windows: np.ndarray, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -260,28 +266,19 @@ def load_or_train(
 
     again: train even if the file is there. Returns it with its report (``measure``, seconds of training, hash).
     """
-    from longtake.weights import load_state
-
     settings = settings or EvaluatorSettings()
     code = {"format": _FORMAT, "look_at": LOOK_AT, "kept_out": KEPT_OUT}
-    mark = fingerprint({"data": data_hash(clips), **code, **asdict(settings)})[:12]
-    path, record = folder / f"evaluator-{mark}.safetensors", folder / f"evaluator-{mark}.json"
-    if again:
-        for old in (path, record, folder / f"evaluator-{mark}.state"):
-            old.unlink(missing_ok=True)
-    if path.is_file() and record.is_file():
-        report = json.loads(record.read_text())
-        net = ClipNet(len(report["subjects"]), settings.widths, settings.embedding)
-        net.load_state_dict(load_state(path))
-        return Evaluator(net, report["subjects"]), report
-    started = time.monotonic()
-    evaluator = train(clips, folder, settings, f"evaluator-{mark}")
-    seconds = round(time.monotonic() - started, 1)
-    evaluator.net.cpu()
-    write_tensors(path, dict(evaluator.net.state_dict()))
-    report = {"hash": mark, "seconds": seconds, "subjects": list(evaluator.subjects), **measure(evaluator, clips)}
-    text = json.dumps({**report, "settings": asdict(settings)}, indent=1)
-    with atomic_path(record) as partial:
-        partial.write_text(text, encoding="utf-8")
-    (folder / f"evaluator-{mark}.state").unlink(missing_ok=True)  # resuming is over; the weights are in the safetensors
-    return evaluator, json.loads(text)
+    identity = {"data": data_hash(clips), **code, "settings": asdict(settings)}
+
+    def build(report: dict[str, Any]) -> Evaluator:
+        return Evaluator(ClipNet(len(report["subjects"]), settings.widths, settings.embedding), report["subjects"])
+
+    return cached_judge(
+        folder,
+        "evaluator",
+        identity,
+        lambda name: train(clips, folder, settings, name),
+        build,
+        lambda judge: measure(judge, clips),
+        again=again,
+    )

@@ -10,14 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from longtake.video.evaluator import Evaluator
-
 WINDOW = 16  # frames the prior was trained on, the clip length of the joined baseline and of the evaluator
+
+
+class Classifier(Protocol):
+    """Tells subjects apart; see ``evaluator.Evaluator``."""
+
+    @property
+    def subjects(self) -> Sequence[str]: ...
+
+    def classify(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def check_video(video: np.ndarray, at_least: int = 2) -> None:
@@ -131,7 +137,7 @@ class Judged:
     cosine: float
 
 
-def judge(video: np.ndarray, evaluator: Evaluator, subject: str) -> Judged:
+def judge(video: np.ndarray, evaluator: Classifier, subject: str) -> Judged:
     """Classify the windows of a video uint8 (F >= 16, H, W, 3) against the subject its prompt names."""
     check_video(video, WINDOW)
     if subject not in evaluator.subjects:

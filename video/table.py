@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from longtake.evaluation import Table, figure
 from longtake.video import metrics
-from longtake.video.contest import Job, Video
+from longtake.video.entries import Entry, Video
 from longtake.video.evaluator import Evaluator, real_windows
 
 if TYPE_CHECKING:
@@ -160,19 +161,25 @@ def geometric_mean(values: Sequence[float | None]) -> float | None:
 # ------------------------------------------------------------------------------------------------------ text
 
 
-COLUMNS = (
-    "method",
-    "frames",
-    "videos",
-    "windows right",
-    "start right",
-    "kept",
-    "cosine",
-    "border",
-    "flicker/real",
-    "motion/real",
-    "s/100 frames",
+TABLE = Table(
+    {
+        "method": lambda row: row.label,
+        "frames": lambda row: str(row.frames),
+        "videos": lambda row: str(row.videos),
+        "windows right": lambda row: figure(row.windows_right, 2),
+        "start right": lambda row: figure(row.start, 2),
+        "kept": lambda row: figure(row.kept, 2),
+        "cosine": lambda row: figure(row.cosine, 2),
+        "border": lambda row: figure(row.border, 2) + _plus_or_minus(row.border_error),
+        "flicker/real": lambda row: figure(row.flicker, 2),
+        "motion/real": lambda row: figure(row.motion, 2),
+        "s/100 frames": lambda row: figure(row.seconds, 2),
+    }
 )
+
+
+def _plus_or_minus(error: float | None) -> str:
+    return "" if error is None else f"±{error:.2f}"
 
 
 def describe_evaluator(report: dict[str, Any]) -> str:
@@ -194,24 +201,9 @@ def describe_evaluator(report: dict[str, Any]) -> str:
 
 def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
     """The table with aligned columns, and below it what its figures mean. about: ``evaluate``'s result."""
-    cells = [list(COLUMNS)]
-    for row in rows:
-        figures = [row.windows_right, row.start, row.kept, row.cosine, row.border, row.flicker, row.motion, row.seconds]
-        shown = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
-        if row.border_error is not None:
-            shown[4] += f"±{row.border_error:.2f}"
-        cells.append([row.label, str(row.frames), str(row.videos), *shown])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
-
-    def line(texts: Sequence[str]) -> str:
-        padded = [
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(texts, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    text = [line(cells[0]), rule, *(line(one) for one in cells[1:]), ""]
-    text += [
+    text = [
+        TABLE.markdown(rows),
+        "",
         f"Prior {about['prior']} ({about['evaluator_subjects']} subjects), {about['steps']} steps, "
         f"guidance {about['guidance']:g}, seed {about['seed']}.",
         describe_evaluator(about["evaluator"]),
@@ -228,27 +220,19 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------------ files
 
 
-def write(path: Path, text: str) -> None:
-    """Write a text file atomically, over an earlier one."""
-    from longtake.journal import atomic_path
-
-    with atomic_path(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
-
-
-def sheets(videos: Mapping[Job, Video], jobs: Sequence[Job], folder: Path, *, mp4: bool) -> None:
+def sheets(videos: Mapping[Entry, Video], wanted: Sequence[Entry], folder: Path, *, mp4: bool) -> None:
     """For looking: ``sheet-<frames>.png``, a line of 16 frames for each long video; with ``mp4`` also the videos."""
     from longtake.media import contact_sheet
     from longtake.outputs import VideoOutput
 
-    jobs = [job for job in jobs if job in videos]
-    for length in dict.fromkeys(job.frames for job in jobs):
+    wanted = [entry for entry in wanted if entry in videos]
+    for length in dict.fromkeys(entry.frames for entry in wanted):
         frames, captions = [], []
-        for job in sorted((job for job in jobs if job.frames == length), key=lambda job: job.subject):
+        for entry in sorted((entry for entry in wanted if entry.frames == length), key=lambda entry: entry.subject):
             picked = np.linspace(0, length - 1, SHEET_FRAMES).round().astype(int)
-            frames += [videos[job].frames[index] for index in picked]
-            captions += [str(job.method), job.subject[:10], *(str(index) for index in picked[2:])]
+            frames += [videos[entry].frames[index] for index in picked]
+            captions += [str(entry.method), entry.subject[:10], *(str(index) for index in picked[2:])]
             if mp4:
-                name = f"{job.method}-{length}-{job.subject.replace(' ', '_')}.mp4"
-                VideoOutput(videos[job].frames, FPS).save(folder / name, overwrite=True)
+                name = f"{entry.method}-{length}-{entry.subject.replace(' ', '_')}.mp4"
+                VideoOutput(videos[entry].frames, FPS).save(folder / name, overwrite=True)
         contact_sheet(frames, folder / f"sheet-{length}.png", SHEET_FRAMES, captions, overwrite=True)

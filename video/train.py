@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from longtake.train import Settings
     from longtake.video.data import Clip
 
 WINDOW = 16
@@ -43,15 +44,18 @@ SCHEDULE = {
 }
 
 
+SHIFT = 4  # pixels a training frame moves at most, each way
+
+
 @dataclass
 class Frames:
-    """All frames of the training clips, (N, 3, H, W) uint8, with the clip each belongs to."""
+    """All frames of the training clips, (N, 3, H, W) uint8 on the training's device, and the odds of each (N,)."""
 
     images: torch.Tensor
-    weight: torch.Tensor
+    odds: np.ndarray
 
     @classmethod
-    def of(cls, clips: list[Clip]) -> Frames:
+    def of(cls, clips: list[Clip], device: torch.device) -> Frames:
         import numpy as np
         import torch
 
@@ -61,36 +65,37 @@ class Frames:
         for clip in clips:
             count[clip.subject] = count.get(clip.subject, 0) + len(clip.frames)
         weight = torch.tensor([1.0 / count[clip.subject] ** 0.5 for clip in clips for _ in clip.frames])
-        return cls(images, weight / weight.sum())
+        weight = (weight / weight.sum()).double()
+        return cls(images.to(device), weight.numpy() / float(weight.sum()))
 
     def batch(self, size: int, rng: np.random.Generator) -> torch.Tensor:
         """Random frames (size, 3, H, W) in [-1, 1], shifted by up to four pixels over white, half of them mirrored."""
+        import numpy as np
         import torch
+        import torch.nn.functional as F
 
-        picked = rng.choice(
-            len(self.images), size=size, p=self.weight.double().numpy() / float(self.weight.double().sum())
-        )
-        images = self.images[torch.from_numpy(picked)].float() / 127.5 - 1
-        out = torch.ones_like(images)
+        device, (height, width) = self.images.device, self.images.shape[2:]
+        picked = torch.from_numpy(rng.choice(len(self.images), size=size, p=self.odds)).to(device)
+        rows, columns = np.empty((size, height), np.int64), np.empty((size, width), np.int64)
         for row in range(size):
-            dy, dx = (int(value) for value in rng.integers(-4, 5, size=2))
-            rolled = torch.roll(images[row], (dy, dx), (1, 2))
-            rolled[:, : max(dy, 0)] = 1
-            rolled[:, images.shape[2] + min(dy, 0) :] = 1
-            rolled[:, :, : max(dx, 0)] = 1
-            rolled[:, :, images.shape[3] + min(dx, 0) :] = 1
-            out[row] = rolled.flip(2) if rng.random() < 0.5 else rolled
-        return out
+            dy, dx = (int(value) for value in rng.integers(-SHIFT, SHIFT + 1, size=2))
+            rows[row] = np.arange(height) + SHIFT - dy
+            columns[row] = np.arange(width) + SHIFT - dx
+            if rng.random() < 0.5:
+                columns[row] = columns[row, ::-1]
+        padded = F.pad(self.images[picked].float() / 127.5 - 1, (SHIFT,) * 4, value=1.0)
+        place = torch.arange(size, device=device)[:, None, None]
+        y, x = (torch.from_numpy(index).to(device) for index in (rows, columns))
+        return padded.permute(0, 2, 3, 1)[place, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """L1 plus L1 of the picture's gradients, pixels off the white ground weighted four times, (B, 3, H, W) each."""
-    import torch
     import torch.nn.functional as F
 
     weight = 1.0 + 3.0 * F.max_pool2d((target.amin(1, keepdim=True) < 0.9).float(), 3, 1, 1)
     error = (output - target).abs() * weight
-    edges = torch.zeros((), dtype=output.dtype)
+    edges = output.new_zeros(())
     for dim in (2, 3):
         change = (output.diff(dim=dim) - target.diff(dim=dim)).abs()
         edges = edges + (change * weight.narrow(dim, 1, weight.shape[dim] - 1)).mean()
@@ -103,22 +108,23 @@ def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
     return float((10 * (4.0 / error).log10()).mean())
 
 
-def train_autoencoder(clips: list[Clip], folder: Path, settings: Any, *, batch: int, seed: int) -> Any:
+def train_autoencoder(clips: list[Clip], folder: Path, settings: Settings, *, batch: int, seed: int) -> Any:
     """Train (or resume) the autoencoder; held-out clips give the PSNR in the record."""
     import torch
-    from longtake.train import batch_generator, fit
+    from longtake.train import batch_generator, fit, normal, training_device
     from longtake.video.prior import FrameAutoencoder
 
     torch.manual_seed(seed)
-    frames = Frames.of([clip for clip in clips if not clip.held_out])
-    unseen = Frames.of([clip for clip in clips if clip.held_out]).images[::7].float() / 127.5 - 1
+    device = training_device()
+    frames = Frames.of([clip for clip in clips if not clip.held_out], device)
+    unseen = Frames.of([clip for clip in clips if clip.held_out], device).images[::7].float() / 127.5 - 1
     model = FrameAutoencoder(**AUTOENCODER).to(memory_format=torch.channels_last)
 
     def loss(network: Any, step: int) -> torch.Tensor:
         rng = batch_generator(seed, step)
         images = frames.batch(batch, rng).to(memory_format=torch.channels_last)
-        noise = torch.from_numpy(rng.standard_normal((batch, LATENT_CHANNELS, 8, 8), dtype="float32"))
         latent = network.encode(images).latent
+        noise = normal(rng, (batch, LATENT_CHANNELS, 8, 8), device)
         return reconstruction_loss(network.decode(latent + 0.08 * noise).sample.float(), images)
 
     def judge(network: Any, step: int) -> dict[str, float]:
@@ -129,13 +135,14 @@ def train_autoencoder(clips: list[Clip], folder: Path, settings: Any, *, batch: 
 
 
 def encode_clips(autoencoder: Any, clips: list[Clip]) -> list[torch.Tensor]:
-    """Latents (F, c, h, w) float32 of every clip."""
+    """Latents (F, c, h, w) float32 of every clip, where the autoencoder is."""
     import torch
+    from longtake.train import device_of
 
     out = []
     with torch.inference_mode():
         for clip in clips:
-            images = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+            images = torch.from_numpy(clip.frames).to(device_of(autoencoder)).permute(0, 3, 1, 2).float() / 127.5 - 1
             out.append(autoencoder.encode(images).latent.clone())
     return out
 
@@ -158,14 +165,14 @@ def wordings(clip: Clip) -> list[str]:
 def quicken(unet: Any) -> None:
     """Make training on CPU cores about a third cheaper, without changing the function that is learned.
 
-    Temporal convolutions become one matrix product (oneDNN's bfloat16 backward of a (3,1,1) kernel is slow),
-    attention over
-    16 to 64 tokens plain products, and the temporal dropout of the stock class is switched off: a small model
-    underfits.
+    Temporal convolutions become one matrix product (oneDNN's bfloat16 backward of a (3,1,1) kernel is slow), attention
+    over 16 to 64 tokens plain products; elsewhere both stay as they are. On every device the temporal dropout of the
+    stock class is switched off: a small model underfits.
     """
     import torch
     import torch.nn.functional as F
     from diffusers.models.attention_processor import AttnProcessor
+    from longtake.train import device_of
 
     def as_product(conv: Any) -> Any:
         def forward(x: torch.Tensor) -> torch.Tensor:
@@ -176,11 +183,13 @@ def quicken(unet: Any) -> None:
 
         return forward
 
-    unet.set_attn_processor(AttnProcessor())
+    on_cpu = device_of(unet).type == "cpu"
+    if on_cpu:
+        unet.set_attn_processor(AttnProcessor())
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(module, torch.nn.Conv3d):
+        if on_cpu and isinstance(module, torch.nn.Conv3d):
             module.__dict__["forward"] = as_product(module)
 
 
@@ -188,7 +197,7 @@ def train_unet(
     clips: list[Clip],
     autoencoder: Any,
     folder: Path,
-    settings: Any,
+    settings: Settings,
     *,
     batch: int,
     seed: int,
@@ -201,15 +210,18 @@ def train_unet(
     import torch
     from diffusers import DDIMScheduler, UNet3DConditionModel
     from longtake.text import SentenceEncoder
-    from longtake.train import batch_generator, fit
+    from longtake.train import batch_generator, fit, normal, stratified_times, training_device
 
     torch.manual_seed(seed)
+    device = training_device()
     encoder = SentenceEncoder()
     scheduler = DDIMScheduler(**SCHEDULE)
     seen = [clip for clip in clips if not clip.held_out]
     unseen = [clip for clip in clips if clip.held_out]
+    autoencoder.to(device)
     latents, latents_unseen = encode_clips(autoencoder, seen), encode_clips(autoencoder, unseen)
-    states = {text: encoder.encode([text])[0] for clip in clips for text in [*wordings(clip), ""]}
+    known = {text: None for clip in clips for text in [*wordings(clip), ""]}
+    states = {text: encoder.encode([text])[0].to(device) for text in known}
     members: dict[str, list[int]] = {}
     for index, clip in enumerate(seen):
         members.setdefault(clip.subject, []).append(index)
@@ -217,11 +229,11 @@ def train_unet(
     model = UNet3DConditionModel(**UNET)
     if start is not None:
         model.load_state_dict(start)
-    quicken(model)
+    quicken(model.to(device))
 
     def window(clip: Clip, latent: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         start = int(rng.integers(len(latent)))
-        return latent[torch.from_numpy(clip.window(start, WINDOW))].transpose(0, 1)
+        return latent[torch.from_numpy(clip.window(start, WINDOW)).to(device)].transpose(0, 1)
 
     def example(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         index = int(rng.choice(members[subjects[int(rng.integers(len(subjects)))]]))
@@ -230,10 +242,8 @@ def train_unet(
         return window(seen[index], latents[index], rng), states[text]
 
     def objective(network: Any, clean: torch.Tensor, text: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        size = len(clean)
-        noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype="float32"))
-        # one draw a stratum: the mean over noise levels has less variance
-        time = torch.from_numpy(((rng.permutation(size) + rng.random(size)) / size * 1000).astype("int64"))
+        noise = normal(rng, clean.shape, device)
+        time = stratified_times(rng, len(clean), device)
         noisy = scheduler.add_noise(clean, noise, time)
         predicted = network(noisy, time, encoder_hidden_states=text).sample
         return ((predicted.float() - scheduler.get_velocity(clean, noise, time)) ** 2).mean()
@@ -266,6 +276,7 @@ def export(autoencoder: Any, unet: Any, folder: Path) -> Path:
 
     stock = UNet3DConditionModel(**UNET)
     stock.load_state_dict(unet.state_dict())
+    autoencoder.to("cpu")
     pipeline = LongVideoPipeline(
         vae=autoencoder.to(memory_format=torch.contiguous_format),
         text_encoder=SentenceEncoder(),
@@ -279,6 +290,8 @@ def export(autoencoder: Any, unet: Any, folder: Path) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake train video``."""
+    from longtake.train import add_arguments as add_schedule
+
     parser.add_argument("--data", type=Path, required=True, help="folder with emoji_train.zip, or the zip itself")
     parser.add_argument("--out", type=Path, default=Path("runs/train-video"), help="checkpoints, record, the prior")
     parser.add_argument("--autoencoder-steps", type=int, default=1200)
@@ -286,22 +299,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=2200, help="UNet steps")
     parser.add_argument("--batch", type=int, default=8, help="windows a UNet step")
     parser.add_argument(
-        "--minutes", type=float, default=0, help="stop each stage after so long (0: never); rerun resumes"
-    )
-    parser.add_argument(
         "--start-from", default=None, metavar="PRIOR", help="keep this prior's autoencoder and begin with its UNet"
     )
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
-    parser.add_argument("--seed", type=int, default=0)
+    add_schedule(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train both networks, resuming what is there, and export the prior to ``--out``/prior."""
-    from longtake.train import Settings
+    from longtake.train import Settings, schedule
     from longtake.video.data import load_clips
 
     clips = load_clips(args.data)
-    shared = {"minutes": args.minutes, "precision": args.precision}
+    shared = schedule(args)
     start = None
     if args.start_from is not None:
         autoencoder, start = _start_from(args.start_from)

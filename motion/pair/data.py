@@ -82,6 +82,10 @@ class PairBatch:
     text: torch.Tensor
     kinds: list[str]
 
+    def to(self, device: torch.device) -> PairBatch:
+        """The batch with its tensors on a device."""
+        return PairBatch(self.motion.to(device), self.canon.to(device), self.text.to(device), self.kinds)
+
 
 @dataclass
 class Pairs:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from longtake.evaluation import Table, figure, told_command, write_table
 from longtake.motion.pair.data import KINDS, Pairs
 from longtake.motion.pair.model import CANON, ComMDM, first_token, place_pair
 
@@ -90,8 +92,32 @@ def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
-def table(pipe: LongMotionPipeline, data: Path, block: str, seeds: int, seed: int) -> str:
-    """The table as markdown."""
+@dataclass
+class Row:
+    """A line of the table; None where a column does not apply."""
+
+    label: str
+    place: float | None = None
+    facing: float | None = None
+    drift: float | None = None
+    motion_loss: float | None = None
+    canon_loss: float | None = None
+
+
+TABLE = Table(
+    {
+        "pairs": lambda row: row.label,
+        "place m": lambda row: figure(row.place, 3),
+        "facing deg": lambda row: figure(row.facing, 1),
+        "drift m": lambda row: figure(row.drift, 3),
+        "held-out motion loss": lambda row: figure(row.motion_loss, 3),
+        "held-out canon loss": lambda row: figure(row.canon_loss, 4),
+    }
+)
+
+
+def all_rows(pipe: LongMotionPipeline, data: Path, block: str, seeds: int, seed: int) -> list[Row]:
+    """All rows of the table."""
     from diffusers import DDIMScheduler
     from longtake.motion.data import load_motions
     from longtake.motion.objective import SCHEDULE
@@ -109,11 +135,7 @@ def table(pipe: LongMotionPipeline, data: Path, block: str, seeds: int, seed: in
     never = [(name, text) for name, kind in KINDS.items() for text in kind.held_out]
     placed = load_block(pipe, block)
     placed.comm = PlaceOnly(trained.comm)  # type: ignore[assignment]
-    lines = [
-        "| pairs | place m | facing deg | drift m | held-out motion loss | held-out canon loss |",
-        "|---|---|---|---|---|---|",
-        _line("real windows, unseen clips", real(unseen, pipe, 100, seed), {}),
-    ]
+    rows = [Row("real windows, unseen clips", **real(unseen, pipe, 100, seed))]
     methods = (
         ("two-person block", trained),
         ("its places, two people alone", placed),
@@ -121,27 +143,22 @@ def table(pipe: LongMotionPipeline, data: Path, block: str, seeds: int, seed: in
     )
     for name, model in methods:
         losses = held_out(model, unseen, scheduler, seed, pipe.space)
-        lines.append(_line(f"{name}, training captions", made(pipe, model, said, seeds), losses))
-        lines.append(_line(f"{name}, wordings never seen", made(pipe, model, never, seeds), {}))
-    return "\n".join(lines)
-
-
-def _line(name: str, found: dict[str, float], losses: dict[str, float]) -> str:
-    numbers = [found.get("place"), found.get("facing"), found.get("drift"), losses.get("motion"), losses.get("canon")]
-    return f"| {name} | " + " | ".join("" if value is None else f"{value:.3g}" for value in numbers) + " |"
+        told = {"motion_loss": losses["motion"], "canon_loss": losses["canon"]}
+        rows.append(Row(f"{name}, training captions", **made(pipe, model, said, seeds), **told))
+        rows.append(Row(f"{name}, wordings never seen", **made(pipe, model, never, seeds)))
+    return rows
 
 
 def run_pairs(args: Any) -> int:
-    """Print the table, and keep it as ``--out``/pairs.md."""
-    from longtake.journal import atomic_path
+    """Print the table, and keep it as ``--out``/pairs.md and pairs.json."""
     from longtake.make import quiet_libraries
     from longtake.motion.pipeline import DEFAULT_PRIOR, LongMotionPipeline
 
     quiet_libraries()
     pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)
-    text = table(pipe, args.data, args.pair_block, args.sequences, args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(args.out / "pairs.md") as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    rows = all_rows(pipe, args.data, args.pair_block, args.sequences, args.seed)
+    text = TABLE.markdown(rows)
+    facts = {"prior": str(args.prior or DEFAULT_PRIOR), "block": str(args.pair_block), "seed": args.seed}
+    write_table(args.out, "pairs", text, {**facts, "command": told_command("motion"), "rows": TABLE.json(rows)})
     print(text)
     return 0

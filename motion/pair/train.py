@@ -9,6 +9,7 @@ Legend: B rows, F frames, D features.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from longtake.motion.pipeline import LongMotionPipeline
     from longtake.motion.space import MotionSpace
+    from longtake.train import Settings
 
 LENGTHS = (40, 60, 80)  # frames of a batch's rows
 FRAMES_A_STEP = 960
@@ -38,21 +40,24 @@ def objective(
 ) -> dict[str, torch.Tensor]:
     """Losses of one batch: "motion", "canon" (metres and cosines, squared), "drift" and their weighted sum "all"."""
     from longtake.motion.representation import HUMANML3D
+    from longtake.train import device_of, normal, stratified_times
 
+    device = device_of(model)
+    batch = batch.to(device)
     clean = batch.motion
     rows, _, _, width = clean.shape
-    time = torch.from_numpy(((rng.permutation(rows) + rng.random(rows)) / rows * 1000).astype("int64"))
-    noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype="float32"))
+    time = stratified_times(rng, rows, device)
+    noise = normal(rng, clean.shape, device)
     noisy = scheduler.add_noise(clean, noise, time)
-    canon_noise = torch.zeros(rows, width)
-    canon_noise[:, :CANON] = torch.from_numpy(rng.standard_normal((rows, CANON), dtype="float32"))
+    canon_noise = clean.new_zeros(rows, width)
+    canon_noise[:, :CANON] = normal(rng, (rows, CANON), device)
     seen = scheduler.add_noise(batch.canon, canon_noise, time)
-    first = first_token(width).expand(rows, width)
+    first = first_token(width).to(device).expand(rows, width)
     a = torch.cat([first.unsqueeze(1), noisy[:, 0]], 1)
     b = torch.cat([seen.unsqueeze(1), noisy[:, 1]], 1)
     out = torch.stack([part.float() for part in model.both(a, b, time, batch.text)], 1)
     motion = out[:, :, 1:]
-    weight = torch.ones(width)
+    weight = clean.new_ones(width)
     weight[:4] = ROOT_WEIGHT
     error = ((motion - clean) ** 2 * weight).mean() * width / weight.sum()
     places = HUMANML3D.slices["positions"]
@@ -70,41 +75,45 @@ def drift(out: torch.Tensor, clean: torch.Tensor, kinds: list[str], space: Motio
     metres, mean over frames. out, clean: (B, 2, F, D) normalised. A step's error is tiny beside what it adds up to."""
     from longtake.motion.representation import HUMANML3D
 
-    rows = [row for row, kind in enumerate(kinds) if KINDS[kind].together]
-    if not rows:
+    together = [row for row, kind in enumerate(kinds) if KINDS[kind].together]
+    if not together:
         return out.new_zeros(())
+    rows = torch.tensor(together, device=out.device)
     with torch.autocast(out.device.type, enabled=False):
         ways = [HUMANML3D.root(space.denormalize(motion[rows].float()))[1][..., [0, 2]] for motion in (out, clean)]
     error = (ways[0][:, 0] - ways[0][:, 1]) - (ways[1][:, 0] - ways[1][:, 1])
     return error.square().sum(-1).mean()
 
 
-def train_block(pipe: LongMotionPipeline, data: Path, folder: Path, settings: Any, *, seed: int) -> ComMDM:
+def train_block(pipe: LongMotionPipeline, data: Path, folder: Path, settings: Settings, *, seed: int) -> ComMDM:
     """Train (or resume) the block around a pipeline's prior. The held-out losses are in the record."""
     from diffusers import DDIMScheduler
     from longtake.motion.data import load_motions
-    from longtake.train import batch_generator, fit
+    from longtake.train import batch_generator, fit, training_device
 
     torch.manual_seed(seed)
+    device = training_device()
     encoder, scheduler = pipe.text_encoder, DDIMScheduler(**SCHEDULE)
     pairs = Pairs.of(load_motions(data, "train"), pipe.space, encoder, mirror=True)
     unseen = Pairs.of(load_motions(data, "val"), pipe.space, encoder, mirror=True)
     lengths = pairs.lengths(LENGTHS)
     model = ComMDM.around(pipe.model.float(), comm_layers=COMM_LAYERS, split=SPLIT)
     silence(model)
+    model.to(device)
+    space = copy.deepcopy(pipe.space).to(device)
 
     def loss(network: Any, step: int) -> torch.Tensor:
         rng = batch_generator(seed + 1, step)
         frames = lengths[int(rng.integers(len(lengths)))]
-        return objective(network, pairs.batch(frames, FRAMES_A_STEP // frames, rng), scheduler, rng, pipe.space)["all"]
+        return objective(network, pairs.batch(frames, FRAMES_A_STEP // frames, rng), scheduler, rng, space)["all"]
 
     def judge(network: Any, step: int) -> dict[str, float]:
-        losses = held_out(network, unseen, scheduler, seed, pipe.space)
+        losses = held_out(network, unseen, scheduler, seed, space)
         return {f"held_out_{key}": round(value, 4) for key, value in losses.items()}
 
     learner = Learner(model)
     fit(learner, loss, settings, folder, name="comm", on_checkpoint=judge)
-    return model.eval()
+    return model.cpu().eval()
 
 
 class Learner(torch.nn.Module):
@@ -166,13 +175,12 @@ def run_pairs(args: argparse.Namespace) -> int:
     """Train, resuming what is there, and write the block to ``--out``/pair."""
     from longtake.make import quiet_libraries
     from longtake.motion.pipeline import LongMotionPipeline
-    from longtake.train import Settings
+    from longtake.train import Settings, schedule
 
     quiet_libraries()
     pipe = LongMotionPipeline.from_prior(args.prior)
-    settings = Settings(
-        args.steps or 1500, 5e-4, ema=0.998, checkpoint_every=250, minutes=args.minutes, precision=args.precision
-    )
+    steps = 1500 if args.steps is None else args.steps
+    settings = Settings(steps, 5e-4, ema=0.998, checkpoint_every=250, **schedule(args))
     model = train_block(pipe, args.data, args.out, settings, seed=args.seed)
     print(f"block written to {export(model, args.prior, args.out / 'pair')}")
     return 0

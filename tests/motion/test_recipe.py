@@ -1,6 +1,7 @@
 """From labelled clips to a prior and its table: ``longtake train motion``, ``longtake motion``, ``evaluate motion``."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -148,22 +149,16 @@ def test_a_stopped_command_goes_on_to_the_same_motion(prior, tmp_path):
 
 def test_the_evaluator_learns_and_the_table_is_made(data, prior, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluator, "FEWEST_CLIPS", 3)
-    monkeypatch.setattr(
-        evaluator.EvaluatorSettings, "__init__", lambda self: _set(self, 60, 12, 3e-3, 16, 8, 0)
-    )
     command = ["evaluate", "motion", "--data", str(data), "--prior", str(prior), "--out", str(tmp_path)]
+    command += ["--evaluator-steps", "40"]
     assert cli.main([*command, "--sequences", "1", "--steps", "2", "--methods", "longtake", "joined", "plain"]) == 0
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["evaluator"]["accuracy_real_held_out"] > 0.9
     rows = {row["label"]: row for row in table["rows"]}
     assert rows["longtake (canvas)"]["windows"] == 8 and rows["longtake (canvas)"]["peak_jerk"] > 0
     assert rows["prior, wordings never seen"]["peak_jerk"] is None
-    assert "| joined clips | 1 | 8 |" in (tmp_path / "table.md").read_text()
-
-
-def _set(settings, *values):
-    for name, value in zip(settings.__dataclass_fields__, values, strict=True):
-        object.__setattr__(settings, name, value)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert "| joined clips | 1 | 8 |" in [re.sub(" +", " ", line)[:24] for line in lines]
 
 
 def test_frechet_distance_of_a_set_to_itself_is_nothing_and_grows_with_a_shift():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from longtake.errors import UserError
-from longtake.video import baselines, contest, evaluate, evaluator, metrics, table
-from longtake.video.contest import Job, Method, Settings, Video
+from longtake.video import baselines, entries, evaluate, evaluator, metrics, table
 from longtake.video.data import load_clips
+from longtake.video.entries import Entry, Method, Settings, Video
+from longtake.weights import WEIGHT_SUFFIXES, file_hash
 from video_clips import write_clips
 from video_models import noise
 
@@ -125,13 +126,13 @@ def test_more_subjects_contain_fewer():
 
 def test_long_lengths_get_fewer_prompts_and_every_method_the_same():
     methods = [Method.LONGTAKE, Method.JOINED]
-    jobs = evaluate.long_jobs(["dog", "horse", "running", "fish"], methods, [240, 960], 4, seed=0)
-    count = {(job.method, job.frames): 0 for job in jobs}
-    for job in jobs:
-        count[job.method, job.frames] += 1
+    asked = evaluate.long_entries(["dog", "horse", "running", "fish"], methods, [240, 960], 4, seed=0)
+    count = {(entry.method, entry.frames): 0 for entry in asked}
+    for entry in asked:
+        count[entry.method, entry.frames] += 1
     assert count == {(m, f): n for m in methods for f, n in ((240, 4), (960, 1))}
-    assert [job.frames for job in jobs[:4]] == [240, 240, 960, 960]  # the first subject's rows are complete first
-    assert not evaluate.long_jobs(["dog"], methods, [240], 0, seed=0)
+    assert [entry.frames for entry in asked[:4]] == [240, 240, 960, 960]  # the first subject's rows are complete first
+    assert not evaluate.long_entries(["dog"], methods, [240], 0, seed=0)
 
 
 # ------------------------------------------------------------------------------------------------------ a tiny prior
@@ -221,27 +222,27 @@ def test_freenoise_starts_from_the_noise_of_sixteen_frames(pipe, monkeypatch):
 
 
 def test_videos_are_made_once_and_kept_without_loss(pipe, tmp_path, monkeypatch):
-    jobs = [Job(method, "dog", "dog", 20, 0) for method in contest.LONG_METHODS]
-    jobs.append(Job(Method.SHORT, "dog", "a hound", 16, 0))
-    made = contest.make_all(pipe, jobs, SETTINGS, tmp_path)
-    assert all(len(made[job].frames) == job.frames and made[job].seconds > 0 for job in jobs)
+    asked = [Entry(method, "dog", "dog", 20, 0) for method in entries.LONG_METHODS]
+    asked.append(Entry(Method.SHORT, "dog", "a hound", 16, 0))
+    made = entries.make_all(pipe, asked, SETTINGS, tmp_path)
+    assert all(len(made[entry].frames) == entry.frames and made[entry].seconds > 0 for entry in asked)
     monkeypatch.setattr(baselines, "sample", lambda *_, **__: pytest.fail("made again"))
-    again = contest.make_all(pipe, jobs, SETTINGS, tmp_path)
-    for job in jobs:
-        np.testing.assert_array_equal(again[job].frames, made[job].frames)
+    again = entries.make_all(pipe, asked, SETTINGS, tmp_path)
+    for entry in asked:
+        np.testing.assert_array_equal(again[entry].frames, made[entry].frames)
 
 
 def test_whatever_decides_a_video_is_in_its_name():
-    job = Job(Method.LONGTAKE, "dog", "dog", 20, 0)
+    entry = Entry(Method.LONGTAKE, "dog", "dog", 20, 0)
     marks = {
-        contest.job_mark(job, SETTINGS),
-        contest.job_mark(Job(Method.LONGTAKE, "dog", "dog", 20, 1), SETTINGS),
-        contest.job_mark(Job(Method.LONGTAKE, "dog", "a hound", 20, 0), SETTINGS),
-        contest.job_mark(Job(Method.STOCK, "dog", "dog", 20, 0), SETTINGS),
-        contest.job_mark(job, Settings("other weights", 1, 2.0)),
-        contest.job_mark(job, Settings("toy", 2, 2.0)),
-        contest.job_mark(job, Settings("toy", 1, 3.0)),
-        contest.job_mark(job, Settings("toy", 1, 2.0, "bfloat16")),
+        entries.entry_mark(entry, SETTINGS),
+        entries.entry_mark(Entry(Method.LONGTAKE, "dog", "dog", 20, 1), SETTINGS),
+        entries.entry_mark(Entry(Method.LONGTAKE, "dog", "a hound", 20, 0), SETTINGS),
+        entries.entry_mark(Entry(Method.STOCK, "dog", "dog", 20, 0), SETTINGS),
+        entries.entry_mark(entry, Settings("other weights", 1, 2.0)),
+        entries.entry_mark(entry, Settings("toy", 2, 2.0)),
+        entries.entry_mark(entry, Settings("toy", 1, 3.0)),
+        entries.entry_mark(entry, Settings("toy", 1, 2.0, "bfloat16")),
     }
     assert len(marks) == 8
 
@@ -249,20 +250,20 @@ def test_whatever_decides_a_video_is_in_its_name():
 def test_a_model_card_is_no_part_of_a_prior_but_its_weights_are(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text("{}")
-    first = contest.prior_hash(tmp_path)
+    first = file_hash(tmp_path, WEIGHT_SUFFIXES)
     (tmp_path / "README.md").write_text("card")
-    assert contest.prior_hash(tmp_path) == first
+    assert file_hash(tmp_path, WEIGHT_SUFFIXES) == first
     (tmp_path / "unet" / "config.json").write_text("{ }")
-    assert contest.prior_hash(tmp_path) != first
+    assert file_hash(tmp_path, WEIGHT_SUFFIXES) != first
 
 
 def test_out_of_time_the_rest_is_left_for_a_rerun(pipe, tmp_path):
-    jobs = [Job(Method.STOCK, name, name, 17, 0) for name in ("dog", "horse")]
-    made = contest.make_all(pipe, jobs, SETTINGS, tmp_path, minutes=1e-9)
+    asked = [Entry(Method.STOCK, name, name, 17, 0) for name in ("dog", "horse")]
+    made = entries.make_all(pipe, asked, SETTINGS, tmp_path, minutes=1e-9)
     assert not made
-    made = contest.make_all(pipe, jobs[:1], SETTINGS, tmp_path)
-    made = contest.make_all(pipe, jobs, SETTINGS, tmp_path, minutes=1e-9)
-    assert list(made) == jobs[:1]
+    made = entries.make_all(pipe, asked[:1], SETTINGS, tmp_path)
+    made = entries.make_all(pipe, asked, SETTINGS, tmp_path, minutes=1e-9)
+    assert list(made) == asked[:1]
 
 
 def test_one_command_makes_the_table(data, prior, tmp_path, run_cli):

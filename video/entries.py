@@ -3,7 +3,7 @@
 Each generated video is kept without loss under a name made of all that decides it, so that a rerun makes only what is
 missing.
 
-    videos = make_all(pipe, [Job(Method.LONGTAKE, "running", "person running", 240, seed=0)], settings, folder)
+    videos = make_all(pipe, [Entry(Method.LONGTAKE, "running", "person running", 240, seed=0)], settings, folder)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Job:
+class Entry:
     """One video to judge: ``prompt`` is what the model is told, ``subject`` what must be seen."""
 
     method: Method
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass
 class Video:
-    """A video of a job: frames uint8 (F, H, W, 3), and the wall-clock seconds its generation took (0: none, real)."""
+    """A video of an entry: frames uint8 (F, H, W, 3), and the wall-clock seconds its generation took (0: none, real)."""
 
     frames: np.ndarray
     seconds: float = 0.0
@@ -83,24 +83,15 @@ class Settings:
     dtype: str = "float32"
 
 
-def prior_hash(folder: Path) -> str:
-    """Hash of a prior's weights and configs, not of its model card."""
-    from longtake.journal import fingerprint
-    from longtake.weights import file_hash
-
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".bin")]
-    return fingerprint({str(path.relative_to(folder)): file_hash(path) for path in files})
-
-
-def job_mark(job: Job, settings: Settings) -> str:
-    """Name of a job's file: readable, and with a hash of all that decides the video."""
+def entry_mark(entry: Entry, settings: Settings) -> str:
+    """Name of an entry's file: readable, and with a hash of all that decides the video."""
     from longtake.journal import fingerprint
     from longtake.video.pipeline import default_scope
 
-    plan: dict[str, Any] = {"format": _FORMAT, **asdict(job), **asdict(settings)}
-    if job.method is Method.LONGTAKE:
-        plan["scope"] = asdict(default_scope(job.frames))
-    return f"{job.method}-{job.frames}-{job.subject.replace(' ', '_')}-{fingerprint(plan)[:12]}"
+    plan: dict[str, Any] = {"format": _FORMAT, **asdict(entry), **asdict(settings)}
+    if entry.method is Method.LONGTAKE:
+        plan["scope"] = asdict(default_scope(entry.frames))
+    return f"{entry.method}-{entry.frames}-{entry.subject.replace(' ', '_')}-{fingerprint(plan)[:12]}"
 
 
 def read_video(path: Path) -> Video:
@@ -119,56 +110,56 @@ def write_video(path: Path, video: Video) -> None:
     write_tensors(path, {"frames": torch.from_numpy(video.frames), "seconds": torch.tensor(video.seconds)})
 
 
-def make(pipe: LongVideoPipeline, job: Job, settings: Settings, on_step: Callable[[int], object]) -> np.ndarray:
-    """Generate the video of one long job, uint8 (F, H, W, 3); on_step(frames) is called after each model step."""
+def make(pipe: LongVideoPipeline, entry: Entry, settings: Settings, on_step: Callable[[int], object]) -> np.ndarray:
+    """Generate the video of one long entry, uint8 (F, H, W, 3); on_step(frames) is called after each model step."""
     from longtake.video import baselines
 
-    if job.method is Method.LONGTAKE:
+    if entry.method is Method.LONGTAKE:
         film = pipe(
-            job.prompt,
-            frames=job.frames,
-            seed=job.seed,
+            entry.prompt,
+            frames=entry.frames,
+            seed=entry.seed,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
-            callback_on_step_end=lambda *_: on_step(job.frames),
+            callback_on_step_end=lambda *_: on_step(entry.frames),
         ).frames
         assert isinstance(film, np.ndarray)
         return film
     method = {Method.JOINED: baselines.joined, Method.STOCK: baselines.stock, Method.FREENOISE: baselines.freenoise}
-    return method[job.method](
-        pipe, job.prompt, job.frames, job.seed, steps=settings.steps, guidance=settings.guidance, on_step=on_step
+    return method[entry.method](
+        pipe, entry.prompt, entry.frames, entry.seed, steps=settings.steps, guidance=settings.guidance, on_step=on_step
     )
 
 
 def make_all(
-    pipe: LongVideoPipeline, jobs: Sequence[Job], settings: Settings, folder: Path, *, minutes: float = 0
-) -> dict[Job, Video]:
-    """The videos of the jobs: those in ``folder`` are read, the others made in order and kept there.
+    pipe: LongVideoPipeline, asked: Sequence[Entry], settings: Settings, folder: Path, *, minutes: float = 0
+) -> dict[Entry, Video]:
+    """The videos of the asked: those in ``folder`` are read, the others made in order and kept there.
 
-    minutes: wall-clock limit, 0 for none; a job that would not end in time, judged by the slowest so far, is passed
+    minutes: wall-clock limit, 0 for none; an entry that would not end in time, judged by the slowest so far, is passed
     over and its video is missing from the result. Short clips are made several at once and share their seconds.
     """
     from longtake.video import baselines
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {job: folder / f"{job_mark(job, settings)}.safetensors" for job in jobs}
-    missing = [job for job in paths if not paths[job].exists()]
+    paths = {entry: folder / f"{entry_mark(entry, settings)}.safetensors" for entry in asked}
+    missing = [entry for entry in paths if not paths[entry].exists()]
     pipe.set_progress_bar_config(disable=True)
     if missing:
-        pipe.encode_prompts([""])  # loads the text encoder, which is no part of any job's seconds
+        pipe.encode_prompts([""])  # loads the text encoder, which is no part of any entry's seconds
     began, slowest = time.perf_counter(), 0.0  # slowest: seconds a frame
     # the joined baseline always denoises whole clips
-    work = sum(-(-job.frames // WINDOW) * WINDOW for job in missing) * settings.steps
+    work = sum(-(-entry.frames // WINDOW) * WINDOW for entry in missing) * settings.steps
     with tqdm(total=work, desc="videos", unit="frame step", unit_scale=True, disable=not missing) as bar:
         for group in _together(missing, baselines.CLIPS_AT_ONCE):
-            frames = sum(job.frames for job in group)
+            frames = sum(entry.frames for entry in group)
             started = time.perf_counter()
             if minutes and started - began + slowest * frames > 60 * minutes:
                 continue
             bar.set_postfix_str(f"{group[0].method}, {group[0].frames} frames: {group[0].subject}")
             if group[0].method is Method.SHORT:
-                prompts, seed = [job.prompt for job in group], group[0].seed
+                prompts, seed = [entry.prompt for entry in group], group[0].seed
                 films = baselines.short_clips(
                     pipe, prompts, seed, steps=settings.steps, guidance=settings.guidance, on_step=bar.update
                 )
@@ -176,19 +167,20 @@ def make_all(
                 films = [make(pipe, group[0], settings, bar.update)]
             seconds = time.perf_counter() - started
             slowest = max(slowest, seconds / frames)
-            for job, film in zip(group, films, strict=True):
-                write_video(paths[job], Video(film, seconds / len(group)))
-    return {job: read_video(path) for job, path in paths.items() if path.exists()}
+            for entry, film in zip(group, films, strict=True):
+                write_video(paths[entry], Video(film, seconds / len(group)))
+    return {entry: read_video(path) for entry, path in paths.items() if path.exists()}
 
 
-def _together(jobs: Sequence[Job], limit: int) -> list[list[Job]]:
-    """Jobs in order, up to ``limit`` neighbours of kind SHORT with one seed as one group, any other alone."""
-    groups: list[list[Job]] = []
-    for job in jobs:
+def _together(asked: Sequence[Entry], limit: int) -> list[list[Entry]]:
+    """Entries in order, up to ``limit`` neighbours of kind SHORT with one seed as one group, any other alone."""
+    groups: list[list[Entry]] = []
+    for entry in asked:
         last = groups[-1] if groups else []
-        joins = bool(last) and job.method is Method.SHORT and (last[0].method, last[0].seed) == (job.method, job.seed)
+        alike = bool(last) and (last[0].method, last[0].seed) == (entry.method, entry.seed)
+        joins = alike and entry.method is Method.SHORT
         if joins and len(last) < limit:
-            last.append(job)
+            last.append(entry)
         else:
-            groups.append([job])
+            groups.append([entry])
     return groups

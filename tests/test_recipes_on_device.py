@@ -1,0 +1,145 @@
+"""Every recipe's step runs where the model is: a tensor left behind, or a wait for the device, is an error here.
+
+The device is "meta": it holds no numbers, so that what reads one (`float(loss)`, `.cpu()`) raises, and a dispatch mode
+raises when an operator is given tensors of two devices.
+"""
+
+import pytest
+import torch
+from longtake.train import Settings
+from motion_data import write_motions
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from video_clips import write_clips
+
+COPIES = {"aten::_to_copy", "aten::copy_", "aten::_has_compatible_shallow_copy_type"}
+
+
+class OneDevice(TorchDispatchMode):
+    """Raises when an operator mixes devices; copies from one to another are what they are for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func._schema.name not in COPIES:
+            places = {x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+            assert len(places) < 2, f"{func._schema.name} was given tensors on {sorted(places)}"
+        return func(*args, **kwargs)
+
+
+class Reached(Exception):
+    """The recipe has come to its training."""
+
+
+def one_step(monkeypatch, recipe):
+    """Run a recipe up to `fit`, then one step of its loss, backward too, on the device without numbers."""
+    from longtake import train
+
+    place, seen = torch.device("meta"), []
+    monkeypatch.setattr(train, "training_device", lambda: place)
+    monkeypatch.setattr(
+        train, "normal", lambda rng, shape, device: torch.randn(tuple(shape), device=device)
+    )  # a generator of its own has no such device
+
+    def catch(model, loss, settings, folder, **_):
+        model.to(place)
+        with OneDevice():
+            value = loss(model, 0)
+            value.backward()
+        seen.append(value)
+        raise Reached
+
+    monkeypatch.setattr(train, "fit", catch)
+    with pytest.raises(Reached):
+        recipe()
+    assert seen[0].device == place and seen[0].ndim == 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_clips(folder / "emoji_train.zip")
+    return write_motions(folder)
+
+
+def autoencoder(data, out):
+    from longtake.video import train
+    from longtake.video.data import load_clips
+
+    train.train_autoencoder(load_clips(data), out, Settings(1), batch=2, seed=0)
+
+
+def unet(data, out):
+    from longtake.video import train
+    from longtake.video.data import load_clips
+    from longtake.video.prior import FrameAutoencoder
+
+    net = FrameAutoencoder(train.LATENT_CHANNELS, (8, 8, 8))
+    train.train_unet(load_clips(data), net, out, Settings(1), batch=1, seed=0)
+
+
+def video_evaluator(data, out):
+    from longtake.video import evaluator
+    from longtake.video.data import load_clips
+
+    evaluator.train(load_clips(data), out, evaluator.EvaluatorSettings(steps=1, batch=2, precision="no"))
+
+
+def mdm(data, out):
+    from longtake.motion import train
+    from longtake.motion.data import load_motions
+
+    train.train_model(load_motions(data), load_motions(data, "val"), out, Settings(1), seed=0)
+
+
+def motion_evaluator(data, out):
+    from longtake.motion import evaluator
+    from longtake.motion.data import load_motions
+
+    clips = load_motions(data)
+    evaluator.train(clips, ["walk", "raise-up-left-hand"], out, evaluator.EvaluatorSettings(1, 4), "toy")
+
+
+def pair(data, out):
+    from longtake.motion.pair import train
+    from longtake.motion.pipeline import LongMotionPipeline
+
+    train.train_block(LongMotionPipeline.from_prior("bandai-small"), data, out, Settings(1), seed=0)
+
+
+RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+def test_a_step_stays_on_the_device_and_does_not_wait_for_it(recipe, data, tmp_path, monkeypatch):
+    one_step(monkeypatch, lambda: recipe(data, tmp_path))
+
+
+def test_a_tensor_left_behind_and_a_wait_are_noticed(monkeypatch):
+    net = torch.nn.Linear(3, 1)
+
+    def left(network, step):
+        return (network(torch.ones(2, 3, device="meta")) * torch.ones(2, 1)).mean()
+
+    def waits(network, step):
+        loss = network(torch.ones(2, 3, device="meta")).mean()
+        return loss / float(loss.detach())
+
+    from longtake import train
+
+    with pytest.raises(AssertionError, match="on \\['cpu', 'meta'\\]"):
+        one_step(monkeypatch, lambda: train.fit(net, left, None, None))
+    with pytest.raises(RuntimeError, match="meta"):
+        one_step(monkeypatch, lambda: train.fit(net, waits, None, None))
+
+
+def test_a_planted_fault_in_a_recipe_is_noticed(data, tmp_path, monkeypatch):
+    from longtake import train
+
+    right = train.stratified_times
+
+    def one_more(rng, rows, device, steps=1000):
+        return right(rng, rows, torch.device("cpu"), steps)
+
+    monkeypatch.setattr(train, "stratified_times", one_more)
+    with pytest.raises(AssertionError, match="on \\['cpu', 'meta'\\]"):
+        one_step(monkeypatch, lambda: mdm(data, tmp_path))
