@@ -76,7 +76,7 @@ def test_every_event_has_a_name_and_the_small_ones_answer(page) -> None:
 @pytest.mark.parametrize(
     ("event", "change", "word"),
     [
-        ("/motion", {"timeline": "0s: walks | 9s: runs"}, "frame 180"), ("/motion", {"steps": 0}, "minimum"),
+        ("/motion", {"timeline": "0s: walks | 9s: runs"}, "9 s"), ("/motion", {"steps": 0}, "minimum"),
         ("/motion", {"files": [".exe"]}, "exe"), ("/video", {"timeline": " "}, "prompt"),
         ("/kernels", {"ranks": 16, "length": 16, "heads": 3, "kv_heads": 2}, "multiple"),
     ],

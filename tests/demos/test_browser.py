@@ -73,7 +73,7 @@ def test_rows_are_added_moved_timed_and_removed_also_by_keyboard(visit) -> None:
     seen.panel.get_by_label("Start of prompt 2").fill("9")
     seen.panel.get_by_label("Start of prompt 2").press("Tab")
     assert seen.starts() == ["0", "7", "9", "11"] and seen.prompts()[2] == "bows"
-    seen.window.wait_for_function("document.body.innerText.includes('starts at frame 220')")
+    seen.window.wait_for_function("document.body.innerText.includes('starts at 11 s')")
     seen.panel.get_by_label("Length in seconds").fill("14")
     seen.window.wait_for_function("document.body.innerText.includes('280 frames: about')")
 

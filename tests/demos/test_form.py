@@ -65,7 +65,7 @@ def test_every_example_can_be_made(bench, name) -> None:
 @pytest.mark.parametrize(
     ("place", "wrong", "word"),
     [
-        (0, "", "prompt"), (0, "0s: a | 9s: b", "180"), (0, "0s: a | 1s:", "no prompt"), (1, 0, "length"),
+        (0, "", "prompt"), (0, "0s: a | 9s: b", "9 s"), (0, "0s: a | 1s:", "no prompt"), (1, 0, "length"),
         (0, 5, "text"), (0, ["a"], "text"), (1, 1e9, "length"), (1, "long", "number"), (1, True, "number"),
         (2, -1, "seed"), (2, 1.5, "seed"), (3, 0, "steps"), (3, 10**6, "steps"), (4, float("nan"), "guidance"),
         (5, float("nan"), "handshake"), (5, "x", "handshake"), (6, 3, "people"), (6, True, "people"),

@@ -315,5 +315,6 @@ def test_several_ranks_are_refused(data, monkeypatch, capsys):
     from longtake.cli import main
 
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     assert main(["evaluate", "video", "--data", str(data)]) == 2
     assert "runs in one process" in capsys.readouterr().err
