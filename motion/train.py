@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,7 @@ DROP_TEXT = 0.1
 
 @dataclass
 class Corpus:
-    """Normalised features of the clips and of their mirror images, with the text vectors of all their captions.
-
-    All tensors are on the training's device.
-    """
+    """Normalised features of the clips and of their mirror images, with the text vectors of all their captions."""
 
     features: torch.Tensor  # (sum of F, D), clip after clip, and a frame of zeros at the end
     starts: list[int]  # of each clip
@@ -54,9 +51,7 @@ class Corpus:
     odds: np.ndarray  # of each action, in the order of ``members``
 
     @classmethod
-    def of(
-        cls, clips: list[Clip], space: MotionSpace, encoder: Any, device: torch.device, *, mirror: bool
-    ) -> Corpus:
+    def of(cls, clips: list[Clip], space: MotionSpace, encoder: Any, *, mirror: bool) -> Corpus:
         """Encode ``clips``; an action is drawn as often as the square root of its number of clips."""
         import numpy as np
         import torch
@@ -65,7 +60,7 @@ class Corpus:
         every = [*clips, *(clip.mirrored() for clip in clips)] if mirror else clips
         labels = [(clip.action, clip.style) for clip in every]
         known = dict.fromkeys(text for pair in sorted(set(labels)) for text in captions_of(*pair))
-        texts = {text: encoder.encode([text])[0, 0].to(device) for text in known}
+        texts = {text: encoder.encode([text])[0, 0] for text in known}
         members: dict[str, list[int]] = {}
         for row, (action, _) in enumerate(labels):
             members.setdefault(action, []).append(row)
@@ -73,8 +68,13 @@ class Corpus:
         features = [space.normalize(clip.features()) for clip in every]
         lengths = [len(part) for part in features]
         starts = [0, *np.cumsum(lengths)[:-1].tolist()]
-        flat = torch.cat([*features, features[0].new_zeros(1, features[0].shape[1])]).to(device)
+        flat = torch.cat([*features, features[0].new_zeros(1, features[0].shape[1])])
         return cls(flat, starts, lengths, labels, texts, members, odds / odds.sum())
+
+    def to(self, device: torch.device) -> Corpus:
+        """The corpus with its tensors on a device."""
+        texts = {text: vector.to(device) for text, vector in self.texts.items()}
+        return replace(self, features=self.features.to(device), texts=texts)
 
     def batch(
         self, frames: int, rows: int, rng: np.random.Generator
@@ -152,7 +152,7 @@ def spread_text(model: Any, texts: list[torch.Tensor]) -> None:
     """
     import torch
 
-    rows = torch.stack(texts).cpu().double()
+    rows = torch.stack(texts).double()
     mean = rows.mean(0)
     _, size, basis = torch.linalg.svd(rows - mean, full_matrices=False)
     spread = size / math.sqrt(len(rows))
@@ -182,11 +182,11 @@ def train_model(
     encoder, scheduler = SentenceEncoder(), DDIMScheduler(**SCHEDULE)
     space = MotionSpace(features=MODEL["features"], fps=FPS, shortest_row=LENGTHS[0], longest_row=LENGTHS[-1])
     space.fit([part.features() for clip in clips for part in (clip, clip.mirrored())])
-    corpus = Corpus.of(clips, space, encoder, device, mirror=True)
-    unseen = Corpus.of(held_out, space, encoder, device, mirror=False)
-    space.to(device)
+    corpus = Corpus.of(clips, space, encoder, mirror=True)
+    unseen = Corpus.of(held_out, space, encoder, mirror=False).to(device)
     model = MDM(**MODEL)
     spread_text(model, list(corpus.texts.values()))
+    space, corpus = space.to(device), corpus.to(device)
 
     def loss(network: Any, step: int) -> torch.Tensor:
         rng = batch_generator(seed + 1, step)

@@ -67,7 +67,7 @@ class Entry:
 
 @dataclass
 class Video:
-    """A video of an entry: frames uint8 (F, H, W, 3), and the wall-clock seconds its generation took (0: none, real)."""
+    """A video of an entry: frames uint8 (F, H, W, 3), and the wall-clock seconds of its making (0: none, real)."""
 
     frames: np.ndarray
     seconds: float = 0.0

@@ -19,9 +19,10 @@ def judge(folder, identity, trained, **more):
         trained.append(name)
         return Toy(3)
 
-    return cached_judge(
-        folder, "toy", {"settings": {}, **identity}, train, lambda report: Toy(report["width"]), lambda _: {"right": 1.0}, **more
-    )  # fmt: skip
+    def build(report):
+        return Toy(report["width"])
+
+    return cached_judge(folder, "toy", {"settings": {}, **identity}, train, build, lambda _: {"right": 1.0}, **more)
 
 
 def test_a_judge_is_trained_once_for_what_it_is_made_of(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,19 @@ def test_the_evaluator_learns_and_the_table_is_made(data, prior, tmp_path, monke
     assert rows["prior, wordings never seen"]["peak_jerk"] is None
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert "| joined clips | 1 | 8 |" in [re.sub(" +", " ", line)[:24] for line in lines]
+
+
+def test_changed_data_of_the_same_count_is_another_evaluator(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "FEWEST_CLIPS", 3)
+    clips, val = load_motions(data), load_motions(data, "val")
+    settings = evaluator.EvaluatorSettings(2, 4, 3e-3, 16, 8, 0)
+    judge, report = evaluator.load_or_train(clips, val, tmp_path, settings)
+    moved = [replace(clips[0], joints=clips[0].joints + 0.1), *clips[1:]]
+    assert evaluator.load_or_train(moved, val, tmp_path, settings)[1]["hash"] != report["hash"]
+    monkeypatch.setattr(evaluator, "train", lambda *_: pytest.fail("trained again"))
+    again, same = evaluator.load_or_train(clips, val, tmp_path, settings)
+    windows, _ = evaluator.windows_of(val, judge.actions)
+    assert same == report and torch.equal(judge.classify(windows)[1], again.classify(windows)[1])
 
 
 def test_frechet_distance_of_a_set_to_itself_is_nothing_and_grows_with_a_shift():
