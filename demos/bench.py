@@ -1,8 +1,8 @@
 """The one job that runs on the device: a thread of its own, its progress, its files, and who may stop it.
 
-    for note in bench.run("session", "motion", 20.0, work, glimpse, folder):
-        ...                                                         # Progress(...) as it goes, at last Finished(...)
-    bench.stop("session")                                           # what is finished is kept
+for note in bench.run("session", "motion", 20.0, work, glimpse, folder):
+    ...                                                         # Progress(...) as it goes, at last Finished(...)
+bench.stop("session")                                           # what is finished is kept
 """
 
 from __future__ import annotations

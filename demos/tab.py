@@ -1,6 +1,6 @@
 """What a tab shows of a modality's results; one without a file here gets its files, a preview and a word.
 
-    tab = tab_of("motion")          # demos/motion_tab.py's TAB
+tab = tab_of("motion")          # demos/motion_tab.py's TAB
 """
 
 from __future__ import annotations

@@ -228,9 +228,7 @@ def forecast(jobs: Sequence[Job], mistakes: Sequence[Mistake], ranks: int, span:
         where = "all" if job in long else str(busy.index(min(busy)))
         if job not in long:
             busy[int(where)] += job.cost
-        lines.append(
-            f"{job.id:<24.24} {job.request.modality:<9} {job.forecast.amount:>16} {job.cost:>8.1f}  {where}"
-        )
+        lines.append(f"{job.id:<24.24} {job.request.modality:<9} {job.forecast.amount:>16} {job.cost:>8.1f}  {where}")
     lines += [f"line {mistake.line}: refused: {mistake.error}" for mistake in mistakes]
     memory = max((job.forecast.memory_gb for job in jobs), default=0.0)
     lines.append(

@@ -102,7 +102,7 @@ def commands() -> dict[str, tuple[str, Callable[[Any], None], Callable[[argparse
     if find_spec("longtake.demos") is not None:
         found["demo"] = ("a page in the browser: a tab for each modality", *of("longtake.demos.command"))
     found["info"] = ("versions, devices and why, attention backends, priors found", lambda parser: None, _info)
-    found["completion"] = ("completions for a shell: eval \"$(longtake completion bash)\"", _add_shell, _complete)
+    found["completion"] = ('completions for a shell: eval "$(longtake completion bash)"', _add_shell, _complete)
     return found
 
 

@@ -256,9 +256,7 @@ class _Foreign(Exception):
     """What is wrong with a step file."""
 
 
-def load_step(
-    files: Sequence[Path], step: int, state: Denoising, schedulers: Mapping[str, Any], steps: int
-) -> None:
+def load_step(files: Sequence[Path], step: int, state: Denoising, schedulers: Mapping[str, Any], steps: int) -> None:
     """Fill ``state`` and the schedulers with this rank's frames out of the pieces of any number of ranks.
 
     Raises UserError for pieces that are not this run's: damaged, of other strands, shapes or steps, with NaN, or that

@@ -260,4 +260,3 @@ def step_callback(on_step: OnStep | None, steps: int) -> Callable[..., dict[str,
 def digest(*parts: str) -> str:
     """64 hex digits of several texts in order."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-

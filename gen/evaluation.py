@@ -1,8 +1,8 @@
 """What every ``longtake evaluate`` shares: a judge that is trained once, a table, and the command that made it.
 
-    judge, report = cached_judge(folder, "evaluator", identity, train, build, measure)
-    table = Table({"method": lambda row: row.label, "jerk": lambda row: figure(row.jerk, 4)})
-    write_table(folder, "table", table.markdown(rows), {"command": told_command("motion"), "rows": table.json(rows)})
+judge, report = cached_judge(folder, "evaluator", identity, train, build, measure)
+table = Table({"method": lambda row: row.label, "jerk": lambda row: figure(row.jerk, 4)})
+write_table(folder, "table", table.markdown(rows), {"command": told_command("motion"), "rows": table.json(rows)})
 """
 
 from __future__ import annotations

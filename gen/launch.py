@@ -1,6 +1,6 @@
 """What the launcher's environment says of this process, read without torch: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*.
 
-    launch = read_environment()          # Launch(rank=0, world=1, local_rank=0) when no launcher started this process
+launch = read_environment()          # Launch(rank=0, world=1, local_rank=0) when no launcher started this process
 """
 
 from __future__ import annotations

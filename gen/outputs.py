@@ -52,7 +52,6 @@ class Output(ABC):
     def preview(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write one picture that shows the result at a glance. Returns the path. Raises UserError."""
 
-
     def save_all(self, paths: Sequence[Path], *, overwrite: bool = False) -> None:
         """Write several files of one result. Raises UserError."""
         for path in paths:

@@ -1,12 +1,12 @@
 """What the pipelines share: diffusers' life cycle and habits, an early end, and the meaning of a call's arguments.
 
-    class LongMotionPipeline(LongTakePipeline):
-        PRIORS = "longtake.motion"
+class LongMotionPipeline(LongTakePipeline):
+    PRIORS = "longtake.motion"
 
-        def __call__(self, prompt, frames=None, *, num_frames=None, seed=None, generator=None, ...):
-            self.begin()
-            seed, frames = seed_of(seed, generator), frames_of(frames, num_frames)
-            denoise(..., on_step=self.watcher(callback_on_step_end), should_stop=lambda: self.interrupt)
+    def __call__(self, prompt, frames=None, *, num_frames=None, seed=None, generator=None, ...):
+        self.begin()
+        seed, frames = seed_of(seed, generator), frames_of(frames, num_frames)
+        denoise(..., on_step=self.watcher(callback_on_step_end), should_stop=lambda: self.interrupt)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Progress of a run: a bar on a terminal, a plain line every few seconds in a log.
 
-    with Progress("denoising") as progress:
-        progress.at(3, 16)
+with Progress("denoising") as progress:
+    progress.at(3, 16)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Records that survive a kill: a JSON object a line, whole or not at all, in a folder that one run holds.
 
-    with hold(out, resume=False, overwrite=False):     # no other batch works here
-        append(out / RESULTS, {"id": "walk-1", "status": "done"})
+with hold(out, resume=False, overwrite=False):     # no other batch works here
+    append(out / RESULTS, {"id": "walk-1", "status": "done"})
 """
 
 from __future__ import annotations

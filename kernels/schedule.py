@@ -131,14 +131,10 @@ class BatchPlan:
 def all_groups(world: int, largest: int | None = None) -> list[range]:
     """Every group that a plan may use: aligned runs of 1, 2, 4, ... ranks, and the whole world."""
     largest = world if largest is None else largest
-    return [
-        range(start, start + size) for size in _sizes(world, largest) for start in range(0, world - size + 1, size)
-    ]
+    return [range(start, start + size) for size in _sizes(world, largest) for start in range(0, world - size + 1, size)]
 
 
-def plan_batch(
-    lengths: Sequence[int], world: int, cost: Cost, capacity: int, largest: int | None = None
-) -> BatchPlan:
+def plan_batch(lengths: Sequence[int], world: int, cost: Cost, capacity: int, largest: int | None = None) -> BatchPlan:
     """Place sequences of `lengths` tokens on `world` ranks so that the predicted makespan is short.
 
     capacity: tokens that one rank can hold at a time; a sequence on p ranks takes ceil(s / p) on each of them, and the

@@ -1,6 +1,6 @@
 """What the clips of the motion prior are called: wordings to train on, wordings kept for judging, manners.
 
-    caption("walk-turn-left", "elderly", rng)      # "someone walks and turns left like an elderly person"
+caption("walk-turn-left", "elderly", rng)      # "someone walks and turns left like an elderly person"
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def strip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def layout_of(state: Mapping[str, torch.Tensor]) -> str:
-    """"MDM encoder", "MDM decoder" or "ComMDM". Raises UserError that names the closest of them."""
+    """ "MDM encoder", "MDM decoder" or "ComMDM". Raises UserError that names the closest of them."""
     scores = {}
     for name, prefixes in _LAYOUTS.items():
         wanted = [*prefixes, *_COMMON]

@@ -1,7 +1,7 @@
 """Motion as a modality: its settings, files, cost, and how a request becomes a call of the pipeline.
 
-    longtake motion "0s: a person walks | 4s: waves with the right hand | 7s: runs" --out take.bvh --preview take.png
-    longtake motion "0s: a person walks | 6s: a person runs" --path "0,0 0,4 4,6 8,4" --lock-feet --out way.glb
+longtake motion "0s: a person walks | 4s: waves with the right hand | 7s: runs" --out take.bvh --preview take.png
+longtake motion "0s: a person walks | 6s: a person runs" --path "0,0 0,4 4,6 8,4" --lock-feet --out way.glb
 """
 
 from __future__ import annotations

@@ -31,7 +31,6 @@ PROMPTS, INTERVAL = 8, 80  # prompts a sequence, frames a prompt
 SEAM = 30  # frames of the window around a transition
 
 
-
 class Way(StrEnum):
     """How a sequence of prompts becomes one motion."""
 

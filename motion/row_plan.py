@@ -37,6 +37,7 @@ from longtake.motion.sampling import Denoise
 CHUNK_ROWS = 16  # rows of one call of the net
 SPARE_FRAMES = 10  # what the released length rule leaves of a row besides handshakes and blends
 
+
 class Fade(StrEnum):
     """The share alpha of the later row in frame k of a handshake."""
 

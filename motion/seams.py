@@ -95,8 +95,7 @@ class SeamReport:
         ]
         if self.seams:
             lines.append(
-                f"{'frame':>6} {'second':>7} {'peak':>8} {'ratio':>6} {'root mm':>8} {'skate':>6} "
-                f"{'m/s3':>5}  prompts"
+                f"{'frame':>6} {'second':>7} {'peak':>8} {'ratio':>6} {'root mm':>8} {'skate':>6} {'m/s3':>5}  prompts"
             )
         for seam in self.seams:
             ratio = "-" if seam.jerk_ratio is None else f"{seam.jerk_ratio:.2f}"

@@ -190,9 +190,10 @@ def released_both_takes(
             mask[i, left - blend + j] = 0.85 * (1 - j / blend)
             mask[i, left + h + j] = 0.85 * j / blend
     first = steps - 1 - round(steps / 10)
-    level = np.cos((first + 1) / steps * np.pi / 2 / 1.008 + 0.008 / 1.008 * np.pi / 2) ** 2 / np.cos(
-        0.008 / 1.008 * np.pi / 2
-    ) ** 2
+    level = (
+        np.cos((first + 1) / steps * np.pi / 2 / 1.008 + 0.008 / 1.008 * np.pi / 2) ** 2
+        / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    )
     x = (level**0.5 * given + (1 - level) ** 0.5 * second(0)).float()
     empty = text.new_zeros(pairs, text.shape[1])
     for t in range(first, -1, -1):

@@ -151,7 +151,7 @@ def test_the_detectors_detect() -> None:
     assert import_circles(lazy) == [["p.a", "p.b", "p.c"]]
     assert import_circles({**lazy, "p.c": ""}) == []
     assert import_circles({**lazy, "p.c": "if TYPE_CHECKING:\n    import p.a"}) == []
-    assert import_circles({**lazy, "p.c": "if __name__ == \"__main__\":\n    import p.a"}) == []
+    assert import_circles({**lazy, "p.c": 'if __name__ == "__main__":\n    import p.a'}) == []
     assert import_circles({**lazy, "p.c": "if typing.TYPE_CHECKING:\n    x = 1\nelse:\n    import p.a"}) != []
     assert import_circles({"p": "", "p.a": "from . import b", "p.b": "from .a import x"}) == [["p.a", "p.b"]]
     assert parameters("class A:\n    def f(self, a, /, b, *c, d=1, **e): ...\ndef f(a): ...") == {"f": 6}

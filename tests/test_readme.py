@@ -97,7 +97,10 @@ def test_demo_commands_of_the_readme_serve_a_page(tmp_path):
     place.mkdir()
     servers = [
         subprocess.Popen(
-            [sys.executable, "-m", "longtake", *args, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "longtake", *args, "--port", "0"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "TMPDIR": str(place)},
         )  # fmt: skip
         for args in demos

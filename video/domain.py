@@ -1,7 +1,7 @@
 """Video as a modality: its settings, files, cost, and how a request becomes a call of the pipeline.
 
-    longtake video "person running" --frames 240 --out running.mp4 --preview running.png
-    longtake video "person swimming" --extend running.mp4 --frames 120 --out longer.mp4
+longtake video "person running" --frames 240 --out running.mp4 --preview running.png
+longtake video "person swimming" --extend running.mp4 --frames 120 --out longer.mp4
 """
 
 from __future__ import annotations

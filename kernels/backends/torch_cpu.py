@@ -12,9 +12,7 @@ from torch import Tensor
 class PartialTiles:
     """Tiles through `partial_attention` and `partial_backward`, with one of their two implementations."""
 
-    def __init__(
-        self, name: str, implementation: PartialBackend, capabilities: Capabilities, softcap: float = 0.0
-    ):
+    def __init__(self, name: str, implementation: PartialBackend, capabilities: Capabilities, softcap: float = 0.0):
         self.name = name
         self._implementation = implementation
         self._capabilities = capabilities

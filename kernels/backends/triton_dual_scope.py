@@ -63,9 +63,7 @@ def dual_scope_triton(
     return out, lse
 
 
-def _prepare(
-    scope: DualScope, q_pos: Tensor, k: Tensor, v: Tensor, k_pos: Tensor, block: int
-) -> tuple[Any, ...]:
+def _prepare(scope: DualScope, q_pos: Tensor, k: Tensor, v: Tensor, k_pos: Tensor, block: int) -> tuple[Any, ...]:
     """Arguments of a Piece: which blocks meet is decided from the smallest and largest position of each."""
     shared = torch.isin(k_pos, torch.tensor(scope.global_indices, dtype=torch.int64)) & scope.global_open
 
@@ -117,9 +115,7 @@ class _DualScopeTriton(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         module = tiles_module()
         q, out, lse, places, *flat = ctx.saved_tensors
-        pieces = [
-            module.Piece(k, v, *rest) for k, v, rest in zip(flat[::2], flat[1::2], ctx.pieces, strict=True)
-        ]
+        pieces = [module.Piece(k, v, *rest) for k, v, rest in zip(flat[::2], flat[1::2], ctx.pieces, strict=True)]
         d_q, pairs = module.backward(grads[0], q, out, lse, places, pieces, ctx.rule, ctx.scale)
         flat_grads = [grad.to(q.dtype) for pair in pairs for grad in pair]
         return d_q.to(q.dtype), None, None, None, None, *flat_grads

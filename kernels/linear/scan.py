@@ -272,9 +272,7 @@ def diagonal_ssm(
         inverse = 1 / (1 - a * dt / 2)
         a_bar = inverse * (1 + a * dt / 2)
         b_bar = (inverse * dt)[:, None] * b
-    x = diagonal_scan(
-        a_bar[None], u.to(b_bar.dtype) @ b_bar.mT, transport=transport, partition=partition
-    )
+    x = diagonal_scan(a_bar[None], u.to(b_bar.dtype) @ b_bar.mT, transport=transport, partition=partition)
     y = (x @ c.mT).real * (2 if conjugate else 1)
     return y if d is None else y + u @ d.mT
 

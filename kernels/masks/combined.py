@@ -1,6 +1,6 @@
 """Masks combined: `And` (a pair is visible when both masks show it) and `Or` (when one does).
 
-    And(Causal(), Documents((0, 100, 300)))      # causal inside each packed document
+And(Causal(), Documents((0, 100, 300)))      # causal inside each packed document
 """
 
 from collections.abc import Callable
@@ -120,4 +120,3 @@ class Or(_Pair):
 def _tightest(values: list[int | None], pick: Callable[[list[int]], int]) -> int | None:
     given = [value for value in values if value is not None]
     return pick(given) if given else None
-

@@ -127,4 +127,3 @@ class Layout:
     def digest(self) -> str:
         """A hash that is the same in every process: 16 hex digits."""
         return hashlib.sha256(repr((self.runs, self.total, self.replicated)).encode()).hexdigest()[:16]
-

@@ -1,6 +1,6 @@
 """What ranks must have in common before the first message of an operator, compared in one small all-gather.
 
-    agree(transport, {"batch": q.shape[0], "heads": q.shape[1]}, q.device)
+agree(transport, {"batch": q.shape[0], "heads": q.shape[1]}, q.device)
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """What a caller calls a mesh, as the `Transport` that carries the messages.
 
-    transport, degree = as_transport(mesh)
+transport, degree = as_transport(mesh)
 """
 
 from typing import Any

@@ -24,6 +24,4 @@ def gather_summaries(transport: Transport, summary: Summary) -> list[Summary]:
     if complex_dtype is not None:
         gathered = torch.view_as_complex(gathered.view(transport.world, -1, 2))
     sizes, shapes = [tensor.numel() for tensor in summary], [tensor.shape for tensor in summary]
-    return [
-        tuple(piece.view(shape) for piece, shape in zip(row.split(sizes), shapes, strict=True)) for row in gathered
-    ]
+    return [tuple(piece.view(shape) for piece, shape in zip(row.split(sizes), shapes, strict=True)) for row in gathered]

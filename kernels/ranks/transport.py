@@ -126,9 +126,7 @@ class Transport:
         else:
             self.counter.rounds += 1
 
-    def start_messages(
-        self, kind: str, sends: Sequence[Message], receives: Sequence[Message]
-    ) -> Pending[None]:
+    def start_messages(self, kind: str, sends: Sequence[Message], receives: Sequence[Message]) -> Pending[None]:
         """Post contiguous buffers to ranks and from ranks; empty ones are left out. `kind` names them in the counter.
 
         Every rank's messages to another must be posted in the order in which the other posts their receipt.
@@ -260,9 +258,7 @@ class Transport:
             outgoing = pack(own).repeat(self.world - 1)
             incoming = template.new_empty(sum(output_splits))
             buffers = incoming.split(output_splits)
-            everyone = [
-                own if rank == self.rank else unpack(buffers[rank], asked) for rank, asked in enumerate(shapes)
-            ]
+            everyone = [own if rank == self.rank else unpack(buffers[rank], asked) for rank, asked in enumerate(shapes)]
             pieces = [list(parts) for parts in zip(*everyone, strict=True)]
             self._count("gather", outgoing.element_size() * outgoing.numel(), incoming.nbytes)
             works = self.wire.all_to_all(incoming, outgoing, output_splits, input_splits)

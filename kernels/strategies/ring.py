@@ -188,4 +188,3 @@ def add_rows(d_k: Tensor, d_v: Tensor, buffer: Tensor, rows: Sequence[Span], k: 
 def local(mask: Mask, q_runs: Runs, k_runs: Runs, total: int, block: int, whole: bool = False) -> Ring:
     """One rank by itself."""
     return Ring(mask, (q_runs,), (k_runs,), total, block, (0,), 0, whole)
-

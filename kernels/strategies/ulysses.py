@@ -193,4 +193,3 @@ def ring_of_groups(ring_of_ranks: Ring, degree: int, rank: int) -> Ring:
         rank // degree,
         ring_of_ranks.whole,
     )
-

@@ -33,7 +33,7 @@ def test_every_mask_and_layout_is_drawn(mask: str, layout: str) -> None:
     picture, rows, _, python = answer(question)
     assert len(rows) == 3 and sum(row[1] for row in rows) == 96
     scale = (picture.shape[1]) // 96
-    cells = picture[14 :: scale, ::scale]
+    cells = picture[14::scale, ::scale]
     visible = mask_of(question).dense(range(96), range(96)).numpy()
     assert np.array_equal((cells != (236, 239, 243)).any(-1), visible)
     namespace: dict = {}
@@ -44,7 +44,7 @@ def test_every_mask_and_layout_is_drawn(mask: str, layout: str) -> None:
 def test_a_rank_is_dark_where_it_holds_both() -> None:
     picture, *_ = answer(asked(mask="full", layout="contiguous", strategy="ring"))
     scale = picture.shape[1] // 96
-    cells = picture[14 :: scale, ::scale]
+    cells = picture[14::scale, ::scale]
     assert tuple(cells[0, 0]) == (0, 114, 178) and tuple(cells[95, 95]) == (0, 158, 115)
     assert tuple(cells[0, 95]) not in {(0, 114, 178), (0, 158, 115)}
     assert np.array_equal(picture[0, 0], cells[0, 0]), "the bar on top shows who holds the keys"

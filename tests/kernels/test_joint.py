@@ -156,7 +156,8 @@ def test_stock_joint_transformers_give_the_same_on_any_number_of_ranks(world: in
 
 def test_a_joint_model_takes_no_mask_over_positions() -> None:
     model, _ = tiny_flux()
-    with pytest.raises(CapabilityError, match="text and video in one call"), shard_transformer(
-        model, mask=SlidingWindow(4, 4)
+    with (
+        pytest.raises(CapabilityError, match="text and video in one call"),
+        shard_transformer(model, mask=SlidingWindow(4, 4)),
     ):
         pass

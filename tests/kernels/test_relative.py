@@ -79,9 +79,7 @@ def test_lambda_attention_clips_distances_exactly(n_global: int, n_local: int, l
     expected_grads = torch.autograd.grad(expected, inputs, cotangent)
     for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 5e-6)):
         ours = [x.detach().to(dtype).requires_grad_() for x in inputs]
-        out = lambda_attention(
-            *ours, n_global=n_global, n_local=n_local, max_distance=limit, theta=50.0, tile=16
-        )
+        out = lambda_attention(*ours, n_global=n_global, n_local=n_local, max_distance=limit, theta=50.0, tile=16)
         grads = torch.autograd.grad(out, ours, cotangent.to(dtype))
         assert relmax(out, expected) <= bound
         assert all(relmax(g, r) <= bound for g, r in zip(grads, expected_grads, strict=True))

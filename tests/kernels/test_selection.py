@@ -92,9 +92,7 @@ def test_hip_keeps_what_dense_attention_looks_at() -> None:
     assert attention_recall(q, k, blind, Causal()).max() < recall.min() - 0.2  # the choice matters, not the count
 
 
-def slow_infllm(
-    q: Any, k: Any, block: int, reprs: int, top: int, init: int, local: int, group: int
-) -> torch.Tensor:
+def slow_infllm(q: Any, k: Any, block: int, reprs: int, top: int, init: int, local: int, group: int) -> torch.Tensor:
     heads, length = q.shape[1:3]
     bitmap = torch.zeros(heads, -(-length // group), -(-length // block), dtype=torch.bool)
     for h in range(heads):

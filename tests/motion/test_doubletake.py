@@ -40,9 +40,7 @@ def test_m3_rows_equal_the_original(case: str) -> None:
     flags = plan.transition_flags() if golden["transition_flags"] else None
     denoise = TextDenoiser(build(golden.state()), golden.text(), golden["guidance"]["scale"], transition=flags)
     seen: dict[int, torch.Tensor] = {}
-    rows = take_one_rows(
-        plan, denoise, Schedule.make(steps), golden.noise(steps), on_step=kept(seen)
-    )
+    rows = take_one_rows(plan, denoise, Schedule.make(steps), golden.noise(steps), on_step=kept(seen))
     golden.check("unfolded", plan.unfold(rows).T)
     golden.check("unfolded_mid", plan.unfold(seen[4]).T)
     assert float(overlap_gap(rows, plan.lengths, plan.handshakes).max()) == 0.0

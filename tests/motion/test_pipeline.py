@@ -121,9 +121,7 @@ def test_a_first_take_keeps_what_a_control_holds_and_hooks_see_every_step() -> N
     whole, _ = pipe.solve(run, Ranks.single("cpu"))
     assert torch.equal(whole[:, control.mask], control.given[:, control.mask])
     assert steps == list(range(6))
-    free, _ = pipe.solve(
-        pipe.prepare(TIMELINE, FRAMES, text=texts(), num_inference_steps=6)[0], Ranks.single("cpu")
-    )
+    free, _ = pipe.solve(pipe.prepare(TIMELINE, FRAMES, text=texts(), num_inference_steps=6)[0], Ranks.single("cpu"))
     assert not torch.allclose(whole[:, ~control.mask], free[:, ~control.mask], atol=1e-3), "the rest answers to it"
 
 
