@@ -1,6 +1,6 @@
 """``longtake evaluate motion --pairs``: do two people stand and move as their prompt says?
 
-For each kind of pair (``pair_data.KINDS``) and each of its wordings the pipeline makes two people, and three figures
+For each kind of pair (``pair.data.KINDS``) and each of its wordings the pipeline makes two people, and three figures
 are taken of them beside those of real windows and of an untrained block, which leaves two independent people:
     place m      distance of the second person's first place from where the kind's prompt puts him
     facing deg   his heading against what the prompt says

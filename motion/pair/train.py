@@ -3,7 +3,7 @@
 As the paper does, only the block learns. The loss is taken of both persons: L2 of normalised features, the root's four
 numbers weighted, first differences of positions beside it, of the canon numbers, and of how far people who move
 together drift apart. Other than the released recipe, the first person's canon token is given without noise (he stands
-at the origin), so that the net can tell the two apart; the pairs are made from single clips (``pair_data``).
+at the origin), so that the net can tell the two apart; the pairs are made from single clips (``pair.data``).
 Legend: B rows, F frames, D features.
 """
 
