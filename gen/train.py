@@ -154,7 +154,7 @@ class Average:
     """Moving average of parameters; its decay warms up as 1 - (1 + step) ** -0.75, up to ``decay``."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self.parameters = list(parameters)
+        self.parameters: list[torch.Tensor] = list(parameters)
         self.decay = decay
         self.steps = 0
         self.shadow = [parameter.detach().clone() for parameter in self.parameters]
