@@ -102,6 +102,13 @@ class Form:
         """The controls' values of a job line; what it leaves out is as usual. Raises UserError."""
         if not isinstance(line, dict) or line.get("modality", self.domain.NAME) != self.domain.NAME:
             raise UserError(f"these are no settings of a {self.domain.NAME} job")
+        from longtake.request import KEYS
+
+        unknown = sorted(str(key) for key in set(line) - {"id", *KEYS})
+        if unknown or ("prompt" in line and "timeline" in line):
+            raise UserError(f"settings have {', '.join(KEYS)}, and a prompt or a timeline, not both")
+        if line.get("inputs"):
+            raise UserError("the page takes no input files: run these settings with longtake batch")
         text = line.get("timeline", line.get("prompt", ""))
         parameters = line.get("parameters", {})
         if not isinstance(text, str) or not isinstance(parameters, dict):
@@ -112,8 +119,10 @@ class Form:
             raise UserError(f"the page has no control for {strange[0][:60]!r}")
         merged = {**usual, **parameters}
         if text.lstrip().startswith("{") and self.domain.TIMELINE:
-            starts = Timeline.parse(text, fps=self.fps).starts
-            text = " | ".join(f"{start / self.fps:g}s: {prompt}" for start, prompt in starts)
+            whole = Timeline.parse(text, fps=self.fps)
+            text = " | ".join(f"{start / self.fps:g}s: {prompt}" for start, prompt in whole.starts)
+            if Timeline.parse(text, fps=self.fps) != whole:
+                raise UserError("the page cannot show this timeline: a cross-fade of its own, or a bar in a prompt")
         frames = parameters.get("frames")
         seconds = _number(frames, "number of frames") / self.fps if frames else self.examples[0].seconds or 4.0
         values: list[Any] = [text] if self.domain.PROMPT is not None else []

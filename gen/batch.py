@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from longtake.domain import Forecast
 from longtake.errors import UserError, one_line, told
-from longtake.make import Maker, Targets, on_interrupt
+from longtake.make import UNFINISHED, Maker, Targets, on_interrupt
 from longtake.records import RESULTS, append, hold, read
 from longtake.request import Request, names_of
 
@@ -150,7 +150,7 @@ def _make(args: argparse.Namespace, jobs: list[Job], mistakes: list[Mistake], ra
     todo = [job for job in jobs if job.id not in complete]
     long, short = spanning(todo, 1 if args.span == "never" else ranks.world)
     with Progress("jobs", visible=ranks.is_main, unit="job") as progress:
-        worker = Worker(maker, args.out, ranks, lambda done: progress.at(done, len(todo)), args.overwrite)
+        worker = Worker(maker, args.out, ranks, lambda done: progress.at(done, len(todo)), args.resume, args.overwrite)
         with _threads(args.threads), on_interrupt("stopping after the jobs at work", worker.stop):
             failed, indivisible = worker.together(long)
             failed += worker.apart([*indivisible, *short])
@@ -215,6 +215,8 @@ def parse_job(number: int, line: dict[str, Any], folder: Path = Path()) -> Job:
     if not isinstance(name, str) or not _ID.fullmatch(name) or name == RESULTS:
         shown = ascii(name)[:60]
         raise UserError(f"an id has 1 to 100 letters, digits, '.', '_' or '-', no leading sign; given {shown}")
+    if name.endswith((UNFINISHED, ".run")):
+        raise UserError(f"an id does not end in {UNFINISHED} or .run, which are endings of what stands beside a job")
     request = Request.read({key: value for key, value in line.items() if key != "id"}, folder)
     return Job(number, name, request, request.domain.forecast(request))
 
@@ -310,12 +312,19 @@ def spanning(jobs: Sequence[Job], ranks: int) -> tuple[list[Job], list[Job]]:
 
 class Worker:
     """Makes jobs and records how they ended. on_done: told how many have ended, of all ranks. overwrite: begin each
-    anew instead of going on from its checkpoints."""
+    anew instead of going on from its checkpoints. resume: files that are there may be an earlier try's."""
 
     def __init__(
-        self, maker: Maker, folder: Path, ranks: Ranks, on_done: Callable[[int], Any], overwrite: bool = False
+        self,
+        maker: Maker,
+        folder: Path,
+        ranks: Ranks,
+        on_done: Callable[[int], Any],
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.maker, self.folder, self.ranks, self.on_done, self.overwrite = maker, folder, ranks, on_done, overwrite
+        self.fresh = not resume and not overwrite
         self.stopped = False
         self.done = 0
 
@@ -368,6 +377,9 @@ class Worker:
         try:
             stem = self.folder / job.id
             targets = Targets.of_stem(job.request, stem, run=job.cost >= RECORD_SECONDS)
+            for path in targets.files if self.fresh else ():
+                if path.exists():
+                    raise UserError(f"{path} exists and is not of this batch: move it, or --overwrite")
             again = {"overwrite": True} if self.overwrite else {"resume": "same"}
             made = maker.make(job.request, targets, **again)
             row |= {

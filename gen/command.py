@@ -11,6 +11,7 @@ NAME.unfinished.SUFFIX, and ``--resume`` goes on.
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def _make(request: Any, targets: Any, ranks: Any, resume: bool, overwrite: bool)
 
     print(ranks.choice.line)
     asked: list[bool] = []
-    with Progress("making", visible=ranks.is_main) as progress:
+    with Progress("making", visible=ranks.is_main) as progress, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: progress.say(f"note: {message}")
 
         def on_step(done: int, of: int, _: Any) -> bool:
             progress.at(done, of)

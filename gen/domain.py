@@ -149,6 +149,10 @@ class Domain:
             return []
         return [resolve(request.settings["prior"], kind=f"{self.NAME} prior", priors_package=self.package)]
 
+    def input_path(self, name: str, path: Path) -> Path:
+        """The file that is read for an input; a domain may take another one's name for it."""
+        return path
+
     def input_mark(self, name: str, path: Path) -> str:
         """Hash of an input file's content, for the fingerprint. Raises UserError."""
         from longtake.weights import file_hash

@@ -70,7 +70,7 @@ class Knob:
             return _text(self.name, value)
         if self.kind is bool:
             return value
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{self.name} must be a finite number, got {value}")
         if self.least is not None and value < self.least:
             raise UserError(f"{self.name} must be at least {self.least:g}, got {in_brief(value)}")

@@ -10,6 +10,7 @@ was stopped is not complete: its files are named NAME.unfinished.SUFFIX, and ``r
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -155,6 +156,9 @@ class Maker:
             output = domain.generate(pipe, request, ranks, None, on_step)
             files = self._write(domain, output, request, targets, targets.run)
             return Made(files, output, _is_complete(output), time.monotonic() - started, warnings)
+        for name, path in request.inputs.items():
+            if domain.input_path(name, path).absolute().is_relative_to(targets.run.absolute()):
+                raise UserError(f"{path} is what this run starts from: give --out another name")
         plan = self.plan(request)
         record = Record(targets.run, plan, ranks)
         if not targets.keep:
@@ -210,6 +214,7 @@ class Record:
         self.journal = Journal(folder)
         self.is_new = False
         self.is_done = False
+        self._known: set[str] = set()  # files that earlier runs under this record named as theirs
 
     def begin(self, domain: Domain, targets: Targets, *, resume: bool | str, overwrite: bool) -> bool:
         """For rank 0: open the record; True when the run is complete and every file asked for is there and whole.
@@ -225,26 +230,49 @@ class Record:
         self.is_new = not self.folder.exists()
         if held and not resume and not overwrite:
             raise UserError(f"{self.folder} holds an earlier run: --resume goes on with it, --overwrite begins anew")
-        if not held and resume and not overwrite:
-            for path in targets.files:
-                if path.exists():
-                    raise UserError(
-                        f"{path} exists and {self.folder} tells of no run that made it: --overwrite makes it anew"
-                    )
+        before = self.journal.events() if self.folder.is_dir() else []
+        self._known = {name for event in before for key in ("targets", "files") for name in event.get(key, ())}
+        for path in targets.files if resume and not overwrite else ():
+            if os.path.lexists(path) and self._name(path) not in self._known:
+                raise UserError(
+                    f"{path} exists and {self.folder} tells of no run that made it: choose another name, or --overwrite"
+                )
         try:
             self.journal.open(self.plan, Policy.OVERWRITE if overwrite else Policy.RESUME)
         except UserError:
             self.leave()
             raise
-        events = self.journal.events()
-        self.is_done = bool(events) and events[-1].get("done") is True
         if overwrite:
-            for path in [*self.folder.glob("*.safetensors"), *targets.unfinished(domain).files]:
-                _remove(path)
-        if self.is_done and all(_is_whole(domain, targets, path) for path in targets.files):
-            self.journal.close()
+            for path in self.folder.glob("*.safetensors"):
+                path.unlink()
+            self._remove_unfinished(domain, targets)
+        self.is_done = not overwrite and any(event.get("done") is True for event in before)
+        stamps = {name: stamp for event in before for name, stamp in _mapping(event.get("files")).items()}
+        if self.is_done and all(
+            stamps.get(self._name(path)) == _stamp(path) and _is_whole(domain, targets, path) for path in targets.files
+        ):
+            self._tidy(domain, targets)
             return True
+        self.journal.record({"targets": [self._name(path) for path in targets.files]})
         return False
+
+    def _name(self, path: Path) -> str:
+        """A file as the record names it: from the folder that the record stands in."""
+        return os.path.relpath(path.absolute(), self.folder.absolute().parent)
+
+    def _remove_unfinished(self, domain: Domain, targets: Targets) -> None:
+        """Remove what this run left when it was stopped, and nobody else's file of such a name."""
+        for path in targets.unfinished(domain).files:
+            if self._name(path) in self._known:
+                _remove(path)
+
+    def _tidy(self, domain: Domain, targets: Targets) -> None:
+        """After a complete run: no checkpoints, nothing unfinished, and no record where none is to stay."""
+        self.journal.clear()
+        self._remove_unfinished(domain, targets)
+        self.journal.close()
+        if not targets.keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def attach(self) -> Journal:
         """The journal, on every rank."""
@@ -258,20 +286,31 @@ class Record:
         """For rank 0: note how the run ended; a complete one needs no checkpoints any more."""
         complete = _is_complete(output)
         facts: dict[str, Any] = {key: output.info[key] for key in ("frames", "seconds", "steps") if key in output.info}
-        self.journal.record({"done": complete, **facts, "files": [path.name for path in files]})
+        written = {self._name(path): _stamp(path) for path in files}
+        self.journal.record({"done": complete, **facts, "files": written})
         if complete:
-            self.journal.clear()
-            for path in targets.unfinished(domain).files:
-                _remove(path)
-        self.journal.close()
-        if complete and not targets.keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._tidy(domain, targets)
+        else:
+            self.journal.close()
 
     def leave(self) -> None:
         """After a failure: close the record, and remove it when it holds no work."""
         self.journal.close()
         if self.ranks.is_main and self.is_new and not self.journal.has_pieces():
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Size and time of a file, by which it is known again; None when it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _marked(path: Path, suffix: str) -> Path:

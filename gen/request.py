@@ -92,6 +92,8 @@ class Request:
         if "prompt" in line and "timeline" in line:
             raise UserError("a request has a prompt or a timeline, one of them")
         said = line.get("prompt", line.get("timeline"))
+        if isinstance(said, str) and said.endswith((".json", ".csv")) and "prompt" in line and domain.TIMELINE:
+            said = str(folder / said)
         return cls.make(
             domain,
             said if isinstance(said, str) or said is None or "prompt" in line else json.dumps(said),
@@ -160,11 +162,11 @@ class Request:
             words += ["--", self.prompt] if self.prompt.startswith("-") else [self.prompt]
         more = [word for knob in self.domain.KNOBS for word in knob.words(self.settings[knob.name])]
         more += ["--seed", str(self.seed)]
-        for name, path in self.inputs.items():
-            more += ["--" + name.replace("_", "-"), str(path)]
-        more += [word for suffix in self.outputs for word in ("--out", stem + suffix)]
-        for name, path_of in (sides or {}).items():
-            more += [self.domain.side(name).option, path_of]
+        named = [("--" + name.replace("_", "-"), str(path)) for name, path in self.inputs.items()]
+        named += [("--out", stem + suffix) for suffix in self.outputs]
+        named += [(self.domain.side(name).option, path) for name, path in (sides or {}).items()]
+        for option, word in named:
+            more += [f"{option}={word}"] if word.startswith("-") else [option, word]
         if "--" in words:  # options stand before a prompt that looks like one
             words = [*words[:2], *more, *words[2:]]
             more = []

@@ -163,6 +163,10 @@ class VideoDomain(Domain):
             folders.append(find_base(request.settings["base"], request.settings["prior"]))
         return folders
 
+    def input_path(self, name: str, path: Path) -> Path:
+        found: Path = _latents().latents_file(path)
+        return found
+
     def input_mark(self, name: str, path: Path) -> str:
         return str(_latents().latents_mark(path))
 
@@ -285,8 +289,10 @@ class VideoDomain(Domain):
         given = request.settings
         said.arguments = {"frames": given["frames"], **said.arguments}
         if any(given[knob.name] != knob.default for knob in KNOBS if knob.name in ("window", "global_frames", "gate")):
+            scope = self.scope(request)
+            words = f"window={scope.window}, global_frames={scope.global_frames}, gate={str(scope.gate)!r}"
             said.before.append("from longtake.video.scope import Scope")
-            said.arguments["scope"] = self.scope(request)
+            said.arguments["scope"] = _Name(f"Scope({words}, bias={scope.bias})")
         if "extend" in request.inputs:
             said.before += [
                 "from longtake.video.latents import read_run",

@@ -8,12 +8,14 @@ Legend: F frames, c h w latent channels and grid.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.errors import UserError
+from longtake.errors import UserError, shorten
 
 if TYPE_CHECKING:
     import torch
@@ -32,15 +34,20 @@ def latents_file(path: Path) -> Path:
     """The file that holds the latents of a film, a run's folder, or latents. Raises UserError when there is none."""
     if path.suffix == ".safetensors":
         places = [path]
-    elif path.name in ("", ".."):
+    elif path.name in ("", "..") or path.suffix == ".run":
         places = [path / LATENTS]
     else:
         beside = path.with_name(path.name + ".run") / LATENTS
         places = [beside, path / LATENTS, path.with_suffix(".run") / LATENTS, path.with_suffix(".safetensors")]
-    for place in places:
-        if place.is_file():
-            return place
-    raise UserError(f"there is no run at {path}: expected {places[0]}")
+    with suppress(OSError, ValueError):  # a name that no file can have
+        for place in places:
+            if place.is_file():
+                return place
+        if path.is_file() and path.suffix != ".safetensors":  # a second file of the run whose first one is a sibling
+            siblings = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*.run/{LATENTS}"))
+            if len(siblings) == 1:
+                return siblings[0]
+    raise UserError(f"there is no run at {shorten(str(path), 200)!r}: expected {shorten(str(places[0]), 200)}")
 
 
 def read_run(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:

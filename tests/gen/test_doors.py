@@ -48,6 +48,7 @@ WRONG = {
     "the parent": [*VIDEO, "--out", "..", "--overwrite"],
     "no name": [*VIDEO, "--out", "", "--overwrite"],
     "extend the folder": [*VIDEO, "--extend", "."],
+    "extend a name of 300 letters": [*VIDEO, "--extend", "a" * 300],
     "extend nothing": [*VIDEO, "--extend", ""],
     "a name of 260 letters": [*VIDEO, "--out", "a" * 256 + ".mp4"],
     "a name of 254 letters": [*MOTION, "--out", "a" * 250 + ".npz"],
@@ -347,3 +348,120 @@ def test_completions_name_every_command_and_its_options(capsys) -> None:
         assert main(["completion", shell]) == 0
         script = capsys.readouterr().out
         assert all(word in script for word in ("motion", "--lock-feet", "--save-latents", "--threads", "train"))
+
+
+# ------------------------------------------------------------------------------------- what belongs to somebody else
+
+
+@pytest.mark.parametrize("source", ["a.mp4", "a.mp4.run/latents.safetensors", "a.mp4.run"])
+def test_a_run_never_extends_itself_into_nothing(tmp_path: Path, monkeypatch, capsys, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*VIDEO, "--out", "a.mp4"]) == 0
+    kept = Path("a.mp4.run/latents.safetensors").read_bytes()
+    assert main([*VIDEO, "--extend", source, "--out", "a.mp4", "--overwrite"]) == 2
+    assert "what this run starts from" in capsys.readouterr().err
+    assert Path("a.mp4.run/latents.safetensors").read_bytes() == kept and len(read_video("a.mp4")[0]) == 10
+
+
+def test_resume_takes_no_other_runs_file_for_its_own_and_replaces_none(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*MOTION, "--out", "a.npz"]) == 0
+    assert main([*MOTION, "--seed", "9", "--out", "b.npz", "--out", "b.bvh", "--preview", "p.png"]) == 0
+    theirs = Path("b.bvh").read_bytes()
+    Path("thesis.csv").write_text("my,own,data\n")
+    for more in (["--out", "b.bvh"], ["--out", "thesis.csv"], ["--preview", "p.png"]):
+        assert main([*MOTION, "--out", "a.npz", *more, "--resume"]) == 2
+        assert "tells of no run that made it" in capsys.readouterr().err
+        Path("a.npz").unlink(missing_ok=True)  # also where there is something left to make
+        assert main([*MOTION, "--out", "a.npz", *more, "--resume"]) == 2
+        assert main([*MOTION, "--out", "a.npz", "--resume"]) == 0
+    assert Path("b.bvh").read_bytes() == theirs and Path("thesis.csv").read_text() == "my,own,data\n"
+
+
+def test_another_runs_file_under_our_name_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*MOTION, "--out", "a.npz"]) == 0
+    first = content("a.npz")
+    assert main([*MOTION, "--seed", "9", "--out", "b.npz"]) == 0
+    os.replace("b.npz", "a.npz")
+    assert main([*MOTION, "--out", "a.npz", "--resume"]) == 0
+    assert content("a.npz") == first
+
+
+def test_a_run_that_was_killed_while_it_tidied_up_is_tidied_at_the_next_resume(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*MOTION, "--out", "a.npz"]) == 0
+    Path("a.npz.run/step000001.safetensors").write_bytes(b"left")
+    assert main([*MOTION, "--out", "a.npz", "--resume"]) == 0
+    assert not list(Path("a.npz.run").glob("step*"))
+
+
+def test_a_users_file_of_an_unfinished_name_stays(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.unfinished.npz").write_bytes(b"mine")
+    assert main([*MOTION, "--out", "a.npz"]) == 0 and main([*MOTION, "--out", "a.npz", "--overwrite"]) == 0
+    assert Path("a.unfinished.npz").read_bytes() == b"mine"
+
+
+def test_a_new_batch_replaces_no_file_and_no_id_is_another_jobs_ending(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "w.npz").write_bytes(b"thesis")
+    jobs = manifest(tmp_path, walk("w"), walk("v"), walk("v.unfinished"), walk("v.run"))
+    assert main(["batch", jobs, "--out", str(out)]) == 1
+    rows = {row["id"]: row for row in read(out / "results.jsonl")}
+    assert (out / "w.npz").read_bytes() == b"thesis" and "--overwrite" in rows["w"]["error"]
+    assert [rows[name]["status"] for name in ("v", "v.unfinished", "v.run")] == ["done", "failed", "failed"]
+
+
+def test_a_prompt_file_of_a_job_is_looked_for_beside_the_manifest(tmp_path: Path, monkeypatch) -> None:
+    place = tmp_path / "night"
+    place.mkdir()
+    (place / "story.csv").write_text("0,walks\n20,runs\n")
+    jobs = manifest(place, {**walk("a"), "prompt": "story.csv"})
+    monkeypatch.chdir(tmp_path)
+    assert main(["batch", jobs, "--out", "out"]) == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": '{"segments": [{"start": 0, "prompt": "a"}, {"start": 40, "prompt": "b"}], "blend": 30}'},
+        {"prompt": '{"segments": [{"start": 0, "prompt": "a | 3s: b"}]}'},
+        {"prompt": "a", "inputs": {"extend": "x.mp4"}}, {"prompt": "a", "timeline": "b"}, {"prompt": "a", "what": 1},
+    ],
+)  # fmt: skip
+def test_settings_that_the_page_cannot_show_are_refused_not_changed(line: dict) -> None:
+    from longtake.demos.bench import Bench
+    from longtake.demos.form import Form
+    from longtake.domain import domain_of
+    from longtake.errors import UserError
+
+    bench = Bench()
+    try:
+        with pytest.raises(UserError):
+            Form(bench, domain_of("motion")).values_of({**line, "parameters": {"frames": 80}})
+    finally:
+        bench.close()
+
+
+def test_a_request_as_python_and_as_a_command_is_what_it_was() -> None:
+    import shlex
+
+    from longtake.request import Request
+
+    for settings in ({"window": 3}, {"gate": "soft"}, {"global_frames": 4, "gate": "hard"}, {"negative": 'it\'s "x"'}):
+        request = Request.read({"modality": "video", "prompt": "-a 'b'\nc", "parameters": settings})
+        compile(request.as_python("x"), "python", "exec")
+        words = shlex.split(request.as_command("-stem"))
+        assert "--out=-stem.mp4" in words and words[-1] == "-a 'b'\nc"
+
+
+def test_a_whole_number_of_400_digits_is_a_sentence() -> None:
+    from longtake.domain import domain_of
+    from longtake.errors import UserError
+
+    for name in ("steps", "handshake", "frames", "guidance"):
+        knob = domain_of("motion").knob(name)
+        with pytest.raises(UserError):
+            knob.read(10**400)
