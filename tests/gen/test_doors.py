@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from longtake.cli import main
 from longtake.media import read_video
 from longtake.records import read
@@ -123,13 +125,24 @@ def stopped(words: list[str], after: int) -> int:
         "progress.Progress.at = at\n"
         "from longtake.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, timeout=120).returncode
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, timeout=120).returncode
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are rounded otherwise with another number of threads: here and in `stopped` it is one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def content(name: str) -> object:
     return Path(name).read_bytes() if name.endswith(".mp4") else np.load(name)["features"].tobytes()
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("modality", ["video", "motion"])
 def test_a_stopped_run_is_not_complete_and_goes_on_to_the_same_end(tmp_path, monkeypatch, modality, capsys) -> None:
     monkeypatch.chdir(tmp_path)
@@ -173,6 +186,7 @@ def test_resume_asks_the_record_and_every_file(tmp_path: Path, monkeypatch, caps
     assert "--overwrite" in capsys.readouterr().err and Path(theirs).read_bytes() == b"mine"
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("modality", ["video", "motion"])
 def test_an_overwriting_run_that_was_stopped_never_passes_the_old_film_for_its_own(
     tmp_path: Path, monkeypatch, modality

@@ -1,5 +1,8 @@
 import importlib.util
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -215,20 +218,29 @@ def test_memory_grows_in_proportion_to_the_length() -> None:
     assert peak(2048) <= 2.2 * peak(1024)
 
 
+def measured_alone(frames: int) -> dict[str, float]:
+    """The row of the benchmark at one length, on one thread."""
+    code = (
+        "import json, sys, torch; torch.set_num_threads(1)\n"
+        f"sys.path.insert(0, {str(Path(benchmark.__file__).parent)!r}); import attention\n"
+        f"row = attention.case({frames}, 32, 64, 8, 16, 9, 'cpu', 'soft')\n"
+        "print(json.dumps({'difference': float(row['difference']), 'ratio': float(row['ratio'])}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 @pytest.mark.slow
 def test_a10_attention_is_twice_as_fast_as_the_released_scheme_at_256_frames_and_three_times_at_512() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for frames, demand in ((256, 2.0), (512, 3.0)):
-            ratios: list[float] = []
-            while len(ratios) < 3 and max(ratios, default=0) < demand:  # a busy machine gets two more chances
-                row = benchmark.case(frames, 32, 64, 8, 16, 9, "cpu", "soft")
-                assert row["difference"] <= 2e-6
-                ratios.append(row["ratio"])
-            assert max(ratios) >= demand, ratios
-    finally:
-        torch.set_num_threads(threads)
+    """Each measurement is a process of its own: what the tests before left in memory slows down one side more."""
+    for frames, demand in ((256, 2.0), (512, 3.0)):
+        ratios: list[float] = []
+        while len(ratios) < 3 and max(ratios, default=0) < demand:  # a busy machine gets two more chances
+            row = measured_alone(frames)
+            assert row["difference"] <= 2e-6
+            ratios.append(row["ratio"])
+        assert max(ratios) >= demand, ratios
 
 
 @pytest.mark.parametrize(
