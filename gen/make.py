@@ -56,10 +56,6 @@ class Targets:
         """All of them."""
         return [*self.outputs, *self.sides.values()]
 
-    def both(self) -> tuple[list[Path], Mapping[str, Path]]:
-        """(outputs, sides)."""
-        return list(self.outputs), self.sides
-
     def unfinished(self, domain: Domain) -> Targets:
         """The names of what a stopped run leaves: walk.unfinished.bvh."""
         sides = {name: _marked(path, domain.side(name).suffix) for name, path in self.sides.items()}
@@ -149,12 +145,12 @@ class Maker:
         pipe = self.pipe(request)
         domain.check(pipe, request, ranks)
         warnings = domain.warn(pipe, request) if ranks.is_main else []
-        for warning in warnings if say is not None else ():
-            assert say is not None
-            say(warning)
+        if say is not None:
+            for warning in warnings:
+                say(warning)
         if targets.run is None:
             output = domain.generate(pipe, request, ranks, None, on_step)
-            files = self._write(domain, output, request, targets, targets.run)
+            files = self._write(domain, output, request, targets)
             return Made(files, output, _is_complete(output), time.monotonic() - started, warnings)
         for name, path in request.inputs.items():
             if domain.input_path(name, path).absolute().is_relative_to(targets.run.absolute()):
@@ -170,28 +166,26 @@ class Maker:
             journal = record.attach()
             kept = domain.kept(pipe, request, targets.run) if record.is_done else None
             output = domain.generate(pipe, request, ranks, journal, on_step) if kept is None else kept
-            files = self._write(domain, output, request, targets, targets.run)
+            files = self._write(domain, output, request, targets)
             on_main(ranks, lambda: record.end(domain, output, files, targets))
         except BaseException:
             record.leave()
             raise
         return Made(files, output, _is_complete(output), time.monotonic() - started, warnings)
 
-    def _write(
-        self, domain: Domain, output: Output, request: Request, targets: Targets, folder: Path | None
-    ) -> list[Path]:
+    def _write(self, domain: Domain, output: Output, request: Request, targets: Targets) -> list[Path]:
         """Every file, on rank 0; the other ranks give it what they hold of a stream."""
         complete = _is_complete(output)
 
         def write() -> list[Path]:
             try:
-                if complete and folder is not None and targets.keep:
-                    domain.keep(output, request, folder)
-                paths, sides = (targets if complete else targets.unfinished(domain)).both()
-                output.save_all(paths, overwrite=True)
-                for name, path in sides.items():
+                if complete and targets.run is not None and targets.keep:
+                    domain.keep(output, request, targets.run)
+                named = targets if complete else targets.unfinished(domain)
+                output.save_all(named.outputs, overwrite=True)
+                for name, path in named.sides.items():
                     domain.side(name).write(output, path)
-                return [*paths, *sides.values()]
+                return named.files
             except BaseException:
                 output.drain()  # the other ranks send what they decode: it must be taken
                 raise
