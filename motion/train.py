@@ -238,7 +238,7 @@ def run(args: argparse.Namespace) -> int:
         return run_pairs(args)
     clips, held_out = load_motions(args.data, "train"), load_motions(args.data, "val")
     steps = 4500 if args.steps is None else args.steps
-    settings = Settings(steps, 4e-4, ema=0.998, checkpoint_every=250, **schedule(args))
+    settings = Settings(steps, 4e-4, ema=0.998, **schedule(args))
     model, space = train_model(clips, held_out, args.out, settings, seed=args.seed)
     print(f"prior written to {export(model, space, args.out / 'prior')}")
     return 0
