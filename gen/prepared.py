@@ -158,7 +158,5 @@ class KnownTexts(SentenceEncoder):
         known = self.__dict__["_known"]
         missing = [prompt for prompt in prompts if prompt not in known]
         if missing:
-            raise UserError(
-                f"{missing[0]!r} is none of the {len(known)} prepared texts, and no text encoder is at hand"
-            )
+            raise UserError(f"{missing[0]!r} is none of the {len(known)} texts that were prepared")
         return torch.stack([known[prompt] for prompt in prompts])
