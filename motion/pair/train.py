@@ -168,10 +168,10 @@ def export(model: ComMDM, prior: str, folder: Path) -> Path:
 
 def run_pairs(args: argparse.Namespace, prepared: Prepared, settings: Settings) -> int:
     """Train, resuming what is there, and write the block to ``--out``/pair."""
-    from longtake.make import quiet_libraries
+    from diffusers.utils import logging
     from longtake.motion.pipeline import LongMotionPipeline
 
-    quiet_libraries()
+    logging.set_verbosity_error()  # a prior is loaded for training, not for its own messages
     pipe = LongMotionPipeline.from_prior(args.prior)
     model = train_block(pipe, prepared, args.out, settings, seed=args.seed, frames=args.batch_frames)
     print(f"block written to {export(model, args.prior, args.out / 'pair')}")
