@@ -18,6 +18,7 @@ import torch
 from longtake.motion.captions import captions_of, mirrored_action
 from longtake.motion.data import FPS, Clip, features_of, mirrored_features, paced
 from longtake.motion.space import MotionSpace
+from longtake.motion.strides import repeated
 from longtake.train import Dice
 
 DROP_TEXT = 0.1
@@ -27,6 +28,7 @@ SPEEDS = (0.8, 0.9, 1.1, 1.25)
 STEADY = 0.5  # share of a walker's windows that lie where he walks steadily
 WALKS = ("walk", "walk-back", "walk-left", "walk-right", "run", "dash")
 SHORTEST = 20  # frames of a steady part
+RUNS, LONGEST = ("run", "dash"), 160  # short recordings of these also join in prolonged to so many frames
 
 
 class Batch(NamedTuple):
@@ -119,7 +121,7 @@ class Corpus:
 @dataclass(frozen=True)
 class Takes:
     """Features (F, D) of clips in metres, not normalised, with labels (action, manner); ``recorded`` is False for one
-    that another speed made. ``steady``: see ``Corpus``."""
+    that another speed or repeated strides made. ``steady``: see ``Corpus``."""
 
     features: list[torch.Tensor]
     labels: list[tuple[str, str]]
@@ -128,7 +130,8 @@ class Takes:
 
     @classmethod
     def of(cls, clips: Sequence[Clip], *, mirror: bool) -> Takes:
-        """Encode clips; with ``mirror`` also their mirror images and, of rare actions, other speeds."""
+        """Encode clips; with ``mirror`` also what is made of them: mirror images, of rare actions other speeds, of runs
+        longer ones."""
         names = [clip.action for clip in clips]
         rare = {name for name in names if names.count(name) < RARE} if mirror else set()
         made = [paced(clip, speed) for clip in clips if clip.action in rare for speed in SPEEDS]
@@ -136,7 +139,14 @@ class Takes:
         features = features_of(every)
         labels = [(clip.action, clip.style) for clip in every]
         recorded = [place < len(clips) for place in range(len(every))]
-        parts = [steady(part, clip.action) for part, clip in zip(features, every, strict=True)]
+        if mirror:
+            for part, label in list(zip(features, labels, strict=True)):
+                longer = repeated(part, LONGEST) if label[0] in RUNS else None
+                if longer is not None:
+                    features.append(longer)
+                    labels.append(label)
+                    recorded.append(False)
+        parts = [steady(part, label[0]) for part, label in zip(features, labels, strict=True)]
         if mirror:
             features += [mirrored_features(part) for part in features]
             labels += [(mirrored_action(action), style) for action, style in labels]

@@ -24,7 +24,7 @@ SCHEDULE = {
     "clip_sample": False,
     "timestep_spacing": "trailing",
 }
-ROOT_WEIGHT, DIFFERENCE_WEIGHT, FOOT_WEIGHT = 6.0, 5.0, 0.05
+ROOT_WEIGHT, DIFFERENCE_WEIGHT, FOOT_WEIGHT = 6.0, 5.0, 0.2
 BONE_WEIGHT = 2.0  # of the mean error of a bone's length, in deviations of positions
 STRIDE_WEIGHT = 1.0
 STRIDE = 10  # frames, half a second

@@ -11,9 +11,12 @@ from longtake.motion import train
 from longtake.motion.captions import captions_of, mirrored_action
 from longtake.motion.corpus import Corpus, steady
 from longtake.motion.data import Clip, features_of, load_motions, mirrored_features, paced
+from longtake.motion.metrics import frame_jerk
 from longtake.motion.pair.data import KINDS
 from longtake.motion.prepare import Prepared
+from longtake.motion.representation import HUMANML3D
 from longtake.motion.space import MotionSpace
+from longtake.motion.strides import repeated
 from longtake.train import Dice
 from longtake.weights import load_state
 from motion_data import swaying, write_motions
@@ -174,6 +177,20 @@ def test_batches_are_windows_of_the_clips_with_captions_of_their_labels():
             seen.add(action)
     assert seen == {action for action, _ in labels}
     assert 2 <= empty <= 30 and 15 <= bare <= 60, "of 128 rows a tenth and three tenths"
+
+
+def test_a_repeated_stride_goes_on_without_a_jerk_and_straight_on():
+    clip = Clip("a", "run", "normal", swaying(0, 61, 0.3))
+    long = repeated(clip.features(), 160)
+    assert torch.equal(long[:20], clip.features()[:20])
+    joints = HUMANML3D.recover(long)
+    far = joints[-1, 0] - joints[0, 0]
+    assert float(far[2]) == pytest.approx(1.2 * 159 / 20, rel=0.02) and abs(float(far[0])) < 0.02
+    real = float(frame_jerk(clip.joints, 20).amax())
+    assert float(frame_jerk(joints, 20).amax()) < 1.3 * real
+    assert repeated(long, 160) is None and repeated(clip.features()[:20], 160) is None
+    still = clip.features() + torch.linspace(0, 3, 60)[:, None]
+    assert repeated(still, 160) is None, "what never comes back has no stride"
 
 
 def test_the_steady_part_of_a_walk_is_where_it_is_fast():
