@@ -73,7 +73,8 @@ class Corpus:
             of_pair[label].append(row)
         counts = [len(of_pair[pair]) for pair in pairs]
         recorded = [sum(takes.recorded[row] for row in of_pair[pair]) for pair in pairs]
-        vectors, plain, manner = [], [], []
+        vectors: list[torch.Tensor] = []
+        plain, manner = [], []
         for action, style in pairs:
             captions = captions_of(action, style)
             bare = len(captions_of(action, style, manners=False))

@@ -95,7 +95,7 @@ def _arrays(clips: Sequence[Clip], split: str) -> dict[str, np.ndarray]:
     starts = whole[firsts, :3].astype(np.int32)
     whole[:, :3] -= np.repeat(starts, lengths, 0)
     # sixteen bits wrap around, and the sums that undo the differences wrap back
-    twice = np.diff(np.diff(whole.astype(np.int16), axis=0, prepend=np.int16(0)), axis=0, prepend=np.int16(0))
+    twice: np.ndarray = np.diff(whole.astype(np.int16), n=2, axis=0, prepend=np.zeros((2, whole.shape[1]), np.int16))
     folded = ((twice << 1) ^ (twice >> 15)).astype(np.uint16).T  # small numbers of either sign have small codes
     return {
         f"{split}_low": (folded & 255).astype(np.uint8),

@@ -125,7 +125,7 @@ def figures(model: MDM, space: MotionSpace, prepared: Prepared, *, seed: int = 0
         clips = [clip for clip in prepared.train if one.fits(clip)]
         clips = clips[:: max(1, len(clips) // MOST_REAL)]
         real = Figures.of([middle(clip.joints) for clip in clips])
-        row = {"made": Figures.of(bodies.unbind())._asdict(), "real": real._asdict()}
+        row: dict[str, Any] = {"made": Figures.of(bodies.unbind())._asdict(), "real": real._asdict()}
         row["diversity"] = diversity(numbers.unbind(), [middle(part) for part in features_of(clips)])
         rows[one.name] = row
     return {"kinds": rows, **summary(rows, prepared.val)}
