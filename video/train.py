@@ -207,6 +207,7 @@ def export(autoencoder: Any, unet: Any, folder: Path, sources: Sources) -> Path:
     from diffusers import DDIMScheduler, UNet3DConditionModel
     from longtake.priors import KNOWS
     from longtake.text import SentenceEncoder
+    from longtake.video.data import UNSAID
     from longtake.video.pipeline import LongVideoPipeline
 
     stock = UNet3DConditionModel(**UNET)
@@ -219,7 +220,7 @@ def export(autoencoder: Any, unet: Any, folder: Path, sources: Sources) -> Path:
         scheduler=DDIMScheduler(**SCHEDULE),
     )
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    known = list(dict.fromkeys(text for clip in sources.seen for text in clip.wordings))
+    known = list(dict.fromkeys(clip.wordings[0] for clip in sources.seen if clip.view in ("", UNSAID)))
     (folder / KNOWS).write_text(json.dumps(known, indent=0) + "\n")
     return folder
 
