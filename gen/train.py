@@ -141,6 +141,58 @@ def normal(rng: np.random.Generator, shape: Sequence[int], device: torch.device)
     return torch.randn(tuple(shape), generator=generator, device=device)
 
 
+def seeded(device: torch.device, seed: int) -> torch.Generator | None:
+    """A generator on a device; None on "meta", which has no numbers."""
+    return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+
+
+class Dice:
+    """The random numbers of one step, drawn where the model lives from one generator seeded by (seed, step, rank).
+
+    Nothing here waits for the device: indices, noise and times are made there.
+
+        dice = Dice(seed, step, place)
+        rows, noise, time = dice.pick(odds, 64), dice.normal(64, 3, 8, 8), dice.times(64)
+    """
+
+    def __init__(self, seed: int, step: int, device: torch.device) -> None:
+        mixed = np.random.SeedSequence([seed, step, int(os.environ.get("RANK") or 0)])
+        self.device = device
+        self.generator = seeded(device, int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Numbers in [0, 1), float32."""
+        return torch.rand(shape, generator=self.generator, device=self.device)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Standard normal numbers, float32."""
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def integers(self, high: int, *shape: int) -> torch.Tensor:
+        """Whole numbers in 0..high-1, int64."""
+        return torch.randint(high, shape, generator=self.generator, device=self.device)
+
+    def below(self, high: torch.Tensor) -> torch.Tensor:
+        """A whole number in 0..high-1 for each of ``high``, int64."""
+        return (self.uniform(*high.shape) * high).long().clamp_max(high - 1)
+
+    def pick(self, odds: torch.Tensor, rows: int) -> torch.Tensor:
+        """``rows`` indices into ``odds`` (n,), each as likely as its weight."""
+        return torch.multinomial(odds, rows, replacement=True, generator=self.generator)
+
+    def strata(self, rows: int) -> torch.Tensor:
+        """Numbers in [0, 1), one in each of ``rows`` equal parts, in random order."""
+        order = torch.randperm(rows, generator=self.generator, device=self.device)
+        return (order + self.uniform(rows)) / rows
+
+    def times(self, rows: int, steps: int = 1000, late: float = 0.0, begin: int = 800) -> torch.Tensor:
+        """Timesteps (rows,) int64 in 0..steps-1, one a stratum; ``late``: the share drawn from begin..steps-1 alone."""
+        place = self.strata(rows)
+        above = begin + (place / late if late else place) * (steps - begin)
+        below = (place - late) / (1 - late) * steps if late < 1 else above
+        return torch.where(place < late, above, below).long().clamp(0, steps - 1)
+
+
 def stratified_times(rng: np.random.Generator, rows: int, device: torch.device, steps: int = 1000) -> torch.Tensor:
     """Timesteps (rows,) int64 in 0..steps-1, one draw a stratum: the mean over noise levels has less variance."""
     time = ((rng.permutation(rows) + rng.random(rows)) / rows * steps).astype("int64")
