@@ -1,7 +1,8 @@
 """Every recipe's step runs where the model is: a tensor left behind, or a wait for the device, is an error here.
 
 The device is "meta": it holds no numbers, so that what reads one (`float(loss)`, `.cpu()`) raises, and a dispatch mode
-raises when an operator is given tensors of two devices.
+raises when an operator is given tensors of two devices. Why "meta": fake CUDA tensors have no backward where
+torch is built for CUDA and finds no driver. test_recipes_in_bfloat16.py runs the forward on those.
 """
 
 from contextlib import nullcontext
@@ -68,18 +69,20 @@ def data(tmp_path_factory):
 
 def autoencoder(data, out):
     from longtake.video import train
+    from longtake.video.corpus import Sources
     from longtake.video.data import load_clips
 
-    train.train_autoencoder(load_clips(data), out, Settings(1), batch=2, seed=0)
+    train.train_autoencoder(Sources.of(load_clips(data), Words()), out, Settings(1), batch=2, seed=0)
 
 
 def unet(data, out):
     from longtake.video import train
+    from longtake.video.corpus import Sources
     from longtake.video.data import load_clips
     from longtake.video.prior import FrameAutoencoder
 
     net = FrameAutoencoder(train.LATENT_CHANNELS, (8, 8, 8))
-    train.train_unet(load_clips(data), net, out, Settings(1), batch=1, seed=0)
+    train.train_unet(Sources.of(load_clips(data), Words()), net, out, Settings(1), batch=1, seed=0)
 
 
 def video_evaluator(data, out):

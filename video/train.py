@@ -133,9 +133,9 @@ def quicken(unet: Any) -> None:
 
     if device_of(unet).type == "cpu":
         unet.set_attn_processor(AttnProcessor())
-    else:
-        unet.to(memory_format=torch.channels_last)
     for module in unet.modules():
+        if isinstance(module, torch.nn.Conv2d) and device_of(unet).type != "cpu":
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(module, torch.nn.Conv3d):
