@@ -1,10 +1,11 @@
 """Timeline: what happens when.
 
 A timeline is a list of prompts, each with the frame at which it starts. A frame is the unit of the modality (a video
-frame, a motion frame, a visit); seconds need a frame rate. At a switch the new prompt fades in linearly: with
-`blend=8` and a switch at frame 96 its weight is 0 at frame 96, 1/2 at frame 100 and 1 from frame 104 on.
+frame, a motion frame, a visit); seconds need a frame rate. The new prompt fades in linearly, and the middle of the
+fade is the frame that was asked for: with `blend=8` and a switch at frame 96 its weight is 0 up to frame 92, 1/2 at
+frame 96 and 1 from frame 100 on.
 
-    Timeline.parse("0s: a person walks | 4s: a person jumps", fps=24).weights(100)   # ((0, 0.5), (1, 0.5))
+    Timeline.parse("0s: a person walks | 4s: a person jumps", fps=24).weights(96)   # ((0, 0.5), (1, 0.5))
 
 Accepted by `Timeline.parse`:
   - one prompt:        a person walks
@@ -24,8 +25,9 @@ import io
 import json
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +54,10 @@ class Timeline:
     """Prompts with their start frames, and the length of the cross-fade at each switch.
 
     starts: (start frame, prompt) pairs; the first starts at 0 and the starts increase.
-    blend: frames of linear cross-fade after a switch, 0 for a hard cut. A fade ends at the latest where the next
-        segment starts, so that no frame hears more than two prompts.
+    blend: frames of linear cross-fade around a switch, 0 for a hard cut. A fade stays centred and gets shorter where
+        there is no room: it reaches half way into a segment that another fade ends or begins, and at most to the first
+        frame and to the last one of a run whose length is told. So no frame hears more than two prompts, and a run
+        begins and ends with one.
     written: for messages, how each start was written ("4 s"; None: as a frame); not a part of the value.
     fps: frames per second that seconds were converted with, for messages too.
     Raises UserError when the list is empty, unsorted, has equal, negative or enormous starts, or a prompt that is
@@ -204,35 +208,59 @@ class Timeline:
         """The different prompts, in order of first appearance. `weights` counts in this tuple."""
         return tuple(dict.fromkeys(prompt for _, prompt in self.starts))
 
-    def weights(self, frame: int) -> tuple[tuple[int, float], ...]:
-        """(index in `prompts`, weight) of the one or two prompts at `frame`; weights are positive and sum to 1."""
+    def weights(self, frame: int, total: int | None = None) -> tuple[tuple[int, float], ...]:
+        """(index in `prompts`, weight) of the one or two prompts at `frame`; weights are positive and sum to 1.
+
+        total: frames of the run; its last frame then hears the last prompt alone. None: a run without an end.
+        """
         if frame < 0:
             raise ValueError(f"frame {frame} is negative")
         prompts = self.prompts
-        current = max(i for i, (start, _) in enumerate(self.starts) if start <= frame)
-        start, prompt = self.starts[current]
-        new = prompts.index(prompt)
-        fade = self.blend
-        if current + 1 < len(self.starts):
-            fade = min(fade, self.starts[current + 1][0] - start)
-        if current == 0 or frame >= start + fade:
-            return ((new, 1.0),)
-        old = prompts.index(self.starts[current - 1][1])
-        weight = (frame - start) / fade
-        if old == new or weight == 0.0:
-            return ((old, 1.0),)
-        return ((old, 1.0 - weight), (new, weight))
+        current = bisect_right(self.starts, frame, key=lambda segment: segment[0]) - 1
+        new = prompts.index(self.starts[current][1])
+        for switch in (current, current + 1):  # the fade that this segment began with, the one that ends it
+            if not 1 <= switch < len(self.starts):
+                continue
+            reach = self._reach(switch, total)
+            distance = frame - self.starts[switch][0]
+            if abs(distance) < reach:
+                old, new = (prompts.index(self.starts[index][1]) for index in (switch - 1, switch))
+                weight = 0.5 + distance / (2 * reach)
+                return ((old, 1.0),) if old == new else ((old, 1.0 - weight), (new, weight))
+        return ((new, 1.0),)
 
-    def weight_matrix(self, frames: Sequence[int] | Iterable[int]) -> np.ndarray:
-        """Weights of all prompts for `frames`: float32 array (len(frames), len(prompts)), rows sum to 1."""
+    def _reach(self, switch: int, total: int | None) -> float:
+        """Frames that the fade of segment `switch` (1 or more) reaches to each side of its start."""
+        before, start = self.starts[switch - 1][0], self.starts[switch][0]
+        reach = min(self.blend / 2, (start - before) / (1 if switch == 1 else 2))
+        if switch + 1 < len(self.starts):
+            return min(reach, (self.starts[switch + 1][0] - start) / 2)
+        return reach if total is None else max(0, min(reach, total - 1 - start))
+
+    def weight_matrix(self, frames: Sequence[int] | Iterable[int], total: int | None = None) -> np.ndarray:
+        """Weights of all prompts for `frames`: float32 array (len(frames), len(prompts)), rows sum to 1; total: as in
+        `weights`."""
         import numpy as np
 
         frames = list(frames)
         matrix = np.zeros((len(frames), len(self.prompts)), dtype=np.float32)
         for row, frame in enumerate(frames):
-            for index, weight in self.weights(frame):
+            for index, weight in self.weights(frame, total):
                 matrix[row, index] = weight
         return matrix
+
+    def after(self, earlier: str, total: int) -> Timeline:
+        """This timeline for `total` frames that go on from a film whose last frames heard the prompt `earlier`.
+
+        The frames before are fixed, so the fade lies behind the border: frame 0 hears `earlier` alone, the middle of
+        the fade is half a blend later. Without room for that (or with blend 0) the first prompt begins at once.
+        """
+        end = self.starts[1][0] if len(self.starts) > 1 else total
+        middle = min((self.blend + 1) // 2, end // 2)
+        if middle < 1 or middle >= end:
+            return self
+        (_, first), *others = self.starts
+        return replace(self, starts=((0, earlier), (middle, first), *others), written=(None, None, *self.written[1:]))
 
     def segments(self, total: int) -> list[tuple[int, int, str]]:
         """(start, stop, prompt) of each segment for a run of `total` frames. Raises UserError like `validate`."""

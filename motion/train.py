@@ -40,7 +40,6 @@ LENGTHS = (40, 64, 80, 100, 128, 160)  # frames of a batch's rows, drawn anew ea
 FRAMES_A_STEP, FRAMES_ON_A_GPU = 3200, 25600  # of a batch
 APART = ("root_step",)  # sideways and forward have a deviation each: speeds are told apart by the second alone
 STEPS, PAIR_STEPS = 4500, 1500  # where no time is given
-NO_END = 10**9  # steps: with a time given it is the time that ends a training
 PRIOR_SHARE = 0.75  # of the minutes of ``whole``; the rest is the two-person block's
 START = 0.6  # minutes that a command spends before its first step and after its last
 
@@ -159,16 +158,9 @@ def whole(prepared: Path, minutes: float, out: Path) -> list[list[str]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake train motion``."""
     from longtake.train import add_arguments as add_schedule
+    from longtake.train import add_sources
 
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--data", type=Path, help="folder with bandai_train.npz and bandai_val.npz")
-    given.add_argument("--prepared", type=Path, metavar="FILE", help="a file that --prepare wrote, in place of --data")
-    parser.add_argument(
-        "--prepare",
-        type=Path,
-        metavar="FILE",
-        help="write all that a training needs to one file, texts encoded, and train nothing",
-    )
+    add_sources(parser, "folder with bandai_train.npz and bandai_val.npz")
     parser.add_argument("--out", type=Path, default=Path("runs/train-motion"), help="checkpoints, record, the prior")
     parser.add_argument("--pairs", action="store_true", help="train the two-person block on a frozen prior instead")
     parser.add_argument("--prior", default="bandai-small", help="with --pairs: the prior to freeze (bandai-small)")
@@ -220,16 +212,10 @@ def _prepared(args: argparse.Namespace) -> Prepared:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    """Of a training to no rate at all, by the clock where a time is given; checkpoints then come each minute."""
-    from longtake.train import Settings, schedule
+    """Of a training to no rate at all, by the clock where a time is given."""
+    from longtake.train import Settings, count, schedule
 
     told = schedule(args)
     if told["ends_at"] is None:
         told["ends_at"] = 0.0
-    usual = PAIR_STEPS if args.pairs else STEPS
-    every = 250
-    if told["minutes"] > 0:
-        usual, every = NO_END, NO_END
-        told["checkpoint_minutes"] = told["checkpoint_minutes"] or 1.0
-    steps = usual if args.steps is None else args.steps
-    return Settings(steps, 5e-4, warmup=300, ema=0.999, checkpoint_every=every, **told)
+    return Settings(count(args.steps, args, PAIR_STEPS if args.pairs else STEPS), 5e-4, warmup=300, ema=0.999, **told)

@@ -2,6 +2,9 @@
 
 longtake video "person running" --frames 240 --out running.mp4 --preview running.png
 longtake video "person swimming" --extend running.mp4 --frames 120 --out longer.mp4
+
+Frames added to a run begin with its last prompt, which the run's record holds, and fade into the new one: kept frames
+stay as they are, so the fade lies behind the border and its middle half a blend (4 frames) after it.
 """
 
 from __future__ import annotations
@@ -215,9 +218,9 @@ class VideoDomain(Domain):
 
         if "extend" not in request.inputs:
             return Context.new(request.settings["frames"])
-        latents, _ = _latents().read_run(request.inputs["extend"])
+        latents, note = _latents().read_run(request.inputs["extend"])
         if request.settings["redo"] is None:
-            return Context.extend(latents, request.settings["frames"])
+            return Context.extend(latents, request.settings["frames"], _latents().last_prompt(note))
         return Context.redo(latents, *_redo(request.settings["redo"]))
 
     def check(self, pipe: LongVideoPipeline, request: Request, ranks: Ranks) -> None:
@@ -263,12 +266,15 @@ class VideoDomain(Domain):
             callback_on_step_end=step_callback(on_step, given["steps"]),
             output_type="stream",
         )
-        output.info["note"] = self._note(request, output.info["steps"])
+        output.info["note"] = self._note(request, context, output.info["steps"])
         return output
 
-    def _note(self, request: Request, steps: int) -> dict[str, Any]:
+    def _note(self, request: Request, context: Context, steps: int) -> dict[str, Any]:
         told = {name: request.settings[name] for name in ("prior", "fps")}
-        return {**told, "prompt": request.prompt, "seed": request.seed, "steps": steps}
+        last: str | None = request.times.starts[-1][1]
+        if context.stop < context.kept:  # the end of the film is of an earlier run
+            last = _latents().last_prompt(_latents().read_note(_latents().latents_file(request.inputs["extend"])))
+        return {**told, "prompt": request.prompt, "last_prompt": last, "seed": request.seed, "steps": steps}
 
     def keep(self, output: Output, request: Request, folder: Path) -> None:
         latents = _latents()
@@ -295,12 +301,12 @@ class VideoDomain(Domain):
             said.arguments["scope"] = _Name(f"Scope({words}, bias={scope.bias})")
         if "extend" in request.inputs:
             said.before += [
-                "from longtake.video.latents import read_run",
+                "from longtake.video.latents import last_prompt, read_run",
                 "from longtake.video.pipeline import Context",
-                f"latents, _ = read_run({str(request.inputs['extend'])!r})",
+                f"latents, note = read_run({str(request.inputs['extend'])!r})",
             ]
             if given["redo"] is None:
-                said.before.append(f"context = Context.extend(latents, {given['frames']})")
+                said.before.append(f"context = Context.extend(latents, {given['frames']}, last_prompt(note))")
             else:
                 start, stop = _redo(given["redo"])
                 said.before.append(f"context = Context.redo(latents, {start}, {stop})")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.errors import UserError, shorten
+from longtake.timeline import MAX_PROMPT
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,15 @@ def read_note(file: Path) -> dict[str, Any]:
     return note
 
 
+def last_prompt(note: dict[str, Any]) -> str | None:
+    """The prompt that a run's last frame heard, from its note; None when the note does not say it."""
+    last = note.get("last_prompt")
+    return last if isinstance(last, str) and last.strip() and len(last) <= MAX_PROMPT else None
+
+
 def latents_mark(path: Path) -> str:
-    """Hash (64 hex digits) of a run's latents."""
-    latents, _ = read_run(path)
-    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
+    """Hash (64 hex digits) of what of a run decides the frames that join it: its latents and its last prompt."""
+    latents, note = read_run(path)
+    digest = hashlib.sha256(latents.contiguous().numpy().tobytes())
+    digest.update((last_prompt(note) or "").encode())
+    return digest.hexdigest()

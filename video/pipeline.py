@@ -67,11 +67,14 @@ class Context:
     """The frames to make, and clean latents (F, c, h, w) of an earlier run that they must join, if there is one.
 
     start, stop: the frames to make anew, in the numbers of the finished video; all others are kept bit for bit.
+    before: the prompt that the earlier run ended with. The kept frames hear it, and the new ones fade out of it behind
+        the border (see ``Timeline.after``); None: the kept frames hear the new prompt too, which begins at once.
     """
 
     latents: torch.Tensor | None
     start: int
     stop: int
+    before: str | None = None
 
     @classmethod
     def new(cls, frames: int) -> Context:
@@ -79,9 +82,9 @@ class Context:
         return cls(None, 0, frames)
 
     @classmethod
-    def extend(cls, latents: torch.Tensor, frames: int) -> Context:
-        """``frames`` more after the last one."""
-        return cls(latents, len(latents), len(latents) + frames)
+    def extend(cls, latents: torch.Tensor, frames: int, before: str | None = None) -> Context:
+        """``frames`` more after the last one; before: the prompt that the last one heard, if it is known."""
+        return cls(latents, len(latents), len(latents) + frames, before)
 
     @classmethod
     def redo(cls, latents: torch.Tensor, start: int, stop: int) -> Context:
@@ -465,6 +468,11 @@ class LongVideoPipeline(LongTakePipeline):
         given, given_empty = (None if one is None else self._states(one) for one in embeds)
         if given is not None and len(timeline.prompts) > 1:
             raise UserError("prompt_embeds stand in place of one prompt, not of a Timeline of several")
+        new = context.stop - context.start
+        if context.before is not None:
+            if given is not None:
+                raise UserError("prompt_embeds cannot fade out of an earlier prompt: give the context no 'before'")
+            timeline = timeline.after(context.before, new)
         states = self.encode_prompts(timeline.prompts) if given is None else given
         empty = self.encode_prompts([negative]) if given_empty is None else given_empty
         if states.shape[1:] != empty.shape[1:]:
@@ -475,7 +483,7 @@ class LongVideoPipeline(LongTakePipeline):
 
         def text_of(frames: range) -> torch.Tensor:
             ours = [max(0, frame + span.start - context.start) for frame in frames]
-            weights = torch.from_numpy(timeline.weight_matrix(ours))
+            weights = torch.from_numpy(timeline.weight_matrix(ours, new))
             blended = torch.einsum("fp,ptd->ftd", weights.to(states), states)
             return torch.stack([empty.expand_as(blended), blended] if guided else [blended])
 

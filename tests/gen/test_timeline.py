@@ -23,12 +23,21 @@ def test_seconds_milliseconds_and_frames_say_the_same() -> None:
     assert in_frames.segments(120) == [(0, 96, "walks"), (96, 108, "jumps"), (108, 120, "falls")]
 
 
-def test_a12_the_new_prompt_fades_in_linearly_from_the_switch() -> None:
+def test_a12_the_new_prompt_fades_in_linearly_around_the_switch() -> None:
     timeline = Timeline([(0, "a"), (10, "b")], blend=4)
     expected = np.array([[1, 0], [1, 0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0, 1], [0, 1]], dtype=np.float32)
-    matrix = timeline.weight_matrix(range(9, 16))
+    matrix = timeline.weight_matrix(range(7, 14))
     assert matrix.dtype == np.float32
     np.testing.assert_array_equal(matrix, expected)
+
+
+@pytest.mark.parametrize("blend", [1, 2, 3, 7, 8, 20])
+def test_the_middle_of_a_fade_is_the_frame_that_was_asked_for(blend: int) -> None:
+    timeline = Timeline([(0, "a"), (50, "b")], blend=blend)
+    weight = timeline.weight_matrix(range(100))[:, 1]
+    assert weight[50] == 0.5 and (np.diff(weight) >= 0).all()
+    np.testing.assert_allclose(weight[50:91], 1 - weight[50:9:-1], atol=1e-6)
+    assert weight.sum() == pytest.approx(49.5)
 
 
 def test_without_blend_the_cut_is_at_the_switch() -> None:
@@ -36,12 +45,42 @@ def test_without_blend_the_cut_is_at_the_switch() -> None:
     assert (timeline.weights(9), timeline.weights(10)) == (((0, 1.0),), ((1, 1.0),))
 
 
-def test_a_fade_ends_where_the_next_segment_starts() -> None:
+def test_a_fade_reaches_half_way_into_a_segment_that_another_fade_ends() -> None:
     timeline = Timeline([(0, "a"), (4, "b"), (6, "c")], blend=100)
-    assert timeline.weights(5) == ((0, 0.5), (1, 0.5))
-    assert timeline.weights(6) == ((1, 1.0),)
-    assert timeline.weights(56) == ((1, 0.5), (2, 0.5))
-    assert Timeline([(0, "a"), (10, "b"), (30, "c")], blend=4).weights(12) == ((0, 0.5), (1, 0.5))
+    assert timeline.weights(3) == ((0, 1.0),)
+    assert timeline.weights(4) == ((0, 0.5), (1, 0.5))
+    assert timeline.weights(5) == ((1, 1.0),)
+    assert timeline.weights(6) == ((1, 0.5), (2, 0.5))
+    assert timeline.weights(7) == ((2, 1.0),)
+    assert Timeline([(0, "a"), (10, "b"), (30, "c")], blend=4).weights(10) == ((0, 0.5), (1, 0.5))
+
+
+def test_a_run_begins_and_ends_with_one_prompt() -> None:
+    early, late = Timeline([(0, "a"), (2, "b")], blend=8), Timeline([(0, "a"), (37, "b")], blend=8)
+    np.testing.assert_array_equal(early.weight_matrix(range(6), 40)[:, 1], [0, 0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_array_equal(late.weight_matrix(range(34, 40), 40)[:, 1], [0, 0, 0.25, 0.5, 0.75, 1])
+    assert Timeline([(0, "a"), (39, "b")], blend=8).weight_matrix(range(38, 40), 40)[:, 1].tolist() == [0, 1]
+    assert late.weights(38) == ((0, 0.375), (1, 0.625)), "without a length nothing is cut"
+
+
+def test_a_film_that_goes_on_begins_with_the_prompt_before_and_fades_behind_the_border() -> None:
+    going_on = Timeline([(0, "b"), (40, "c")], blend=8).after("a", 80)
+    assert going_on.prompts == ("a", "b", "c")
+    weights = going_on.weight_matrix(range(80), 80)
+    np.testing.assert_array_equal(weights[:10, 1], [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1, 1])
+    np.testing.assert_array_equal(
+        weights[30:], Timeline([(0, "b"), (40, "c")], blend=8).weight_matrix(range(30, 80)) @ [[0, 1, 0], [0, 0, 1]]
+    )
+    same = Timeline([(0, "b")]).after("b", 80)
+    assert same.prompts == ("b",)
+
+
+@pytest.mark.parametrize("total", range(1, 12))
+def test_a_short_film_that_goes_on_still_ends_with_its_own_prompt(total: int) -> None:
+    weights = Timeline([(0, "b")], blend=8).after("a", total).weight_matrix(range(total), total)
+    assert weights[-1, -1] == 1 and (np.diff(weights[:, -1]) >= 0).all()
+    assert total == 1 or weights[0, 0] == 1
+    assert Timeline([(0, "b")], blend=0).after("a", total).prompts == ("b",)
 
 
 def test_a_prompt_that_returns_is_listed_once() -> None:
@@ -58,11 +97,12 @@ def test_a_prompt_that_returns_is_listed_once() -> None:
 def test_weights_always_sum_to_one_over_at_most_two_prompts(gaps: list[int], blend: int, names: list[str]) -> None:
     starts = [0, *np.cumsum(gaps).tolist()]
     timeline = Timeline([(start, names[i]) for i, start in enumerate(starts)], blend=blend)
-    for frame in range(starts[-1] + blend + 2):
-        weights = timeline.weights(frame)
-        assert 1 <= len(weights) <= 2
-        assert all(weight > 0 for _, weight in weights)
-        assert sum(weight for _, weight in weights) == pytest.approx(1.0)
+    for total in (None, starts[-1] + 1, starts[-1] + blend + 2):
+        for frame in range(starts[-1] + blend + 2):
+            weights = timeline.weights(frame, total)
+            assert 1 <= len(weights) <= 2
+            assert all(weight > 0 for _, weight in weights)
+            assert sum(weight for _, weight in weights) == pytest.approx(1.0)
     np.testing.assert_allclose(timeline.weight_matrix(range(50)).sum(1), 1.0, rtol=1e-6)
 
 

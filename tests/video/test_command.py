@@ -59,6 +59,25 @@ def test_extend_and_redo_by_the_name_of_the_mp4(video):
     assert len(read_video("c.mp4")[0]) == 27
 
 
+def test_the_prompt_that_a_film_ends_with_is_noted_and_decides_what_joins_it(video):
+    from longtake.video.latents import last_prompt, latents_mark, read_note, save_latents
+
+    assert video("0: a dog | 8: a cat", "--frames", "20", "--out", "a.mp4")[0] == 0
+    assert video("a rocket", "--frames", "9", "--extend", "a.mp4", "--out", "b.mp4")[0] == 0
+    assert video("a tree", "--redo", "3:6", "--extend", "b.mp4", "--out", "c.mp4")[0] == 0
+    assert video("a tree", "--redo", "25:29", "--extend", "b.mp4", "--out", "d.mp4")[0] == 0
+    notes = [read_note(Path(f"{name}.mp4.run/latents.safetensors")) for name in "abcd"]
+    assert [last_prompt(note) for note in notes] == ["a cat", "a rocket", "a rocket", "a tree"]
+    latents, note = read_run(Path("a.mp4"))
+    for name, prompt in (("cat", "a cat"), ("dog", "a dog"), ("none", None)):
+        save_latents(Path(f"{name}.safetensors"), latents, {**note, "last_prompt": prompt})
+        assert video("a rocket", "--frames", "9", "--extend", f"{name}.safetensors", "--out", f"{name}.mp4")[0] == 0
+    made = [read_run(Path(f"{name}.mp4"))[0] for name in ("b", "cat", "dog", "none")]
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[1], made[2]) and not torch.equal(made[1], made[3])
+    assert len({latents_mark(Path(f"{name}.safetensors")) for name in ("cat", "dog", "none")}) == 3
+
+
 def test_nothing_is_overwritten_without_being_told(video):
     assert video("a dog", "--frames", "9", "--out", "a.mp4")[0] == 0
     before = Path("a.mp4").read_bytes()

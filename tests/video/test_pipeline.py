@@ -179,6 +179,60 @@ def test_extend_keeps_the_run_bit_for_bit_and_joins_it(pipe, first):
     assert relative(other[20:], longer[20:]) > 1e-3, "new frames must depend on the frames that they join"
 
 
+def shares_heard(pipe, new, **settings):
+    """The prompt's share (F,) in the text that the spatial cross-attentions hear of "a dog" and ``new``."""
+    heard = []
+    for name, module in pipe.unet.named_modules():
+        if ".attentions." in name and name.endswith("attn2.to_k"):
+            hook = module.register_forward_pre_hook(lambda _module, args: heard.append(args[0]))
+            break
+    try:
+        latents = pipe(new, num_inference_steps=1, guidance_scale=1.0, output_type="latent", **settings).latents
+    finally:
+        hook.remove()
+    old, state = pipe.encode_prompts(["a dog", "a cat"])
+    way = state - old
+    return latents, ((torch.cat(heard) - old) * way).sum((1, 2)) / way.square().sum()
+
+
+def test_extend_with_another_prompt_fades_out_of_the_one_before_behind_the_border(pipe, first):
+    latents, share = shares_heard(pipe, "a cat", context=Context.extend(first, 20, "a dog"))
+    expected = [0.0] * 20 + [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875] + [1.0] * 12
+    torch.testing.assert_close(share, torch.tensor(expected), atol=1e-5, rtol=0)
+    assert len(latents) == 40 and torch.equal(latents[:20], first), "kept frames stay bit for bit"
+
+
+def test_extend_with_the_same_prompt_is_one_prompt_bit_for_bit(pipe, first):
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+    plain = pipe("a dog", context=Context.extend(first, 10), **settings).latents
+    assert torch.equal(pipe("a dog", context=Context.extend(first, 10, "a dog"), **settings).latents, plain)
+
+
+def test_a_switch_near_the_end_is_over_by_the_last_frame(pipe):
+    _, share = shares_heard(pipe, Timeline(((0, "a dog"), (17, "a cat"))), frames=20)
+    torch.testing.assert_close(share[14:], torch.tensor([0, 0, 0.25, 0.5, 0.75, 1]), atol=1e-5, rtol=0)
+
+
+def extended(rank, world):
+    pipe = tiny_pipe()
+    first = noise(1, 0, range(20), 0, (4, 8, 8))
+    settings = {"num_inference_steps": 3, "ranks": ranks_here(), "output_type": "latent"}
+    return pipe("a cat", context=Context.extend(first, 13, "a dog"), **settings).latents
+
+
+@pytest.mark.distributed
+def test_a_fade_behind_a_border_does_not_depend_on_the_number_of_ranks():
+    alone = extended(0, 1)
+    for latents in run_ranks(extended, 3):
+        assert relative(latents, alone) <= 1e-4
+
+
+def test_text_states_cannot_fade_out_of_a_prompt(pipe, first):
+    with pytest.raises(UserError, match="cannot fade out of an earlier prompt"):
+        states = pipe.encode_prompts(["a cat"])
+        pipe(prompt_embeds=states, context=Context.extend(first, 10, "a dog"), num_inference_steps=1)
+
+
 def test_redo_changes_the_range_and_nothing_else(pipe, first):
     again = pipe(
         "a cat", context=Context.redo(first, 6, 11), seed=9, num_inference_steps=4, output_type="latent"
