@@ -13,6 +13,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longtake.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from longtake.train import Settings
@@ -51,6 +53,7 @@ SCHEDULE: dict[str, Any] = {
 SILENT = 0.12  # share of windows without text
 LATE = 0.5  # share of times in 800..999, where the motion is decided
 AUTOENCODER_SHARE = 0.3  # of the minutes
+BESIDE = 0.7  # minutes of ``whole`` that reading, encoding, sampling and writing take
 DECIDED = 900  # the time at which the record tells the loss of windows that were trained on
 
 
@@ -225,6 +228,17 @@ def export(autoencoder: Any, unet: Any, folder: Path, sources: Sources) -> Path:
     return folder
 
 
+def whole(prepared: Path, minutes: float, out: Path) -> list[list[str]]:
+    """The commands, as words after ``longtake``, that train both networks in ``minutes``; they leave ``out``/prior.
+
+    Raises UserError for too few minutes.
+    """
+    if minutes <= BESIDE:
+        raise UserError(f"the video prior needs more than {BESIDE:g} minutes")
+    told = ["--minutes", f"{minutes - BESIDE:.3f}", "--out", str(out)]
+    return [["train", "video", "--prepared", str(prepared), *told]]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake train video``."""
     from longtake.train import add_arguments as add_schedule
@@ -248,7 +262,10 @@ def run(args: argparse.Namespace) -> int:
     """Train both networks, resuming what is there, and export the prior to ``--out``/prior."""
     from longtake.train import Settings, count, schedule, training_device
     from longtake.video.corpus import Sources
+    from longtake.video.stop import report
 
+    if args.prepare is not None and args.data is None:
+        raise UserError("--prepare writes what --data holds: give --data, not --prepared")
     if args.prepared is not None:
         sources = Sources.load(args.prepared)
     else:
@@ -272,13 +289,13 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(count(args.steps, args, 2200), 1e-3, ema=0.9985, **schedule(args, share), compile=large)
     batch = args.batch or (60 if large else 8)
     unet = train_unet(sources, autoencoder, args.out, settings, batch=batch, seed=args.seed, start=start)
+    report(unet, autoencoder, sources, args.out, seed=args.seed)
     print(f"prior written to {export(autoencoder, unet, args.out / 'prior', sources)}")
     return 0
 
 
 def _start_from(prior: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """The autoencoder of a prior that this recipe made, and its UNet's weights."""
-    from longtake.errors import UserError
     from longtake.video.pipeline import LongVideoPipeline
 
     pipe = LongVideoPipeline.from_prior(prior)
