@@ -5,6 +5,8 @@ with the same seeds; the prior alone is judged by single clips, under wordings i
 Legend: F frames, W windows.
 
     longtake evaluate motion --data DATA                     # trains the evaluator first, if it is not there
+
+A second table (``moves``) says how its people move, action by action.
 """
 
 from __future__ import annotations
@@ -92,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prior", default=None, help="shipped prior or folder (default: the one that ships)")
     parser.add_argument("--sequences", type=int, default=8, help=f"sequences of {PROMPTS} prompts for each method")
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=8, help="motions of each kind in the second table (0: without it)")
     parser.add_argument("--pairs", action="store_true", help="judge the two-person block instead")
     parser.add_argument("--pair-block", default="bandai-pair", help="with --pairs: a shipped block or a folder")
     parser.add_argument("--steps", type=int, default=None, help="of sampling (default: the command's)")
@@ -105,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     """Train or load the evaluator, make and judge everything, print the table and write it as JSON and markdown."""
     if args.sequences < 1:
         raise UserError(f"--sequences must be at least 1, got {args.sequences}")
+    if args.seeds < 0:
+        raise UserError(f"--seeds must be 0 (no second table) or more, got {args.seeds}")
     if args.evaluator_steps is not None and args.evaluator_steps < 1:
         raise UserError(f"--evaluator-steps must be at least 1, got {args.evaluator_steps}")
     if args.pairs:
@@ -136,7 +141,25 @@ def run(args: argparse.Namespace) -> int:
     }
     write_table(args.out, "table", text, facts)
     print(text)
+    if args.seeds:
+        settings = {"num_inference_steps": steps, "guidance_scale": args.guidance}
+        print(moved(pipe, clips, val, args, settings))
     return 0
+
+
+def moved(
+    pipe: LongMotionPipeline, clips: Sequence[Clip], val: Sequence[Clip], args: argparse.Namespace, settings: Any
+) -> str:
+    """The second table as markdown, kept as ``--out``/moves.md and moves.json."""
+    from longtake.motion.moves import TABLE as MOVES
+    from longtake.motion.moves import Nearest, moves, summary, told
+
+    nearest = Nearest(clips)
+    rows, right = moves(pipe, clips, nearest, args.seeds, settings), nearest.right(val)
+    text = told(rows, right)
+    facts = {**settings, "seeds": args.seeds, "command": told_command("motion"), "nearest_right_on_real": right}
+    write_table(args.out, "moves", text, {**facts, "summary": summary(rows), "rows": MOVES.json(rows)})
+    return text
 
 
 def evaluate(

@@ -175,7 +175,10 @@ class MDM(ModelMixin, ConfigMixin):
             if transition is None:
                 transition = torch.zeros(sample.shape[:2], dtype=torch.long, device=sample.device)
             sample = torch.cat([sample, self.flag(transition.long()).to(sample.dtype)], -1)
-        return self._place(torch.cat([lead, self.embed_frames(sample)], 1))
+        tokens = torch.cat([lead, self.embed_frames(sample)], 1)
+        if self.norm is not None:
+            tokens = tokens.to(self.head.weight.dtype)  # what the layers add to keeps its digits under autocast
+        return self._place(tokens)
 
     def condition(self, time: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor | None:
         """What modulates the layers, (B, D), of the time's embedding (B, D) and texts (B, E); None for other nets."""
@@ -203,7 +206,10 @@ class MDM(ModelMixin, ConfigMixin):
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """Motion (B, T, J) from the last layer's tokens (B, C + T, D)."""
         frames = tokens[:, self.config["condition_tokens"] :]
-        return self.head(frames if self.norm is None else self.norm(frames))
+        if self.norm is None:
+            return self.head(frames)
+        with torch.autocast(frames.device.type, enabled=False):  # bones are to be right to a millimetre
+            return self.head(self.norm(frames.to(self.head.weight.dtype)))
 
     def hidden_frames(self, sample: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor | None:
         """(B, tokens) True on frames beyond each row's length, for padding "mask"; None when nothing is hidden."""

@@ -8,10 +8,10 @@ Legend: B rows, F frames, D features, J joints.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from longtake.motion.kinematics import quat_rotate
 from longtake.motion.representation import HUMANML3D
 
 if TYPE_CHECKING:
@@ -56,27 +56,76 @@ def world_terms(
     of the variance at the row's noise level. Where it is small the best estimate is a mean of many motions, whose bones
     are shorter and whose feet never stand, so "bone" and "slide" weigh by it.
     """
+    rows, places = len(out), HUMANML3D.slices
+    parents, feet = _numbers(out.device)
     with torch.autocast(out.device.type, enabled=False):  # a way is a running sum: not in half precision
         features = space.denormalize(torch.cat([out, clean]).float())
-        heading, way = HUMANML3D.root(features)
-        local = features[..., HUMANML3D.slices["positions"]].unflatten(-1, (-1, 3))
-        hip = torch.stack([torch.zeros_like(way[..., 1]), way[..., 1], torch.zeros_like(way[..., 1])], -1)
-        local = torch.cat([hip.unsqueeze(-2), local], -2)
-        ground = way * way.new_tensor([1.0, 0.0, 1.0])
-        joints = quat_rotate(_back(heading).unsqueeze(-2), local) + ground.unsqueeze(-2)
+        way = Way.of(features)
+        hip = torch.nn.functional.pad(features[..., 3:4], (1, 1))  # (2 B, F, 3): the root over its own ground
+        body = torch.cat([hip, features[..., places["positions"]]], -1).unflatten(-1, (-1, 3))
         by_row = share[:, None, None]
-        bones = _bones(local)
-        gap = (bones[: len(out)] - bones[len(out) :]).abs().mean(-1, keepdim=True)
-        deviation = space.std[HUMANML3D.slices["positions"].start]
-        told = {"bone": _mean(gap * by_row, valid) / deviation}
-        moved = _seen(joints, heading, STRIDE)
-        away = (moved[: len(out)] - moved[len(out) :]).square().sum(-1).mean(-1, keepdim=True)
+
+        bones = ((body[..., 1:, :] - body.index_select(-2, parents)).square().sum(-1) + 1e-8).sqrt()
+        gap = (bones[:rows] - bones[rows:]).abs().mean(-1, keepdim=True)
+        told = {"bone": _mean(gap * by_row, valid) / space.std[places["positions"].start]}
+
+        over = way.world(body)  # (2 B, F, J, 2)
+        away = _gap(way, over, body[..., 1], STRIDE, rows).mean(-1, keepdim=True)
         told["stride"] = _mean(away, valid[:, STRIDE:]) / STRIDE_SPREAD**2
-        steps = _seen(joints[:, :, list(HUMANML3D.skeleton.feet)], heading, 1)
-        slip = (steps[: len(out)] - steps[len(out) :]).square().sum(-1)
-        contact = features[len(out) :, :-1, HUMANML3D.slices["contacts"]] * valid[:, 1:]
+
+        slip = _gap(way, over.index_select(2, feet), body[..., 1].index_select(2, feet), 1, rows)
+        contact = features[rows:, :-1, places["contacts"]] * valid[:, 1:]
         told["slide"] = (slip * contact * by_row).sum() / contact.sum().clamp_min(1) / STANDING_SPEED**2
     return told
+
+
+class Way(NamedTuple):
+    """A root's way over the ground (*, F, 2), metres x and z from the origin, and its heading's cosine and sine (*, F):
+    ``HUMANML3D.root`` in numbers of the plane, without a constant that would have to be sent to the device."""
+
+    place: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> Way:
+        """Of features (*, F, D) that are not normalised."""
+        angle = 2 * torch.nn.functional.pad(features[..., :-1, 0].cumsum(-1), (1, 0))
+        way = cls(features[..., :2], angle.cos(), angle.sin())
+        step = torch.nn.functional.pad(features[..., :-1, 1:3], (0, 0, 1, 0))
+        return way._replace(place=way.turned(step).cumsum(-2))
+
+    def turned(self, seen: torch.Tensor) -> torch.Tensor:
+        """What is (x, z) as seen from the heading, (*, F, 2), in the world's axes."""
+        x, z = seen.unbind(-1)
+        return torch.stack([self.cos * x - self.sin * z, self.sin * x + self.cos * z], -1)
+
+    def world(self, body: torch.Tensor) -> torch.Tensor:
+        """(x, z) in the world (*, F, J, 2) of joints as seen from the heading (*, F, J, 3)."""
+        wide = Way(self.place.unsqueeze(-2), self.cos.unsqueeze(-1), self.sin.unsqueeze(-1))
+        return wide.turned(body[..., ::2]) + wide.place
+
+    def seen(self, moved: torch.Tensor) -> torch.Tensor:
+        """World moves (*, f, J, 2), f <= F, as seen from the heading of the frame where each begins."""
+        frames = moved.shape[-3]
+        back = Way(self.place, self.cos[..., :frames].unsqueeze(-1), -self.sin[..., :frames].unsqueeze(-1))
+        return back.turned(moved)
+
+
+def _gap(way: Way, over: torch.Tensor, height: torch.Tensor, frames: int, rows: int) -> torch.Tensor:
+    """Squared metres (B, F - frames, J) by which the first ``rows`` differ from the others in what their joints move in
+    so many frames, as seen from their own heading: the world's axes would turn with every error of it so far."""
+    last = max(0, over.shape[1] - frames)
+    moved = way.seen(over[:, frames:] - over[:, :last])
+    risen = height[:, frames:] - height[:, :last]
+    return (moved[:rows] - moved[rows:]).square().sum(-1) + (risen[:rows] - risen[rows:]).square()
+
+
+@cache
+def _numbers(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The parents of joints 1.. and the feet, kept on the device."""
+    skeleton = HUMANML3D.skeleton
+    return torch.tensor(skeleton.parents[1:], device=device), torch.tensor(skeleton.feet, device=device)
 
 
 def terms(
@@ -102,21 +151,3 @@ def terms(
 def _mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Mean over the frames that count; both (*, F, 1)."""
     return (values * valid).sum() / valid.sum().clamp_min(1)
-
-
-def _back(heading: torch.Tensor) -> torch.Tensor:
-    return heading * heading.new_tensor([1.0, -1.0, -1.0, -1.0])
-
-
-def _bones(local: torch.Tensor) -> torch.Tensor:
-    """Lengths of the bones (*, J - 1), metres, of joints (*, J, 3)."""
-    parents = HUMANML3D.skeleton.parents
-    bones = local[..., 1:, :] - local[..., list(parents[1:]), :]
-    return (bones.square().sum(-1) + 1e-8).sqrt()
-
-
-def _seen(joints: torch.Tensor, heading: torch.Tensor, frames: int) -> torch.Tensor:
-    """By how much joints (B, F, J, 3) move in so many frames, as seen from their heading (B, F, 4) before: the world's
-    own axes would turn with every error of the heading so far. (B, F - frames, J, 3), empty for short rows."""
-    moved = joints[:, frames:] - joints[:, : max(0, joints.shape[1] - frames)]
-    return quat_rotate(heading[:, : moved.shape[1]].unsqueeze(-2), moved)

@@ -7,6 +7,7 @@ Legend: R rows, F frames, D features, E text features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +53,8 @@ ASKED = (
 )
 
 
-class Figures(NamedTuple):
+@dataclass(frozen=True)
+class Figures:
     """Of motions of one kind: m/s, m/s, share, m/s3 (the worst frame of all)."""
 
     speed: float
@@ -125,7 +127,7 @@ def figures(model: MDM, space: MotionSpace, prepared: Prepared, *, seed: int = 0
         clips = [clip for clip in prepared.train if one.fits(clip)]
         clips = clips[:: max(1, len(clips) // MOST_REAL)]
         real = Figures.of([middle(clip.joints) for clip in clips])
-        row: dict[str, Any] = {"made": Figures.of(bodies.unbind())._asdict(), "real": real._asdict()}
+        row: dict[str, Any] = {"made": asdict(Figures.of(bodies.unbind())), "real": asdict(real)}
         row["diversity"] = diversity(numbers.unbind(), [middle(part) for part in features_of(clips)])
         rows[one.name] = row
     return {"kinds": rows, **summary(rows, prepared.val)}

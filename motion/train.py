@@ -122,7 +122,9 @@ def train_model(
         return {"loss_held_out": round(sum(found.values()), 4), "error_held_out": round(found["error"], 4)}
 
     fit(model, loss, settings, folder, name="mdm", on_checkpoint=judge)
-    return model, space
+    trained = MDM(**MODEL).to(device).eval()  # without the half precision that training wraps around a net
+    trained.load_state_dict(model.state_dict())
+    return trained, space
 
 
 def export(model: MDM, space: MotionSpace, folder: Path) -> Path:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from longtake.train import Settings
 from motion_data import write_motions
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from video_clips import write_clips
@@ -30,12 +31,28 @@ class OneDevice(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class NothingSent(TorchFunctionMode):
+    """Raises when numbers of the host are made a tensor elsewhere, or index one: each would wait for the device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        made = name in ("new_tensor", "tensor", "as_tensor", "from_numpy")
+        assert not made or isinstance(args[0], torch.Tensor) and name == "as_tensor", f"{name} sends to the device"
+        if name in ("__getitem__", "__setitem__"):
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            assert not any(isinstance(place, list) for place in places), "a list as an index is sent to the device"
+        if name in ("to", "cuda"):
+            assert args[0].device.type != "cpu", "a tensor of the host is sent to the device"
+        return func(*args, **(kwargs or {}))
+
+
 class Reached(Exception):
     """The recipe has come to its training."""
 
 
-def one_step(monkeypatch, recipe):
-    """Run a recipe up to `fit`, then one step of its loss, backward too, on the device without numbers."""
+def one_step(monkeypatch, recipe, *, then=None):
+    """Run a recipe up to `fit`, then one step of its loss, backward too, on the device without numbers; a second one
+    inside ``then``, if given."""
     from longtake import train
 
     place, seen = torch.device("meta"), []
@@ -52,6 +69,9 @@ def one_step(monkeypatch, recipe):
             value = loss(model, 0)
             value.backward()
         seen.append(value)
+        if then is not None:
+            with then:
+                loss(model, 1)
         raise Reached
 
     monkeypatch.setattr(train, "fit", catch)
@@ -148,6 +168,28 @@ RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modu
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
 def test_a_step_stays_on_the_device_and_does_not_wait_for_it(recipe, data, tmp_path, monkeypatch):
     one_step(monkeypatch, lambda: recipe(data, tmp_path))
+
+
+@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair], ids=lambda recipe: recipe.__name__)
+def test_a_step_of_motion_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
+    one_step(monkeypatch, lambda: recipe(data, tmp_path), then=NothingSent())
+
+
+def test_what_a_step_sends_is_noticed(monkeypatch):
+    from longtake import train
+
+    for sends in (
+        lambda x: x * x.new_tensor([1.0]),
+        lambda x: x[:, [0, 1]],
+        lambda x: x * torch.tensor(2.0, device="meta"),
+        lambda x: x * torch.ones(3).to("meta"),
+    ):
+
+        def loss(network, step, sends=sends):
+            return sends(network(torch.ones(2, 3, device="meta"))).mean()
+
+        with pytest.raises(AssertionError, match="to the device"):
+            one_step(monkeypatch, lambda: train.fit(torch.nn.Linear(3, 3), loss, None, None), then=NothingSent())
 
 
 def test_a_tensor_left_behind_and_a_wait_are_noticed(monkeypatch):

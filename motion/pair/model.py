@@ -219,9 +219,9 @@ def encode_canon(yaw: torch.Tensor, position: torch.Tensor, features: int = 263)
     return token
 
 
-def first_token(features: int = 263) -> torch.Tensor:
+def first_token(features: int = 263, device: torch.device | None = None) -> torch.Tensor:
     """The canon token (features,) of the first person: at the origin, looking along +z."""
-    return encode_canon(torch.zeros(()), torch.zeros(2), features)
+    return encode_canon(torch.zeros((), device=device), torch.zeros(2, device=device), features)
 
 
 def decode_canon(token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

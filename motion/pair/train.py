@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from longtake.motion.objective import DIFFERENCE_WEIGHT, SCHEDULE, difference_of, error_of
+from longtake.motion.objective import DIFFERENCE_WEIGHT, SCHEDULE, Way, difference_of, error_of
 from longtake.motion.pair.data import PairBatch, Pairs
 from longtake.motion.pair.model import CANON, CANON_SCALE, ComMDM, first_token
 from longtake.motion.pair.pipeline import CONFIG, WEIGHTS
-from longtake.motion.representation import HUMANML3D
 
 if TYPE_CHECKING:
     import argparse
@@ -48,7 +47,7 @@ def objective(model: Any, batch: PairBatch, scheduler: Any, dice: Dice, space: M
     noisy = scheduler.add_noise(clean, noise, time)
     canon_noise = torch.nn.functional.pad(dice.normal(rows, CANON), (0, width - CANON))
     seen = scheduler.add_noise(batch.canon, canon_noise, time)
-    first = first_token(width).to(clean.device).expand(rows, width)
+    first = first_token(width, clean.device).expand(rows, width)
     a = torch.cat([first.unsqueeze(1), noisy[:, 0]], 1)
     b = torch.cat([seen.unsqueeze(1), noisy[:, 1]], 1)
     out = torch.stack([part.float() for part in model.both(a, b, time, batch.text)], 1)
@@ -67,7 +66,7 @@ def drift(out: torch.Tensor, clean: torch.Tensor, together: torch.Tensor, space:
     squared metres, mean over frames. out, clean: (B, 2, F, D) normalised. A step's error is tiny beside what it adds up
     to."""
     with torch.autocast(out.device.type, enabled=False):
-        ways = [HUMANML3D.root(space.denormalize(motion.float()))[1][..., [0, 2]] for motion in (out, clean)]
+        ways = [Way.of(space.denormalize(motion.float())).place for motion in (out, clean)]
     error = (ways[0][:, 0] - ways[0][:, 1]) - (ways[1][:, 0] - ways[1][:, 1])
     row = error.square().sum(-1).mean(-1) * together
     return row.sum() / together.sum().clamp_min(1)
@@ -91,6 +90,8 @@ def train_block(
     pairs = Pairs.build(prepared.train, pipe.space, prepared.texts, mirror=True).to(device)
     unseen = Pairs.build(prepared.val, pipe.space, prepared.texts, mirror=True).to(device)
     lengths = pairs.lengths(LENGTHS)
+    for length in lengths:
+        pairs.fit(length)  # before the first step, for it waits for the device
     model = ComMDM.around(pipe.model.float(), comm_layers=COMM_LAYERS, split=SPLIT)
     silence(model)
     model.to(device)

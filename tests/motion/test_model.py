@@ -181,6 +181,18 @@ def test_a_modulated_net_hears_time_and_text_and_hides_padding() -> None:
 
 
 @torch.no_grad()
+def test_under_autocast_a_modulated_net_adds_up_and_answers_in_full_precision() -> None:
+    net = awake(tiny_net(**NEW))
+    x, text = torch.randn(2, 9, 12), torch.randn(2, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = net.embed(x, net.embed_time(7, 2), text)
+        out = net(x, 7, text)
+    assert tokens.dtype == out.dtype == torch.float32
+    exact = net(x, 7, text)
+    assert float((out - exact).norm() / exact.norm()) < 0.02
+
+
+@torch.no_grad()
 def test_a_modulated_net_begins_as_a_linear_one_and_then_learns_in_every_layer() -> None:
     net = tiny_net(**NEW)
     x, text = torch.randn(2, 9, 12), torch.randn(2, 8)

@@ -151,13 +151,18 @@ def test_a_stopped_command_goes_on_to_the_same_motion(prior, tmp_path):
 def test_the_evaluator_learns_and_the_table_is_made(data, prior, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluator, "FEWEST_CLIPS", 3)
     command = ["evaluate", "motion", "--data", str(data), "--prior", str(prior), "--out", str(tmp_path)]
-    command += ["--evaluator-steps", "40"]
+    command += ["--evaluator-steps", "40", "--seeds", "2"]
     assert cli.main([*command, "--sequences", "1", "--steps", "2", "--methods", "longtake", "joined", "plain"]) == 0
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["evaluator"]["accuracy_real_held_out"] > 0.9
     rows = {row["label"]: row for row in table["rows"]}
     assert rows["longtake (canvas)"]["windows"] == 8 and rows["longtake (canvas)"]["peak_jerk"] > 0
     assert rows["prior, wordings never seen"]["peak_jerk"] is None
+    moves = json.loads((tmp_path / "moves.json").read_text())
+    walk = next(row for row in moves["rows"] if row["label"] == "walk")
+    assert walk["real"]["speed"] == pytest.approx(1.2, rel=0.02) and walk["clips"] == 8 and walk["made"]["jerk"] > 0
+    assert moves["nearest_right_on_real"] == 1.0 and 0 <= moves["summary"]["action_right"] <= 1
+    assert "| walk " in (tmp_path / "moves.md").read_text()
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert "| joined clips | 1 | 8 |" in [re.sub(" +", " ", line)[:24] for line in lines]
 
