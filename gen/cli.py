@@ -136,11 +136,16 @@ def _dispatch(argv: list[str]) -> int:
 def _run_task(task: str, argv: list[str]) -> int:
     domains = installed()
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: longtake {task} {{{','.join(domains)}}} ...   (longtake {task} {domains[0]} --help)")
+        names = [*domains, "all"] if task == "train" else domains
+        print(f"usage: longtake {task} {{{','.join(names)}}} ...   (longtake {task} {domains[0]} --help)")
         if not argv:
             raise UserError(f"longtake {task} needs a domain: {', '.join(domains)}")
         return 0
     name = argv[0]
+    if (task, name) == ("train", "all"):
+        from longtake import together
+
+        return _run("longtake train all", together.__doc__ or "", together.add_arguments, together.run, argv[1:])
     if name not in domains:
         raise UserError(f"no domain {name!r} is installed; installed: {', '.join(domains)}")
     module = f"{domain_of(name).package}.{task}"

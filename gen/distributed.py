@@ -16,15 +16,19 @@ one machine). A rank that was there and is gone ends the wait at once.
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import hashlib
 import json
 import os
 import secrets
 import sys
 import time
+import weakref
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -46,8 +50,9 @@ _active: Ranks | None = None
 class Ranks:
     """This process among the others.
 
-    rank in 0 .. world-1, local_rank on its machine; group: the default process group, None in a run of one process;
-    device: where this rank computes; choice: the device with dtype, attention backend and the reason.
+    rank in 0 .. world-1, local_rank on its machine; group: the default process group, None in a run of one process and
+    once a group of our own is closed; device: where this rank computes; choice: the device with dtype, attention
+    backend and the reason.
     """
 
     rank: int
@@ -102,6 +107,7 @@ class Ranks:
             return
         self.finished = True
         _forget(self)
+        atexit.register(self.close_group)  # not here: a collective may wait until the others have ended
         if self.watchdog is not None:
             kind = "user" if isinstance(error, UserError) else "error"
             # A collective that lost a peer raises one of these two.
@@ -115,8 +121,23 @@ class Ranks:
             self.watchdog.finish()
         self.finished = True
         _forget(self)
-        if self.owns_group and dist.is_initialized():
+        self.close_group()
+
+    def close_group(self) -> None:
+        """Of a run that has finished or failed: close the process group, if it is this run's own, and wait until its
+        threads have ended. `finish` calls it, and the interpreter's end does after `fail`. Safe to call twice.
+
+        A thread of the group frees tensors, and callbacks, that belong to Python too. One that still has to do so while
+        the interpreter ends aborts the process. The threads are joined when the last reference to the group goes.
+        """
+        if not self.owns_group or self.group is None:
+            return
+        alive = weakref.ref(self.group)
+        self.group = None
+        if dist.is_initialized():
             dist.destroy_process_group()
+        if alive() is not None:  # in a circle
+            gc.collect()
 
     def __enter__(self) -> Ranks:
         return self
@@ -189,6 +210,8 @@ def check_same(obj: Any, what: str, ranks: Ranks | None = None) -> None:
 
 
 def _start_group(rank: int, world: int, choice: Choice, timeout_s: float, join_timeout_s: float | None) -> Watchdog:
+    # Its functions take the group of the moment of their import for a default, and would keep ours for ever.
+    import_module("torch.distributed.nn.functional")
     store, watchdog = (_meet_at_agent if has_agent() else _meet)(rank, world, join_timeout_s)
     dist.init_process_group(
         group_backend(choice.device),

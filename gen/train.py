@@ -31,6 +31,7 @@ from torch import nn
 PRECISIONS = ("no", "bf16", "fp16")
 TENTH = 0.1  # of the rate, where a cosine over steps ends
 EMA_POWER = 0.75  # of the moving average's warm-up
+ENDLESS = 10**9  # steps: the minutes end the training
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Settings:
     minutes: stops early (0: never). With ``ends_at`` they are of the whole training, resumed runs added up, else of
     this run. checkpoint_every: steps; checkpoint_minutes: also when so long has passed since the last (0: never).
     ema: decay of the moving average. clip: of the gradient's norm. precision: "no", "bf16" or "fp16".
+    compile: whether torch.compile makes the model's forward and backward (a minute or more once; a shape each).
     Raises UserError for numbers that cannot be.
     """
 
@@ -56,6 +58,7 @@ class Settings:
     precision: str = "no"
     ends_at: float | None = None
     checkpoint_minutes: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -88,29 +91,56 @@ class Settings:
         return self.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def add_sources(parser: argparse.ArgumentParser, data: str) -> None:
+    """Where a recipe's data come from: exactly one of --data and --prepared; --prepare writes what the latter reads."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help=data)
+    source.add_argument(
+        "--prepared", type=Path, metavar="FILE", help="train from what --prepare wrote: needs neither data nor texts"
+    )
+    parser.add_argument(
+        "--prepare", type=Path, metavar="FILE", help="write all that training needs into one file, and end"
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that every ``longtake train`` has; ``schedule`` reads them."""
     parser.add_argument(
-        "--minutes", type=float, default=0, help="stop each stage after so long (0: never); a rerun resumes"
+        "--minutes",
+        type=float,
+        default=0,
+        help="how long all training takes; the learning rate falls to zero over them; a rerun resumes (0: by steps)",
     )
     parser.add_argument(
         "--ends-at",
         type=float,
         default=None,
         metavar="SHARE",
-        help="share of the learning rate left at the end, 0 to 1; with --minutes the end is when they are over "
-        "(default: a tenth at the last step)",
+        help="share of the learning rate left at the end, 0 to 1 (default: none of it with --minutes, else a tenth)",
     )
     parser.add_argument(
-        "--checkpoint-minutes", type=float, default=0, help="a checkpoint also after so long (0: by steps alone)"
+        "--checkpoint-minutes", type=float, default=1.5, help="a checkpoint after so long (0: by steps alone)"
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--seed", type=int, default=0)
 
 
-def schedule(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_arguments`` as keywords of ``Settings``."""
-    return {name: getattr(args, name) for name in ("minutes", "ends_at", "checkpoint_minutes", "precision")}
+def count(steps: int | None, args: argparse.Namespace, default: int) -> int:
+    """Steps of a stage: as given, else without end where minutes are, else ``default``."""
+    if steps is not None:
+        return steps
+    return ENDLESS if args.minutes > 0 else default
+
+
+def schedule(args: argparse.Namespace, share: float = 1.0) -> dict[str, Any]:
+    """The options of ``add_arguments`` as keywords of ``Settings``, for a stage that takes ``share`` of the minutes."""
+    return {
+        "minutes": args.minutes * share,
+        "ends_at": 0.0 if args.ends_at is None and args.minutes > 0 else args.ends_at,
+        "checkpoint_minutes": args.checkpoint_minutes,
+        "checkpoint_every": ENDLESS if args.checkpoint_minutes > 0 else 250,
+        "precision": args.precision,
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ a batch
@@ -330,11 +360,13 @@ class Trainer:
 
         settings = self.settings
         self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+        if settings.compile:
+            self.wrapped = torch.compile(self.wrapped, dynamic=False)
         self.started = self.kept_at = time.monotonic()
         with tqdm(
             range(self.done, settings.steps),
             initial=self.done,
-            total=settings.steps,
+            total=None if settings.steps == ENDLESS else settings.steps,
             desc=self.name,
             mininterval=10,
             disable=not self.accelerator.is_main_process,

@@ -249,6 +249,8 @@ class Watchdog:
             self._send(0, {"bye": self.rank})
         self._done.wait()
         self._take_the_word()
+        if self._thread is not None:
+            self._thread.join(2.0)
         self.close()
 
     def close(self) -> None:

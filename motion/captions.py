@@ -116,9 +116,11 @@ def mirrored_action(action: str) -> str:
     return "-".join(sides.get(word, word) for word in action.split("-"))
 
 
-def captions_of(action: str, style: str) -> list[str]:
-    """Every text that a clip is trained under, those without a manner first."""
+def captions_of(action: str, style: str, *, manners: bool = True) -> list[str]:
+    """Every text that a clip is trained under, those without a manner first, and without ``manners`` no others."""
     plain = [f"{who} {wording}".strip() for wording in ACTIONS[action].wordings for who in WHO]
+    if not manners:
+        return plain
     return plain + [f"{text} {manner}" for text in plain for manner in MANNERS[style]]
 
 

@@ -7,6 +7,7 @@ frames a second, Y up. Legend: F frames, 22 joints, D = 263 features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,13 @@ class Clip:
 
 def mirror(joints: torch.Tensor) -> torch.Tensor:
     """Joint positions (*, 22, 3) of the mirrored person: x changes sign, left joints change places with right ones."""
+    return joints[..., twins(), :] * joints.new_tensor([-1.0, 1.0, 1.0])
+
+
+def twins() -> list[int]:
+    """The joint on the other side, of each joint: itself on the spine."""
     names = HUMANML.names
-    twin = [names.index(_other_side(name)) for name in names]
-    return joints[..., twin, :] * joints.new_tensor([-1.0, 1.0, 1.0])
+    return [names.index(_other_side(name)) for name in names]
 
 
 def _other_side(name: str) -> str:
@@ -82,3 +87,44 @@ def load_motions(path: str | Path, split: str = "train") -> list[Clip]:
         Clip(name, action, style, torch.from_numpy(whole[stop - length : stop]))
         for name, action, style, length, stop in zip(names, actions, styles, lengths, stops, strict=True)
     ]
+
+
+# ------------------------------------------------------------------------------------------------------- features
+
+
+def features_of(clips: Sequence[Clip]) -> list[torch.Tensor]:
+    """``Clip.features`` of each clip, (F - 1, 263) float32; clips of equal length go through in one call."""
+    groups: dict[int, list[int]] = {}
+    for number, clip in enumerate(clips):
+        groups.setdefault(len(clip.joints), []).append(number)
+    found: dict[int, torch.Tensor] = {}
+    for members in groups.values():
+        stacked = torch.stack([clips[number].joints for number in members]).double()
+        found.update(zip(members, HUMANML3D.encode(stacked, published=False).float(), strict=True))
+    return [found[number] for number in range(len(clips))]
+
+
+def mirrored_features(features: torch.Tensor) -> torch.Tensor:
+    """Features (F, 263) of the clip as seen in a mirror: x changes sign, left joints change places with right ones."""
+    places, twin = HUMANML3D.slices, twins()
+    across = features.new_tensor([-1.0, 1.0, 1.0])
+    rest = [number - 1 for number in twin[1:]]
+    positions = features[:, places["positions"]].unflatten(-1, (-1, 3))[:, rest] * across
+    rotations = features[:, places["rotations"]].unflatten(-1, (-1, 2, 3))[:, rest]
+    rotations = rotations * torch.stack([-across, across])  # M R M: its first column changes sign once more
+    velocities = features[:, places["velocities"]].unflatten(-1, (-1, 3))[:, twin] * across
+    turned = features[:, :4] * features.new_tensor([-1.0, -1.0, 1.0, 1.0])
+    contacts = features[:, places["contacts"]][:, [2, 3, 0, 1]]
+    parts = [positions, rotations.flatten(-2), velocities]
+    return torch.cat([turned, *(part.flatten(1) for part in parts), contacts], 1)
+
+
+def paced(clip: Clip, speed: float) -> Clip:
+    """The clip played ``speed`` times as fast, its frames drawn by cubic interpolation (Catmull-Rom)."""
+    joints = clip.joints
+    place = torch.arange(0, len(joints) - 1 + 1e-6, speed, dtype=torch.float64)
+    whole = place.floor().long()
+    share = (place - whole).float()[:, None, None]
+    a, b, c, d = (joints[(whole + step).clamp(0, len(joints) - 1)] for step in (-1, 0, 1, 2))
+    curve = b + 0.5 * share * (c - a + share * (2 * a - 5 * b + 4 * c - d + share * (3 * (b - c) + d - a)))
+    return Clip(f"{clip.name}-{speed:g}", clip.action, clip.style, curve)

@@ -65,15 +65,20 @@ def seam_windows(
 
 
 def foot_skate(
-    joints: torch.Tensor, fps: float, form: JointFeatures = HUMANML3D, *, floor: float | None = None
+    joints: torch.Tensor,
+    fps: float,
+    form: JointFeatures = HUMANML3D,
+    *,
+    floor: float | None = None,
+    height: float = CONTACT_HEIGHT,
 ) -> torch.Tensor:
     """Mean horizontal speed (m/s) of foot joints that are down, in a motion (F, J, 3); 0 when none ever is.
 
-    Down in a step: within 5 cm of the joint's lowest height (or of ``floor``, metres) in both its frames.
+    Down in a step: within ``height`` metres of the joint's lowest height (or of ``floor``, metres) in both its frames.
     """
     feet = joints[:, list(form.skeleton.feet)]
     low = feet[..., 1].amin(0) if floor is None else floor
-    down = feet[..., 1] < low + CONTACT_HEIGHT
+    down = feet[..., 1] < low + height
     down = down[1:] & down[:-1]
     speed = (feet[1:] - feet[:-1])[..., [0, 2]].norm(dim=-1) * fps
     return (speed * down).sum() / down.sum().clamp_min(1)
@@ -94,3 +99,33 @@ def overlap_gap(rows: torch.Tensor, lengths: Sequence[int], handshakes: Sequence
         for i, h in enumerate(handshakes)
     ]
     return torch.stack(gaps) if gaps else rows.new_zeros(0)
+
+
+def root_speed(joints: torch.Tensor, fps: float) -> torch.Tensor:
+    """Mean speed (m/s) of the root over the ground, in a motion (F, J, 3)."""
+    return joints[:, 0].diff(dim=0)[:, [0, 2]].norm(dim=-1).mean() * fps
+
+
+def frame_jerk(joints: torch.Tensor, fps: float) -> torch.Tensor:
+    """Jerk of each frame (F - 3,), m/s3: the length of the third difference, mean over joints (F, J, 3)."""
+    return joints.diff(n=3, dim=0).norm(dim=-1).mean(-1) * fps**3
+
+
+def bone_variation(joints: torch.Tensor, form: JointFeatures = HUMANML3D) -> torch.Tensor:
+    """Deviation of a bone's length over the frames of a motion (F, J, 3) as a share of its mean, mean over bones."""
+    lengths = (joints[:, 1:] - joints[:, list(form.skeleton.parents[1:])]).norm(dim=-1)
+    return (lengths.std(0, correction=0) / lengths.mean(0).clamp_min(1e-6)).mean()
+
+
+def described(features: torch.Tensor) -> torch.Tensor:
+    """What a motion is like, whatever its phase: mean and deviation over time of its features (F, D): (2 D,)."""
+    return torch.cat([features.mean(0), features.std(0, correction=0)])
+
+
+def diversity(made: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> float:
+    """How far motions of several seeds lie apart, as a share of how far real clips of the same action do: deviations of
+    ``described``, each number in units of its deviation over the real ones, root mean square. Features (F, D) each."""
+    one, two = torch.stack([described(x) for x in made]), torch.stack([described(x) for x in real])
+    spread = two.std(0)
+    told = spread > 1e-6
+    return float((one.std(0)[told] / spread[told]).clamp_max(3.0).square().mean().sqrt())

@@ -1,11 +1,13 @@
 """MDM, the motion diffusion model that predicts the clean motion (Tevet et al., arXiv 2209.14916), in both its forms.
 
-encoder  one condition token (time + text) before the frames, a post-norm transformer encoder (the paper's net).
+encoder  one condition token (time + text) before the frames, a post-norm transformer encoder (the paper's net);
+         with ``condition_tokens`` 2 time and text are tokens of their own, with ``modulated`` they also turn every
+         layer up and down (``modulation``).
 decoder  frames attend to text tokens; with ``prefix_frames`` it continues given frames, as DiP does
          (newer public MDM code): it sees the prefix before the frames and returns the frames alone.
 
 Frames lie on axis 1 and features last: (B, T, J), where the public code has (B, J, 1, T).
-Legend: B rows, T frames, J features, D width, K text tokens, E text features.
+Legend: B rows, T frames, J features, D width, K text tokens, E text features, C condition tokens (1 or 2).
 
     model = MDM(features=263, text_width=384)
     clean = model(noisy, torch.tensor([37]), text)        # (B, T, J)
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from longtake.motion.modulation import ModulatedLayer
 from torch import nn
 
 HEADS = 4
@@ -57,6 +60,8 @@ class MDM(ModelMixin, ConfigMixin):
     time_token: decoder form: whether the time is also a token before the frames.
     prefix_frames: decoder form: frames of known motion before those to make; 0 for none.
     positions: most tokens and timesteps that there are positions for.
+    modulated: encoder form: pre-norm layers with AdaLN-zero of time + text, and a norm before the head.
+    condition_tokens: encoder form: 1, time + text before the frames, or 2, time and text one after the other.
     """
 
     config_name = "config.json"
@@ -78,6 +83,8 @@ class MDM(ModelMixin, ConfigMixin):
         time_token: bool = False,
         prefix_frames: int = 0,
         positions: int = 5000,
+        modulated: bool = False,
+        condition_tokens: int = 1,
     ) -> None:
         super().__init__()
         self.form, self.padding, self.text_policy = Form(form), Padding(padding), TextPolicy(text_policy)
@@ -85,12 +92,18 @@ class MDM(ModelMixin, ConfigMixin):
             raise ValueError("prefix_frames, time_token and text_policy belong to the decoder form")
         if self.form is Form.DECODER and transition_embedding:
             raise ValueError("the transition embedding belongs to the encoder form")
+        if self.form is Form.DECODER and (modulated or condition_tokens != 1):
+            raise ValueError("modulated and condition_tokens belong to the encoder form")
+        if condition_tokens not in (1, 2):
+            raise ValueError(f"condition_tokens is 1 (time + text) or 2 (time, text); given {condition_tokens}")
         self.embed_frames = nn.Linear(features + FLAG_WIDTH * transition_embedding, width)
         self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_text = nn.Linear(text_width, width)
         self.flag = nn.Embedding(2, FLAG_WIDTH) if transition_embedding else None
         shape: dict[str, Any] = {"d_model": width, "nhead": heads, "dim_feedforward": feedforward, "dropout": dropout}
-        if self.form is Form.ENCODER:
+        if modulated:
+            self.blocks = nn.ModuleList(ModulatedLayer(width, heads, feedforward, dropout) for _ in range(layers))
+        elif self.form is Form.ENCODER:
             self.blocks = nn.ModuleList(
                 nn.TransformerEncoderLayer(**shape, activation="gelu", batch_first=True) for _ in range(layers)
             )
@@ -98,6 +111,7 @@ class MDM(ModelMixin, ConfigMixin):
             self.blocks = nn.ModuleList(
                 nn.TransformerDecoderLayer(**shape, activation="gelu", batch_first=True) for _ in range(layers)
             )
+        self.norm = nn.LayerNorm(width) if modulated else None
         self.head = nn.Linear(width, features)
         self.drop = nn.Dropout(dropout)
         self.register_buffer("places", sinusoids(positions, width), persistent=False)
@@ -130,7 +144,8 @@ class MDM(ModelMixin, ConfigMixin):
             _refuse(prefix, "a prefix", "decoder")
             _refuse(text_mask, "a text_mask", "decoder")
             tokens = self.embed(sample, time, text, transition)
-            return self.read(self.run(tokens, 0, len(self.blocks), hidden))
+            condition = self.condition(time, text)
+            return self.read(self.run(tokens, 0, len(self.blocks), hidden, condition))
         _refuse(transition, "transition flags", "encoder")
         return self._decode(sample, time, text, prefix, text_mask, hidden)
 
@@ -146,33 +161,58 @@ class MDM(ModelMixin, ConfigMixin):
         text: torch.Tensor | None,
         transition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Encoder form: the tokens (B, 1 + T, D), the condition first, before the first layer."""
+        """Encoder form: the tokens (B, C + T, D), the condition's first, before the first layer."""
         if text is not None and text.ndim != 2:
             raise ValueError(f"the encoder form takes one text vector a row, (B, E); got {tuple(text.shape)}")
-        condition = (time + self._text(text, time)).unsqueeze(1)
+        words = self._text(text, time)
+        if self.config["condition_tokens"] == 1:
+            lead = (time + words).unsqueeze(1)
+        else:
+            lead = torch.stack([time, words], 1)
         if self.flag is None:
             _refuse(transition, "transition flags", "encoder with transition_embedding")
         else:
             if transition is None:
                 transition = torch.zeros(sample.shape[:2], dtype=torch.long, device=sample.device)
             sample = torch.cat([sample, self.flag(transition.long()).to(sample.dtype)], -1)
-        return self._place(torch.cat([condition, self.embed_frames(sample)], 1))
+        return self._place(torch.cat([lead, self.embed_frames(sample)], 1))
 
-    def run(self, tokens: torch.Tensor, first: int, last: int, hidden: torch.Tensor | None) -> torch.Tensor:
-        """Encoder form: layers first..last-1 on tokens (B, 1 + T, D); hidden: (B, 1 + T) True where not to look."""
+    def condition(self, time: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor | None:
+        """What modulates the layers, (B, D), of the time's embedding (B, D) and texts (B, E); None for other nets."""
+        return time + self._text(text, time) if self.norm is not None else None
+
+    def run(
+        self,
+        tokens: torch.Tensor,
+        first: int,
+        last: int,
+        hidden: torch.Tensor | None,
+        condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Encoder form: layers first..last-1 on tokens (B, C + T, D); hidden: (B, C + T) True where not to look;
+        condition: what ``condition`` gave. ValueError when a modulated net is given none."""
+        if self.norm is not None and condition is None:
+            raise ValueError("the layers of a modulated net need what condition() gives")
         for layer in self.blocks[first:last]:
-            tokens = layer(tokens, src_key_padding_mask=hidden)
+            if self.norm is not None:
+                tokens = layer(tokens, condition, hidden)
+            else:
+                tokens = layer(tokens, src_key_padding_mask=hidden)
         return tokens
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Motion (B, T, J) from the last layer's tokens (B, 1 + T, D)."""
-        return self.head(tokens[:, 1:])
+        """Motion (B, T, J) from the last layer's tokens (B, C + T, D)."""
+        frames = tokens[:, self.config["condition_tokens"] :]
+        return self.head(frames if self.norm is None else self.norm(frames))
 
     def hidden_frames(self, sample: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor | None:
         """(B, tokens) True on frames beyond each row's length, for padding "mask"; None when nothing is hidden."""
         if lengths is None or self.padding is Padding.ATTEND:
             return None
-        lead = 1 if self.form is Form.ENCODER else self.config.prefix_frames + int(self.config.time_token)
+        if self.form is Form.ENCODER:
+            lead = self.config["condition_tokens"]
+        else:
+            lead = self.config.prefix_frames + int(self.config.time_token)
         place = torch.arange(lead + sample.shape[1], device=sample.device)
         return place >= lead + torch.as_tensor(lengths, device=sample.device).unsqueeze(1)
 

@@ -63,14 +63,16 @@ class MotionSpace(ModelMixin, ConfigMixin):
             self.offsets.data.copy_(offsets)
         return self
 
-    def fit(self, clips: Sequence[torch.Tensor], offsets: torch.Tensor | None = None) -> MotionSpace:
+    def fit(
+        self, clips: Sequence[torch.Tensor], offsets: torch.Tensor | None = None, *, apart: Sequence[str] = ()
+    ) -> MotionSpace:
         """Mean and deviation of clips (F, J), the deviation averaged over each part of the features, as the public
-        statistics are; rest offsets if given."""
+        statistics are; rest offsets if given. apart: parts whose numbers keep a deviation each."""
         frames = torch.cat([clip.double() for clip in clips])
         mean, std = frames.mean(0), frames.std(0, correction=0)
         parts = self.form.slices
         for name, place in parts.items():
-            if name in self.form.alike:
+            if name in self.form.alike and name not in apart:
                 std[place] = std[place].mean()
         return self.set_statistics(mean.float(), std.clamp_min(1e-6).float(), offsets)
 

@@ -1,148 +1,63 @@
 """``longtake train motion``: the recipe of the small motion prior, an MDM in the 263-feature form with free wording.
 
-MDM (arXiv 2209.14916) predicts the clean motion from a noisy one; masked L2 over normalised features, the root's four
-numbers weighted; beside it the first differences of joint positions and, as MDM's foot contact loss, the speed of feet
-that stand. Every clip also joins in mirrored, with left and right changed in its caption.
-Legend: B rows, F frames, D 263 features, E 384 text features.
+MDM (arXiv 2209.14916) predicts the clean motion from a noisy one; here time and text are tokens of their own and turn
+every layer up and down. ``objective`` says what is minimised, ``corpus`` how batches are drawn, ``prepare`` what a
+training needs, ``stop`` how its prior is judged at the end. Everything of a batch is made on the device.
+
+    longtake train motion --data DATA --prepare motion.zip          # where the data and the text encoder are
+    longtake train motion --prepared motion.zip --minutes 8         # where neither is
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.motion.objective import DIFFERENCE_WEIGHT, FOOT_WEIGHT, ROOT_WEIGHT, SCHEDULE
+from longtake.errors import UserError
+from longtake.motion.objective import SCHEDULE
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from longtake.motion.data import Clip
+    from longtake.motion.corpus import Corpus
     from longtake.motion.model import MDM
+    from longtake.motion.prepare import Prepared
     from longtake.motion.space import MotionSpace
-    from longtake.train import Settings
+    from longtake.train import Dice, Settings
 
 MODEL: dict[str, Any] = {
     "features": 263,
     "width": 256,
     "layers": 6,
-    "dropout": 0.0,
+    "dropout": 0.1,
     "text_width": 384,
     "padding": "mask",
+    "modulated": True,
+    "condition_tokens": 2,
 }
 LENGTHS = (40, 64, 80, 100, 128, 160)  # frames of a batch's rows, drawn anew each step
-FRAMES_A_STEP = 3200
-STANDING_SPEED = 0.0076  # metres a frame: root mean square speed of the real feet that are in contact
-DROP_TEXT = 0.1
-
-
-@dataclass
-class Corpus:
-    """Normalised features of the clips and of their mirror images, with the text vectors of all their captions."""
-
-    features: torch.Tensor  # (sum of F, D), clip after clip, and a frame of zeros at the end
-    starts: list[int]  # of each clip
-    lengths: list[int]
-    labels: list[tuple[str, str]]  # action, style
-    texts: dict[str, torch.Tensor]  # (E,) each
-    members: dict[str, list[int]]  # action -> rows
-    odds: np.ndarray  # of each action, in the order of ``members``
-
-    @classmethod
-    def of(cls, clips: list[Clip], space: MotionSpace, encoder: Any, *, mirror: bool) -> Corpus:
-        """Encode ``clips``; an action is drawn as often as the square root of its number of clips."""
-        import numpy as np
-        import torch
-        from longtake.motion.captions import captions_of
-
-        every = [*clips, *(clip.mirrored() for clip in clips)] if mirror else clips
-        labels = [(clip.action, clip.style) for clip in every]
-        known = dict.fromkeys(text for pair in sorted(set(labels)) for text in captions_of(*pair))
-        texts = {text: encoder.encode([text])[0, 0] for text in known}
-        members: dict[str, list[int]] = {}
-        for row, (action, _) in enumerate(labels):
-            members.setdefault(action, []).append(row)
-        odds = np.sqrt([len(rows) for rows in members.values()])
-        features = [space.normalize(clip.features()) for clip in every]
-        lengths = [len(part) for part in features]
-        starts = [0, *np.cumsum(lengths)[:-1].tolist()]
-        flat = torch.cat([*features, features[0].new_zeros(1, features[0].shape[1])])
-        return cls(flat, starts, lengths, labels, texts, members, odds / odds.sum())
-
-    def to(self, device: torch.device) -> Corpus:
-        """The corpus with its tensors on a device."""
-        texts = {text: vector.to(device) for text, vector in self.texts.items()}
-        return replace(self, features=self.features.to(device), texts=texts)
-
-    def batch(
-        self, frames: int, rows: int, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Windows (B, F, D) zero beyond their lengths (B,), and text vectors (B, E), zero where the text is dropped."""
-        import numpy as np
-        import torch
-        from longtake.motion.captions import caption
-
-        device = self.features.device
-        actions = list(self.members)
-        nothing = len(self.features) - 1
-        places, lengths, texts = np.full((rows, frames), nothing), [], []
-        for row in range(rows):
-            clip = int(rng.choice(self.members[actions[int(rng.choice(len(actions), p=self.odds))]]))
-            start = int(rng.integers(max(1, self.lengths[clip] - frames + 1)))
-            length = min(frames, self.lengths[clip] - start)
-            places[row, :length] = self.starts[clip] + start + np.arange(length)
-            lengths.append(length)
-            vector = self.texts[caption(*self.labels[clip], rng)]
-            texts.append(torch.zeros_like(vector) if rng.random() < DROP_TEXT else vector)
-        motion = self.features[torch.from_numpy(places).to(device)]
-        return motion, torch.tensor(lengths, device=device), torch.stack(texts)
+FRAMES_A_STEP, FRAMES_ON_A_GPU = 3200, 25600  # of a batch
+APART = ("root_step",)  # sideways and forward have a deviation each: speeds are told apart by the second alone
+STEPS, PAIR_STEPS = 4500, 1500  # where no time is given
+PRIOR_SHARE = 0.75  # of the minutes of ``whole``; the rest is the two-person block's
+START = 0.6  # minutes that a command spends before its first step and after its last
 
 
 def objective(
-    model: Any,
-    corpus: Corpus,
-    scheduler: Any,
-    frames: int,
-    rows: int,
-    rng: np.random.Generator,
-    space: MotionSpace,
-) -> torch.Tensor:
-    """The training loss of one batch."""
-    import torch
-    from longtake.motion.representation import HUMANML3D
-    from longtake.train import normal, stratified_times
+    model: Any, corpus: Corpus, levels: torch.Tensor, frames: int, rows: int, dice: Dice, space: MotionSpace
+) -> dict[str, torch.Tensor]:
+    """The weighted terms of one batch's loss, see ``objective.terms``; levels: the scheduler's ``alphas_cumprod``."""
+    from longtake.motion.objective import terms
 
-    clean, lengths, text = corpus.batch(frames, rows, rng)
-    noise = normal(rng, clean.shape, clean.device)
-    time = stratified_times(rng, rows, clean.device)
-    out = model(scheduler.add_noise(clean, noise, time), time, text, lengths=lengths).float()
-    valid = (torch.arange(frames, device=clean.device) < lengths[:, None]).float()[..., None]
-    weight = clean.new_ones(clean.shape[-1])
-    weight[:4] = ROOT_WEIGHT
-    error = (((out - clean) ** 2 * weight * valid).sum((1, 2)) / (lengths * weight.sum())).mean()
-    places = HUMANML3D.slices["positions"]
-    steps = ((out[..., places] - clean[..., places]).diff(dim=1) ** 2 * valid[:, 1:]).sum((1, 2))
-    steps = (steps / ((lengths - 1).clamp_min(1) * (places.stop - places.start))).mean()
-    # neighbouring frames differ by about a fifth of the spread of positions, hence the large weight
-    return error + DIFFERENCE_WEIGHT * steps + FOOT_WEIGHT * slide(out, clean, valid, space)
-
-
-def slide(out: torch.Tensor, clean: torch.Tensor, valid: torch.Tensor, space: MotionSpace) -> torch.Tensor:
-    """How much faster than in ``clean`` the feet move where ``clean`` stands: squared, 1 at the speed of real ones.
-
-    out, clean: (B, F, D) normalised features. valid: (B, F, 1), 0 beyond a row's end.
-    """
-    import torch
-    from longtake.motion.representation import HUMANML3D
-
-    feet = list(HUMANML3D.skeleton.feet)
-    with torch.autocast(out.device.type, enabled=False):  # a path is a running sum: not in half precision
-        step = [space.joints(motion)[:, :, feet].diff(dim=1) for motion in (out, clean)]
-    contact = space.denormalize(clean)[:, :-1, HUMANML3D.slices["contacts"]] * valid[:, 1:]
-    error = (step[0] - step[1]).square().sum(-1) / STANDING_SPEED**2
-    return (error * contact).sum() / contact.sum().clamp_min(1)
+    batch = corpus.batch(frames, rows, dice)
+    time = dice.times(rows)
+    share = levels[time]
+    noise = dice.normal(*batch.motion.shape)
+    level = share[:, None, None]
+    noisy = level.sqrt() * batch.motion + (1 - level).sqrt() * noise
+    out = model(noisy, time, batch.text, lengths=batch.lengths).float()
+    return terms(out, batch.motion, batch.lengths, share, space)
 
 
 def spread_text(model: Any, texts: list[torch.Tensor]) -> None:
@@ -166,40 +81,48 @@ def spread_text(model: Any, texts: list[torch.Tensor]) -> None:
 
 
 def train_model(
-    clips: list[Clip], held_out: list[Clip], folder: Path, settings: Settings, *, seed: int
+    prepared: Prepared, folder: Path, settings: Settings, *, seed: int, frames: int = 0
 ) -> tuple[MDM, MotionSpace]:
-    """Train (or resume) the MDM; returns it with the space of its features. The held-out loss is in the record."""
+    """Train (or resume) the MDM; returns it with the space of its features, both on the training's device.
+
+    frames: of a batch; 0: as many as suit the device. The held-out loss, and its share that is the features' error, are
+    in the record.
+    """
     import torch
     from diffusers import DDIMScheduler
+    from longtake.motion.corpus import Corpus, Takes
     from longtake.motion.data import FPS
     from longtake.motion.model import MDM
     from longtake.motion.space import MotionSpace
-    from longtake.text import SentenceEncoder
-    from longtake.train import batch_generator, fit, training_device
+    from longtake.train import Dice, batch_generator, fit, training_device
 
     torch.manual_seed(seed)
     device = training_device()
-    encoder, scheduler = SentenceEncoder(), DDIMScheduler(**SCHEDULE)
+    frames = frames or (FRAMES_A_STEP if device.type == "cpu" else FRAMES_ON_A_GPU)
+    levels = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+    takes = Takes.of(prepared.train, mirror=True)
     space = MotionSpace(features=MODEL["features"], fps=FPS, shortest_row=LENGTHS[0], longest_row=LENGTHS[-1])
-    space.fit([part.features() for clip in clips for part in (clip, clip.mirrored())])
-    corpus = Corpus.of(clips, space, encoder, mirror=True)
-    unseen = Corpus.of(held_out, space, encoder, mirror=False).to(device)
+    space.fit(takes.features, apart=APART)
+    corpus = Corpus.build(takes, prepared.texts, space)
+    unseen = Corpus.of(prepared.val, prepared.texts, space, mirror=False).to(device)
     model = MDM(**MODEL)
-    spread_text(model, list(corpus.texts.values()))
+    spread_text(model, list(corpus.vectors.unique(dim=0)))
     space, corpus = space.to(device), corpus.to(device)
 
     def loss(network: Any, step: int) -> torch.Tensor:
-        rng = batch_generator(seed + 1, step)
-        frames = LENGTHS[int(rng.integers(len(LENGTHS)))]
-        return objective(network, corpus, scheduler, frames, FRAMES_A_STEP // frames, rng, space)
+        length = LENGTHS[int(batch_generator(seed + 1, step).integers(len(LENGTHS)))]
+        dice = Dice(seed + 1, step, device)
+        torch.manual_seed(step)  # of dropout, so that a resumed training drops the same
+        found = objective(network, corpus, levels, length, max(1, frames // length), dice, space)
+        return torch.stack(list(found.values())).sum()
 
     def judge(network: Any, step: int) -> dict[str, float]:
-        rng = batch_generator(seed + 2, 0)
-        total = sum(float(objective(network, unseen, scheduler, 100, 64, rng, space)) for _ in range(6))
-        return {"loss_held_out": round(total / 6, 4)}
+        batches = [objective(network, unseen, levels, 100, 64, Dice(seed + 2, n, device), space) for n in range(6)]
+        found = {name: sum(float(batch[name]) for batch in batches) / len(batches) for name in batches[0]}
+        return {"loss_held_out": round(sum(found.values()), 4), "error_held_out": round(found["error"], 4)}
 
     fit(model, loss, settings, folder, name="mdm", on_checkpoint=judge)
-    return model.cpu(), space.cpu()
+    return model, space
 
 
 def export(model: MDM, space: MotionSpace, folder: Path) -> Path:
@@ -209,36 +132,88 @@ def export(model: MDM, space: MotionSpace, folder: Path) -> Path:
     from longtake.motion.pipeline import LongMotionPipeline
     from longtake.text import SentenceEncoder
 
+    model, space = model.cpu(), space.cpu()
     pipeline = LongMotionPipeline(model.float(), DDIMScheduler(**SCHEDULE), space, SentenceEncoder())
     pipeline.save_pretrained(folder, safe_serialization=True)
     model.to(torch.float16).save_pretrained(folder / "model", safe_serialization=True)
     return folder
 
 
+def whole(prepared: Path, minutes: float, out: Path) -> list[list[str]]:
+    """The commands, as words after ``longtake``, that train the prior and then its two-person block in ``minutes``.
+
+    They leave ``out``/prior and ``out``/pair. Raises UserError for too few minutes.
+    """
+    for_steps = minutes - 2 * START
+    if for_steps < 0.5:
+        raise UserError(f"the motion prior and its two-person block need at least {2 * START + 0.5:g} minutes")
+    same = ["train", "motion", "--prepared", str(prepared), "--out", str(out)]
+    shares = [PRIOR_SHARE * for_steps, (1 - PRIOR_SHARE) * for_steps]
+    prior, block = ([*same, "--minutes", f"{share:.3f}", "--ends-at", "0"] for share in shares)
+    return [prior, [*block, "--pairs", "--prior", str(out / "prior")]]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake train motion``."""
     from longtake.train import add_arguments as add_schedule
+    from longtake.train import add_sources
 
-    parser.add_argument("--data", type=Path, required=True, help="folder with bandai_train.npz and bandai_val.npz")
+    add_sources(parser, "folder with bandai_train.npz and bandai_val.npz")
     parser.add_argument("--out", type=Path, default=Path("runs/train-motion"), help="checkpoints, record, the prior")
     parser.add_argument("--pairs", action="store_true", help="train the two-person block on a frozen prior instead")
     parser.add_argument("--prior", default="bandai-small", help="with --pairs: the prior to freeze (bandai-small)")
-    parser.add_argument("--steps", type=int, default=None, help="default 4500, with --pairs 1500")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="default 4500, with --pairs 1500; with --minutes no end but the time"
+    )
+    parser.add_argument(
+        "--batch-frames", type=int, default=0, help="frames of a step's batch (default: as many as suit the device)"
+    )
     add_schedule(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, resuming what is there, and export the prior to ``--out``/prior."""
-    from longtake.motion.data import load_motions
-    from longtake.train import Settings, schedule
+    """Train, resuming what is there, and export the prior to ``--out``/prior; or write what a training needs."""
+    if args.prepare is not None and args.data is None:
+        raise UserError("--prepare writes what --data holds: give --data, not --prepared")
+    if args.batch_frames and args.batch_frames < LENGTHS[-1]:
+        raise UserError(f"--batch-frames must be at least {LENGTHS[-1]}, a row's frames; got {args.batch_frames}")
+    if args.prepare is not None:
+        from longtake.motion.prepare import write
 
+        print(f"prepared data written to {write(args.prepare, *_recorded(args.data))}")
+        return 0
+    prepared = _prepared(args)
+    settings = _settings(args)
     if args.pairs:
         from longtake.motion.pair.train import run_pairs
 
-        return run_pairs(args)
-    clips, held_out = load_motions(args.data, "train"), load_motions(args.data, "val")
-    steps = 4500 if args.steps is None else args.steps
-    settings = Settings(steps, 4e-4, ema=0.998, checkpoint_every=250, **schedule(args))
-    model, space = train_model(clips, held_out, args.out, settings, seed=args.seed)
+        return run_pairs(args, prepared, settings)
+    from longtake.motion.stop import report
+
+    model, space = train_model(prepared, args.out, settings, seed=args.seed, frames=args.batch_frames)
+    report(model, space, prepared, args.out, seed=args.seed)
     print(f"prior written to {export(model, space, args.out / 'prior')}")
     return 0
+
+
+def _recorded(data: Path) -> tuple[Any, Any, Any]:
+    from longtake.motion.data import load_motions
+    from longtake.text import SentenceEncoder
+
+    return load_motions(data, "train"), load_motions(data, "val"), SentenceEncoder()
+
+
+def _prepared(args: argparse.Namespace) -> Prepared:
+    from longtake.motion.prepare import Prepared
+
+    return Prepared.of(*_recorded(args.data)) if args.prepared is None else Prepared.read(args.prepared)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """Of a training to no rate at all, by the clock where a time is given."""
+    from longtake.train import Settings, count, schedule
+
+    told = schedule(args)
+    if told["ends_at"] is None:
+        told["ends_at"] = 0.0
+    return Settings(count(args.steps, args, PAIR_STEPS if args.pairs else STEPS), 5e-4, warmup=300, ema=0.999, **told)

@@ -89,11 +89,24 @@ def video_evaluator(data, out):
     evaluator.train(load_clips(data), out, evaluator.EvaluatorSettings(steps=1, batch=2, precision="no"))
 
 
+class Words:
+    """Stands for the text encoder."""
+
+    def encode(self, texts):
+        return torch.randn(len(texts), 16, 384, generator=torch.Generator().manual_seed(len(texts[0])))
+
+
+def prepared(data):
+    from longtake.motion.data import load_motions
+    from longtake.motion.prepare import Prepared
+
+    return Prepared.of(load_motions(data), load_motions(data, "val"), Words())
+
+
 def mdm(data, out):
     from longtake.motion import train
-    from longtake.motion.data import load_motions
 
-    train.train_model(load_motions(data), load_motions(data, "val"), out, Settings(1), seed=0)
+    train.train_model(prepared(data), out, Settings(1), seed=0)
 
 
 def motion_evaluator(data, out):
@@ -109,10 +122,24 @@ def pair(data, out):
     from longtake.motion.pair import train
     from longtake.motion.pipeline import LongMotionPipeline
 
-    train.train_block(LongMotionPipeline.from_prior("bandai-small"), data, out, Settings(1), seed=0)
+    train.train_block(LongMotionPipeline.from_prior("bandai-small"), prepared(data), out, Settings(1), seed=0)
 
 
-RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair]
+def modulated_pair(data, out):
+    """Around a prior of the recipe's own form."""
+    from types import SimpleNamespace
+
+    from longtake.motion.data import FPS
+    from longtake.motion.model import MDM
+    from longtake.motion.pair import train
+    from longtake.motion.space import MotionSpace
+    from longtake.motion.train import MODEL
+
+    around = SimpleNamespace(model=MDM(**MODEL), space=MotionSpace(fps=FPS))
+    train.train_block(around, prepared(data), out, Settings(1), seed=0)
+
+
+RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
@@ -139,7 +166,7 @@ def test_a_tensor_left_behind_and_a_wait_are_noticed(monkeypatch):
 
 
 def test_a_planted_fault_in_a_recipe_is_noticed(data, tmp_path, monkeypatch):
-    from longtake.motion.train import Corpus
+    from longtake.motion.corpus import Corpus
 
     def half(corpus, device):
         return replace(corpus, features=corpus.features.to(device))

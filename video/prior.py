@@ -61,7 +61,11 @@ class Decoded:
 
 
 class FrameAutoencoder(ModelMixin, ConfigMixin):
-    """Autoencoder of single frames, 8x down in height and width; H and W must be multiples of 8."""
+    """Autoencoder of single frames, 8x down in height and width; H and W must be multiples of 8.
+
+    widths, encoder_blocks, decoder_blocks: channels and residual blocks at half, quarter and eighth resolution.
+    decoder_widths: the decoder's own, where they differ.
+    """
 
     @register_to_config
     def __init__(
@@ -71,6 +75,7 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
         encoder_blocks: tuple[int, int, int] = (1, 2, 2),
         decoder_blocks: tuple[int, int, int] = (2, 2, 3),
         scaling_factor: float = 1.0,
+        decoder_widths: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         low, middle, high = widths
@@ -87,6 +92,7 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
             nn.Conv2d(high, latent_channels, 3, padding=1),
         )
         self.whiten = nn.BatchNorm2d(latent_channels, affine=False)
+        low, middle, high = decoder_widths or widths
         self.decoder = nn.Sequential(
             nn.Conv2d(latent_channels, high, 3, padding=1),
             *[Residual(high) for _ in range(decoder_blocks[2])],
@@ -110,5 +116,7 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
         """Latents (B, c, h, w) to images (B, 3, 8h, 8w)."""
         return Decoded(self.decoder(latent))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.decode(self.encode(images).latent).sample
+    def forward(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Images (B, 3, H, W) through the latent and back; ``noise`` (B, c, H/8, W/8) is added to the latent."""
+        latent = self.encode(images).latent
+        return self.decode(latent if noise is None else latent + noise).sample

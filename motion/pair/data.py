@@ -5,28 +5,33 @@ side, one behind the other, face to face. Of people who move together the second
 way over the ground is most like the first one's. No window of a pair was recorded together with the other.
 
     pairs = Pairs.of(clips, space, encoder, mirror=True)
-    batch = pairs.batch(80, rows=16, rng=rng)                # batch.motion (B, 2, F, D), batch.canon (B, D), batch.text
+    batch = pairs.batch(80, 16, Dice(seed, step, device))    # batch.motion (B, 2, F, D), batch.canon (B, D), batch.text
 
-Legend: B rows, F frames, D features, E text features. The first person stands at the origin and looks along +z, so x is
-to his left; metres and radians.
+Legend: B rows, F frames, D features, E text features, C clips. The first person stands at the origin and looks along
++z, so x is to his left; metres and radians.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from longtake.errors import UserError
+from longtake.motion.captions import mirrored_action
+from longtake.motion.data import features_of, mirrored_features
+from longtake.motion.pair.model import encode_canon
+from longtake.motion.representation import HUMANML3D
 
 if TYPE_CHECKING:
-    import numpy as np
     from longtake.motion.data import Clip
     from longtake.motion.space import MotionSpace
+    from longtake.train import Dice
 
 CANDIDATES = 16
+FAR = 1e6  # metres: more than any two ways differ
 
 
 class Kind(NamedTuple):
@@ -73,110 +78,191 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class PairBatch:
-    """motion: (B, 2, F, D) normalised. canon: the second person's token (B, D). text: (B, E). kinds: names, (B,)."""
+class PairBatch(NamedTuple):
+    """motion: (B, 2, F, D) normalised. canon: the second person's token (B, D). text: (B, E). kinds: (B,) int64 places
+    in ``KINDS``. together: (B,) True where the two move together."""
 
     motion: torch.Tensor
     canon: torch.Tensor
     text: torch.Tensor
-    kinds: list[str]
+    kinds: torch.Tensor
+    together: torch.Tensor
 
-    def to(self, device: torch.device) -> PairBatch:
-        """The batch with its tensors on a device."""
-        return PairBatch(self.motion.to(device), self.canon.to(device), self.text.to(device), self.kinds)
+    @property
+    def names(self) -> list[str]:
+        """Each row's kind."""
+        return [list(KINDS)[number] for number in self.kinds.tolist()]
 
 
-@dataclass
+class Windows(NamedTuple):
+    """A person's clips and first frames there, (B,) each."""
+
+    clip: torch.Tensor
+    start: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Pairs:
-    """Clips by kind of pair, with each one's way over the ground."""
+    """Clips by kind of pair, with each one's way over the ground; all tensors on one device, clip after clip.
 
-    features: list[torch.Tensor]  # (F, D) normalised
-    yaw: list[torch.Tensor]  # (F,) heading, radians
-    ground: list[torch.Tensor]  # (F, 2) x and z
+    ``fitting`` keeps, for each number of frames that was asked for, the clips that have so many.
+    """
+
+    features: torch.Tensor  # (sum of F, D) normalised
+    yaw: torch.Tensor  # (sum of F,) heading, radians
+    ground: torch.Tensor  # (sum of F, 2) x and z
+    starts: torch.Tensor  # (C,) first frame of each clip
+    frames: tuple[int, ...]  # of each clip
     members: dict[str, list[int]]
     texts: dict[str, torch.Tensor]
+    fitting: dict[int, Fitting] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, clips: list[Clip], space: MotionSpace, encoder: Any, *, mirror: bool) -> Pairs:
-        """From labelled clips and, with ``mirror``, their mirror images."""
-        from longtake.motion.representation import HUMANML3D
+    def of(cls, clips: Sequence[Clip], space: MotionSpace, encoder: Any, *, mirror: bool) -> Pairs:
+        """From labelled clips and, with ``mirror``, their mirror images; ``encoder`` encodes the captions."""
+        captions = [text for kind in KINDS.values() for text in kind.captions]
+        return cls.build(clips, space, {text: encoder.encode([text])[0, 0] for text in captions}, mirror=mirror)
 
-        every = [*clips, *(clip.mirrored() for clip in clips)] if mirror else clips
+    @classmethod
+    def build(
+        cls, clips: Sequence[Clip], space: MotionSpace, texts: Mapping[str, torch.Tensor], *, mirror: bool
+    ) -> Pairs:
+        """As ``of``, from the captions' vectors (E,)."""
         wanted = {action for kind in KINDS.values() for action in kind.actions}
-        every = [clip for clip in every if clip.action in wanted]
-        raw = [clip.features() for clip in every]
+        chosen = [clip for clip in clips if clip.action in wanted or mirrored_action(clip.action) in wanted]
+        raw, actions = features_of(chosen), [clip.action for clip in chosen]
+        if mirror:
+            raw += [mirrored_features(features) for features in raw]
+            actions += [mirrored_action(action) for action in actions]
+        kept = [place for place, action in enumerate(actions) if action in wanted]
+        raw, actions = [raw[place] for place in kept], [actions[place] for place in kept]
+        if not raw:
+            raise UserError("no clips of walking, running, waving or bowing to make pairs of")
         members = {
-            name: [row for row, clip in enumerate(every) if clip.action in kind.actions] for name, kind in KINDS.items()
+            name: [row for row, action in enumerate(actions) if action in kind.actions] for name, kind in KINDS.items()
         }
-        texts = [text for kind in KINDS.values() for text in kind.captions]
         roots = [HUMANML3D.root(features.double()) for features in raw]
+        frames = [len(features) for features in raw]
         return cls(
-            [space.normalize(features) for features in raw],
-            [heading(turn).float() for turn, _ in roots],
-            [place[:, [0, 2]].float() for _, place in roots],
+            space.normalize(torch.cat(raw)),
+            torch.cat([heading(turn).float() for turn, _ in roots]),
+            torch.cat([place[:, [0, 2]].float() for _, place in roots]),
+            torch.tensor([sum(frames[:place]) for place in range(len(frames))]),
+            tuple(frames),
             {name: rows for name, rows in members.items() if len(rows) > 1},
-            {text: encoder.encode([text])[0, 0] for text in texts},
+            {text: texts[text] for kind in KINDS.values() for text in kind.captions},
         )
 
-    def way(self, clip: int, start: int, frames: int) -> torch.Tensor:
-        """Where a window ends, seen from its start (x, z), and how far it has turned: (3,)."""
-        last = start + frames - 1
-        angle = self.yaw[clip][start]
-        step = self.ground[clip][last] - self.ground[clip][start]
+    def to(self, device: torch.device) -> Pairs:
+        """The pairs on a device."""
+        texts = {text: vector.to(device) for text, vector in self.texts.items()}
+        moved = {name: getattr(self, name).to(device) for name in ("features", "yaw", "ground", "starts")}
+        return replace(self, **moved, texts=texts, fitting={})
+
+    def clip(self, number: int) -> torch.Tensor:
+        """Normalised features (F, D) of one clip."""
+        return self.features[int(self.starts[number]) :][: self.frames[number]]
+
+    def way(self, windows: Windows, frames: int) -> torch.Tensor:
+        """Where windows end, seen from their start (x, z), and how far they have turned: (*, 3)."""
+        first = self.starts[windows.clip] + windows.start
+        last = first + frames - 1
+        angle = self.yaw[first]
+        step = self.ground[last] - self.ground[first]
         cos, sin = angle.cos(), angle.sin()
-        here = torch.stack([cos * step[0] + sin * step[1], cos * step[1] - sin * step[0]])
-        return torch.cat([here, (self.yaw[clip][last] - angle).reshape(1)])
+        ahead, aside = cos * step[..., 1] - sin * step[..., 0], cos * step[..., 0] + sin * step[..., 1]
+        return torch.stack([aside, ahead, self.yaw[last] - angle], -1)
 
-    def window(self, kind: str, frames: int, rng: np.random.Generator) -> tuple[int, int]:
-        """(clip, first frame) of a window that lies in its clip. Raises ValueError when no clip is long enough."""
-        long = [row for row in self.members[kind] if len(self.features[row]) >= frames]
-        if not long:
-            raise ValueError(f"no clip of {kind!r} has {frames} frames")
-        clip = int(rng.choice(long))
-        return clip, int(rng.integers(len(self.features[clip]) - frames + 1))
+    def window(self, kinds: torch.Tensor, frames: int, dice: Dice) -> Windows:
+        """A window of each kind's clips that have so many frames; kinds: (*,) places in ``Fitting.names``."""
+        fit = self.fit(frames)
+        first, count = fit.members[kinds].unbind(-1)
+        clip = fit.order[first + dice.below(count)]
+        return Windows(clip, dice.below(fit.room[clip]))
 
-    def pair(self, kind: str, frames: int, rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Windows of the two persons."""
-        first = self.window(kind, frames, rng)
-        if not KINDS[kind].together:
-            return first, self.window(kind, frames, rng)
-        goal = self.way(first[0], first[1], frames)
-        others = [self.window(kind, frames, rng) for _ in range(CANDIDATES)]
-        others = [other for other in others if other[0] != first[0]] or others
-        return first, min(others, key=lambda other: float((self.way(other[0], other[1], frames) - goal).abs().sum()))
+    def people(self, kinds: torch.Tensor, frames: int, dice: Dice) -> tuple[Windows, Windows]:
+        """Windows of the two persons of each row; kinds: (B,) places in ``Fitting.names``."""
+        fit = self.fit(frames)
+        first = self.window(kinds, frames, dice)
+        others = self.window(kinds[:, None].expand(-1, CANDIDATES), frames, dice)
+        gap = (self.way(others, frames) - self.way(first, frames)[:, None]).abs().sum(-1)
+        # the same clip only when nothing else is there; of two who do not move together the first drawn is as good
+        gap = gap + FAR * (others.clip == first.clip[:, None])
+        best = torch.where(fit.together[kinds], gap.argmin(1), 0)[:, None]
+        return first, Windows(others.clip.gather(1, best)[:, 0], others.start.gather(1, best)[:, 0])
 
-    def batch(self, frames: int, rows: int, rng: np.random.Generator, drop_text: float = 0.1) -> PairBatch:
+    def batch(self, frames: int, rows: int, dice: Dice, drop_text: float = 0.1) -> PairBatch:
         """Rows of every kind alike."""
-        from longtake.motion.pair.model import encode_canon
+        fit = self.fit(frames)
+        kinds = (torch.arange(rows, device=fit.order.device) + dice.integers(len(fit.names), 1)) % len(fit.names)
+        place = torch.arange(frames, device=kinds.device)
+        people = self.people(kinds, frames, dice)
+        motion = torch.stack([self.features[(self.starts[one.clip] + one.start)[:, None] + place] for one in people], 1)
+        x, z, turn = (fit.stands[kinds] + fit.spread[kinds] * dice.normal(rows, 3)).unbind(1)
+        # a token's turn is undone where the second person is placed: see ``place_pair``
+        tokens = encode_canon(-turn, torch.stack([x, z], 1), motion.shape[-1])
+        said = fit.said[kinds]
+        texts = fit.vectors[said[:, 0] + dice.below(said[:, 1])]
+        texts = texts * (dice.uniform(rows, 1) >= drop_text).to(texts.dtype)
+        return PairBatch(motion, tokens, texts, fit.number[kinds], fit.together[kinds])
 
-        names = [name for name in self.members if self._reaches(name, frames)]
-        motions, tokens, texts, kinds = [], [], [], []
-        for row in range(rows):
-            name = names[(row + int(rng.integers(len(names)))) % len(names)]
-            kind = KINDS[name]
-            people = self.pair(name, frames, rng)
-            motions.append(torch.stack([self.features[clip][start : start + frames] for clip, start in people]))
-            x, z, turn = (
-                mean + spread * float(rng.standard_normal())
-                for mean, spread in zip((*kind.place, kind.yaw), kind.spread, strict=True)
-            )
-            # a token's turn is undone where the second person is placed: see ``place_pair``
-            tokens.append(encode_canon(torch.tensor(-turn), torch.tensor([x, z]), motions[-1].shape[-1]))
-            vector = self.texts[kind.captions[int(rng.integers(len(kind.captions)))]]
-            texts.append(torch.zeros_like(vector) if rng.random() < drop_text else vector)
-            kinds.append(name)
-        return PairBatch(torch.stack(motions), torch.stack(tokens), torch.stack(texts), kinds)
+    def fit(self, frames: int) -> Fitting:
+        """What a batch of so many frames is drawn from. Raises UserError when no clip is long enough."""
+        if frames not in self.fitting:
+            self.fitting[frames] = Fitting.of(self, frames)
+        return self.fitting[frames]
 
     def lengths(self, wanted: Sequence[int]) -> list[int]:
         """Those of the wanted numbers of frames that some kind's clips have. Raises UserError when there is none."""
-        found = [frames for frames in wanted if any(self._reaches(kind, frames) for kind in self.members)]
+        found = [frames for frames in wanted if any(self.long(kind, frames) for kind in self.members)]
         if not found:
             raise UserError(f"no two clips of walking, running, waving or bowing have {min(wanted)} frames")
         return found
 
-    def _reaches(self, kind: str, frames: int) -> bool:
-        return any(len(self.features[row]) >= frames for row in self.members[kind])
+    def long(self, kind: str, frames: int) -> list[int]:
+        """The clips of a kind that have so many frames."""
+        return [row for row in self.members[kind] if self.frames[row] >= frames]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The clips that have so many frames, on the device. K kinds, those of ``names``; whole numbers are int64."""
+
+    names: tuple[str, ...]
+    order: torch.Tensor  # clips, kind after kind
+    members: torch.Tensor  # (K, 2) where each kind's clips lie in ``order``, and how many
+    room: torch.Tensor  # (C,) first frames that a window of each clip can have
+    stands: torch.Tensor  # (K, 3) x, z and yaw of the second person
+    spread: torch.Tensor  # (K, 3)
+    together: torch.Tensor  # (K,) bool
+    number: torch.Tensor  # (K,) place in ``KINDS``
+    vectors: torch.Tensor  # (captions, E), kind after kind
+    said: torch.Tensor  # (K, 2) where each kind's captions lie, and how many
+
+    @classmethod
+    def of(cls, pairs: Pairs, frames: int) -> Fitting:
+        """See ``Pairs.fit``."""
+        long = {name: rows for name in pairs.members if (rows := pairs.long(name, frames))}
+        if not long:
+            raise UserError(f"no two clips of walking, running, waving or bowing have {frames} frames")
+        kinds = [KINDS[name] for name in long]
+        device = pairs.features.device
+
+        def spans(counts: Sequence[int]) -> torch.Tensor:
+            return torch.tensor([[sum(counts[:place]), count] for place, count in enumerate(counts)]).to(device)
+
+        return cls(
+            tuple(long),
+            torch.tensor([row for rows in long.values() for row in rows]).to(device),
+            spans([len(rows) for rows in long.values()]),
+            (torch.tensor(pairs.frames) - frames + 1).clamp_min(1).to(device),
+            torch.tensor([(*kind.place, kind.yaw) for kind in kinds]).to(device),
+            torch.tensor([kind.spread for kind in kinds]).to(device),
+            torch.tensor([kind.together for kind in kinds]).to(device),
+            torch.tensor([list(KINDS).index(name) for name in long]).to(device),
+            torch.stack([pairs.texts[text] for kind in kinds for text in kind.captions]),
+            spans([len(kind.captions) for kind in kinds]),
+        )
 
 
 def heading(quaternion: torch.Tensor) -> torch.Tensor:

@@ -62,11 +62,12 @@ def made(pipe: LongMotionPipeline, block: ComMDM, wordings: Sequence[tuple[str, 
 
 def real(pairs: Pairs, pipe: LongMotionPipeline, count: int, seed: int) -> dict[str, float]:
     """Mean figures of made-up pairs of real windows, of every kind alike."""
-    rng = np.random.default_rng(seed)
+    from longtake.train import Dice
+
     rows: list[dict[str, float]] = []
     while len(rows) < count:
-        batch = pairs.batch(FRAMES, 5, rng)
-        for motion, canon, kind in zip(batch.motion, batch.canon, batch.kinds, strict=True):
+        batch = pairs.batch(FRAMES, 5, Dice(seed, len(rows), pairs.features.device))
+        for motion, canon, kind in zip(batch.motion, batch.canon, batch.names, strict=True):
             a, b = (pipe.space.joints(motion[person]) for person in (0, 1))
             a, b = place_pair(a, b, first_token()[:CANON], canon[:CANON])
             rows.append(figures(kind, a.numpy(), b.numpy()))

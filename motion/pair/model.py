@@ -7,7 +7,7 @@ The first frame of each motion is a canon token: its first four numbers say how 
     model = ComMDM.around(prior, comm_layers=1)                # only model.comm learns
     a0, b0 = model.both(a, b, timestep, text)                  # each (B, 1 + T, J)
 
-Legend: B rows, T frames, J features, D width.
+Legend: B rows, T frames, J features, D width, C tokens of the condition.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from torch import nn
 
 CANON = 4  # numbers of the canon token that are used
 CANON_SCALE = 10.0  # the canon numbers are stored divided by this
+OF_THE_PRIOR = (
+    *("features", "width", "layers", "heads", "feedforward", "dropout", "text_width", "padding", "positions"),
+    *("modulated", "condition_tokens"),
+)  # arguments that a block takes from its prior
 
 
 class CommunicationBlock(nn.Module):
@@ -40,9 +44,10 @@ class CommunicationBlock(nn.Module):
     def forward(
         self, mine: torch.Tensor, other: torch.Tensor, canon: torch.Tensor, hidden: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """mine, other: (B, 1 + T, D). canon: (B, 2 CANON), mine first. hidden: (B, 1 + T) True where not to look.
+        """mine, other: (B, C + T, D), the condition's C tokens first. canon: (B, 2 CANON), mine first. hidden:
+        (B, C + T) True where not to look.
 
-        Returns the correction (B, 1 + T, D) and the canon numbers (B, CANON).
+        Returns the correction (B, C + T, D) and the canon numbers (B, CANON).
         """
         tokens = self.aggregation(torch.cat([mine, other], -1))
         tokens = torch.cat([self.canon_agg(canon).unsqueeze(1), tokens], 1)
@@ -78,6 +83,8 @@ class ComMDM(ModelMixin, ConfigMixin):
         positions: int = 5000,
         split: int = 8,
         comm_layers: int = 1,
+        modulated: bool = False,
+        condition_tokens: int = 1,
     ) -> None:
         super().__init__()
         if form != "encoder" or transition_embedding:
@@ -85,7 +92,17 @@ class ComMDM(ModelMixin, ConfigMixin):
         if not 1 <= split <= layers:
             raise ValueError(f"split must be 1 to {layers}, the layers of the prior; given {split}")
         self.prior = MDM(
-            features, width, layers, heads, feedforward, dropout, text_width, padding=padding, positions=positions
+            features,
+            width,
+            layers,
+            heads,
+            feedforward,
+            dropout,
+            text_width,
+            padding=padding,
+            positions=positions,
+            modulated=modulated,
+            condition_tokens=condition_tokens,
         )
         self.comm = CommunicationBlock(width, comm_layers, heads, feedforward, dropout)
         self.prior.requires_grad_(False).eval()
@@ -93,8 +110,7 @@ class ComMDM(ModelMixin, ConfigMixin):
     @classmethod
     def around(cls, prior: MDM, *, comm_layers: int = 1, split: int | None = None) -> ComMDM:
         """A new block around a copy of a prior's weights; split: default after the last layer."""
-        names = ("features", "width", "layers", "heads", "feedforward", "dropout", "text_width", "padding", "positions")
-        config = {name: prior.config[name] for name in names}
+        config = {name: prior.config[name] for name in OF_THE_PRIOR}
         model = cls(**config, split=prior.config["layers"] if split is None else split, comm_layers=comm_layers)
         model.prior.load_state_dict(prior.state_dict())
         return model.to(prior.device)
@@ -141,19 +157,20 @@ class ComMDM(ModelMixin, ConfigMixin):
     ) -> list[torch.Tensor]:
         rows = len(people[0])
         time = self.prior.embed_time(timestep, rows)
+        condition = self.prior.condition(time, text)
         hidden = self.prior.hidden_frames(people[0][:, 1:], lengths)
         split, layers = self.config["split"], self.config["layers"]
         middle, canon = [], []
         for x in people:
             tokens = self.prior.embed(x[:, 1:], time, text)
-            middle.append(self.prior.run(tokens, 0, split, hidden))
+            middle.append(self.prior.run(tokens, 0, split, hidden, condition))
             canon.append(x[:, 0, :CANON])
         found = []
         for person in wanted:
             other = 1 - person
             both = torch.cat([canon[person], canon[other]], -1)
             correction, numbers = self.comm(middle[person], middle[other], both, hidden)
-            tokens = self.prior.run(middle[person] + correction, split, layers, hidden)
+            tokens = self.prior.run(middle[person] + correction, split, layers, hidden, condition)
             first = nn.functional.pad(numbers, (0, people[person].shape[-1] - CANON)).unsqueeze(1)
             found.append(torch.cat([first, self.prior.read(tokens)], 1))
         return found

@@ -14,88 +14,82 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from longtake.motion.objective import DIFFERENCE_WEIGHT, ROOT_WEIGHT, SCHEDULE
-from longtake.motion.pair.data import KINDS, PairBatch, Pairs
+from longtake.motion.objective import DIFFERENCE_WEIGHT, SCHEDULE, difference_of, error_of
+from longtake.motion.pair.data import PairBatch, Pairs
 from longtake.motion.pair.model import CANON, CANON_SCALE, ComMDM, first_token
 from longtake.motion.pair.pipeline import CONFIG, WEIGHTS
+from longtake.motion.representation import HUMANML3D
 
 if TYPE_CHECKING:
     import argparse
 
-    import numpy as np
     from longtake.motion.pipeline import LongMotionPipeline
+    from longtake.motion.prepare import Prepared
     from longtake.motion.space import MotionSpace
-    from longtake.train import Settings
+    from longtake.train import Dice, Settings
 
 LENGTHS = (40, 60, 80)  # frames of a batch's rows
-FRAMES_A_STEP = 960
+FRAMES_A_STEP, FRAMES_ON_A_GPU = 960, 9600  # of a batch
 DRIFT_WEIGHT = 5.0  # of the squared metres that people who move together drift apart
 CANON_WEIGHT = 3.0  # of the mean squared canon error, in metres and cosines
 COMM_LAYERS = 1
 SPLIT = 2  # after the last layer the hidden states no longer tell "side by side" from "behind"
 
 
-def objective(
-    model: Any, batch: PairBatch, scheduler: Any, rng: np.random.Generator, space: MotionSpace
-) -> dict[str, torch.Tensor]:
-    """Losses of one batch: "motion", "canon" (metres and cosines, squared), "drift" and their weighted sum "all"."""
-    from longtake.motion.representation import HUMANML3D
-    from longtake.train import device_of, normal, stratified_times
+def objective(model: Any, batch: PairBatch, scheduler: Any, dice: Dice, space: MotionSpace) -> dict[str, torch.Tensor]:
+    """Losses of one batch: "motion", "canon" (metres and cosines, squared), "drift" and their weighted sum "all".
 
-    device = device_of(model)
-    batch = batch.to(device)
+    Everything lies on the batch's device, the scheduler's ``alphas_cumprod`` too.
+    """
     clean = batch.motion
-    rows, _, _, width = clean.shape
-    time = stratified_times(rng, rows, device)
-    noise = normal(rng, clean.shape, device)
+    rows, _, frames, width = clean.shape
+    time = dice.times(rows)
+    noise = dice.normal(rows, 2, frames, width)
     noisy = scheduler.add_noise(clean, noise, time)
-    canon_noise = clean.new_zeros(rows, width)
-    canon_noise[:, :CANON] = normal(rng, (rows, CANON), device)
+    canon_noise = torch.nn.functional.pad(dice.normal(rows, CANON), (0, width - CANON))
     seen = scheduler.add_noise(batch.canon, canon_noise, time)
-    first = first_token(width).to(device).expand(rows, width)
+    first = first_token(width).to(clean.device).expand(rows, width)
     a = torch.cat([first.unsqueeze(1), noisy[:, 0]], 1)
     b = torch.cat([seen.unsqueeze(1), noisy[:, 1]], 1)
     out = torch.stack([part.float() for part in model.both(a, b, time, batch.text)], 1)
     motion = out[:, :, 1:]
-    weight = clean.new_ones(width)
-    weight[:4] = ROOT_WEIGHT
-    error = ((motion - clean) ** 2 * weight).mean() * width / weight.sum()
-    places = HUMANML3D.slices["positions"]
-    steps = ((motion[..., places] - clean[..., places]).diff(dim=2) ** 2).mean()
-    apart = drift(motion, clean, batch.kinds, space)
+    every = clean.new_ones(1, 1, frames, 1).expand(rows, 2, frames, 1)
+    told = error_of(motion, clean, every) + DIFFERENCE_WEIGHT * difference_of(motion, clean, every)
+    apart = drift(motion, clean, batch.together, space)
     gap = (out[:, 1, 0, :CANON] - batch.canon[:, :CANON]) * CANON_SCALE
     canon = gap.square().mean()
-    told = error + DIFFERENCE_WEIGHT * steps
     whole = told + CANON_WEIGHT * canon + DRIFT_WEIGHT * apart
     return {"all": whole, "motion": told, "canon": canon, "drift": apart}
 
 
-def drift(out: torch.Tensor, clean: torch.Tensor, kinds: list[str], space: MotionSpace) -> torch.Tensor:
-    """Of people who move together: by how much their ways over the ground part otherwise than in ``clean``, squared
-    metres, mean over frames. out, clean: (B, 2, F, D) normalised. A step's error is tiny beside what it adds up to."""
-    from longtake.motion.representation import HUMANML3D
-
-    together = [row for row, kind in enumerate(kinds) if KINDS[kind].together]
-    if not together:
-        return out.new_zeros(())
-    rows = torch.tensor(together, device=out.device)
+def drift(out: torch.Tensor, clean: torch.Tensor, together: torch.Tensor, space: MotionSpace) -> torch.Tensor:
+    """Of people who move ``together`` (B,): by how much their ways over the ground part otherwise than in ``clean``,
+    squared metres, mean over frames. out, clean: (B, 2, F, D) normalised. A step's error is tiny beside what it adds up
+    to."""
     with torch.autocast(out.device.type, enabled=False):
-        ways = [HUMANML3D.root(space.denormalize(motion[rows].float()))[1][..., [0, 2]] for motion in (out, clean)]
+        ways = [HUMANML3D.root(space.denormalize(motion.float()))[1][..., [0, 2]] for motion in (out, clean)]
     error = (ways[0][:, 0] - ways[0][:, 1]) - (ways[1][:, 0] - ways[1][:, 1])
-    return error.square().sum(-1).mean()
+    row = error.square().sum(-1).mean(-1) * together
+    return row.sum() / together.sum().clamp_min(1)
 
 
-def train_block(pipe: LongMotionPipeline, data: Path, folder: Path, settings: Settings, *, seed: int) -> ComMDM:
-    """Train (or resume) the block around a pipeline's prior. The held-out losses are in the record."""
+def train_block(
+    pipe: LongMotionPipeline, prepared: Prepared, folder: Path, settings: Settings, *, seed: int, frames: int = 0
+) -> ComMDM:
+    """Train (or resume) the block around a pipeline's prior. The held-out losses are in the record.
+
+    frames: of a batch; 0: as many as suit the device.
+    """
     from diffusers import DDIMScheduler
-    from longtake.motion.data import load_motions
-    from longtake.train import batch_generator, fit, training_device
+    from longtake.train import Dice, batch_generator, fit, training_device
 
     torch.manual_seed(seed)
     device = training_device()
-    encoder, scheduler = pipe.text_encoder, DDIMScheduler(**SCHEDULE)
-    pairs = Pairs.of(load_motions(data, "train"), pipe.space, encoder, mirror=True)
-    unseen = Pairs.of(load_motions(data, "val"), pipe.space, encoder, mirror=True)
+    scheduler = DDIMScheduler(**SCHEDULE)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
+    frames = frames or (FRAMES_A_STEP if device.type == "cpu" else FRAMES_ON_A_GPU)
+    pairs = Pairs.build(prepared.train, pipe.space, prepared.texts, mirror=True).to(device)
+    unseen = Pairs.build(prepared.val, pipe.space, prepared.texts, mirror=True).to(device)
     lengths = pairs.lengths(LENGTHS)
     model = ComMDM.around(pipe.model.float(), comm_layers=COMM_LAYERS, split=SPLIT)
     silence(model)
@@ -103,9 +97,10 @@ def train_block(pipe: LongMotionPipeline, data: Path, folder: Path, settings: Se
     space = copy.deepcopy(pipe.space).to(device)
 
     def loss(network: Any, step: int) -> torch.Tensor:
-        rng = batch_generator(seed + 1, step)
-        frames = lengths[int(rng.integers(len(lengths)))]
-        return objective(network, pairs.batch(frames, FRAMES_A_STEP // frames, rng), scheduler, rng, space)["all"]
+        length = lengths[int(batch_generator(seed + 1, step).integers(len(lengths)))]
+        dice = Dice(seed + 1, step, device)
+        torch.manual_seed(step)  # of dropout, so that a resumed training drops the same
+        return objective(network, pairs.batch(length, frames // length, dice), scheduler, dice, space)["all"]
 
     def judge(network: Any, step: int) -> dict[str, float]:
         losses = held_out(network, unseen, scheduler, seed, space)
@@ -141,19 +136,19 @@ def held_out(
     model: Any, pairs: Pairs, scheduler: Any, seed: int, space: MotionSpace, batches: int = 8
 ) -> dict[str, float]:
     """Mean losses on unseen clips, at equal noise levels for every model."""
-    from longtake.train import batch_generator
+    from longtake.train import Dice
 
-    total: dict[str, float] = {}
+    total: dict[str, torch.Tensor] = {}
     lengths = pairs.lengths(LENGTHS)
     for number in range(batches):
-        rng = batch_generator(seed + 2, number)
+        dice = Dice(seed + 2, number, pairs.features.device)
         frames = lengths[number % len(lengths)]
         with torch.no_grad():
-            batch = pairs.batch(frames, FRAMES_A_STEP // frames, rng, drop_text=0.0)
-            losses = objective(model, batch, scheduler, rng, space)
+            batch = pairs.batch(frames, FRAMES_A_STEP // frames, dice, drop_text=0.0)
+            losses = objective(model, batch, scheduler, dice, space)
         for key, value in losses.items():
-            total[key] = total.get(key, 0.0) + float(value) / batches
-    return total
+            total[key] = total.get(key, 0.0) + value / batches
+    return {key: float(value) for key, value in total.items()}
 
 
 def export(model: ComMDM, prior: str, folder: Path) -> Path:
@@ -171,16 +166,13 @@ def export(model: ComMDM, prior: str, folder: Path) -> Path:
     return folder
 
 
-def run_pairs(args: argparse.Namespace) -> int:
+def run_pairs(args: argparse.Namespace, prepared: Prepared, settings: Settings) -> int:
     """Train, resuming what is there, and write the block to ``--out``/pair."""
-    from longtake.make import quiet_libraries
+    from diffusers.utils import logging
     from longtake.motion.pipeline import LongMotionPipeline
-    from longtake.train import Settings, schedule
 
-    quiet_libraries()
+    logging.set_verbosity_error()  # a prior is loaded for training, not for its own messages
     pipe = LongMotionPipeline.from_prior(args.prior)
-    steps = 1500 if args.steps is None else args.steps
-    settings = Settings(steps, 5e-4, ema=0.998, checkpoint_every=250, **schedule(args))
-    model = train_block(pipe, args.data, args.out, settings, seed=args.seed)
+    model = train_block(pipe, prepared, args.out, settings, seed=args.seed, frames=args.batch_frames)
     print(f"block written to {export(model, args.prior, args.out / 'pair')}")
     return 0

@@ -358,6 +358,56 @@ def test_ranks_without_an_agent_make_what_one_process_makes(tmp_path: Path) -> N
     assert (tmp_path / "runs" / "results.jsonl").exists()
 
 
+_LATE = """
+import sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from longtake.distributed import setup
+
+def late(future):  # in a thread of the process group
+    time.sleep(3)
+    print("late", flush=True)
+
+ranks = setup()
+with ranks:
+    import torch.distributed.nn  # as diffusers does while it loads a model
+    ranks.barrier()
+    if sys.argv[1] == "finish" or ranks.rank == 0:
+        dist.all_reduce(torch.zeros(1), async_op=True).get_future().then(late)
+    if sys.argv[1] == "raise":
+        time.sleep(0.5 if ranks.rank == 0 else 60)
+        raise KeyError("no such frame")  # while the sum waits for rank 1
+names = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+print([name for name in names if name.startswith("pt_")])
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("end", "codes", "out"), [("finish", [0, 0], ["late\n[]"] * 2), ("raise", [1, 75], ["late", ""])]
+)
+def test_no_thread_of_the_process_group_outlives_the_run(
+    tmp_path: Path, end: str, codes: list[int], out: list[str]
+) -> None:
+    (tmp_path / "late.py").write_text(_LATE)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "late.py", end],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=open(tmp_path / f"out{rank}", "w"),
+            stderr=open(tmp_path / f"err{rank}", "w"),
+        )
+        for rank in range(2)
+    ]
+    ended, lines = ends(processes, tmp_path)
+    assert ended == codes, lines
+    assert "terminate" not in "".join(lines)
+    assert [(tmp_path / f"out{rank}").read_text().strip() for rank in range(2)] == out
+
+
 @pytest.mark.distributed
 def test_a_rank_that_needs_no_others_waits_for_none(tmp_path: Path) -> None:
     started = time.monotonic()

@@ -149,3 +149,63 @@ def test_the_text_vector_may_have_any_width_and_too_many_frames_are_refused() ->
         net(torch.randn(1, 60, 12), 3, torch.randn(1, 384))
     with pytest.raises(ValueError, match="form"):
         MDM(form="decoder", transition_embedding=True)
+
+
+NEW = {"positions": 1000, "modulated": True, "condition_tokens": 2, "padding": "mask"}
+
+
+def awake(net: MDM) -> MDM:
+    """The net with layers that do something: AdaLN-zero begins with layers that pass their input on."""
+    torch.manual_seed(5)
+    for layer in net.blocks:
+        torch.nn.init.normal_(layer.modulate.weight, std=0.1)
+        torch.nn.init.normal_(layer.modulate.bias, std=0.5)
+    return net
+
+
+@torch.no_grad()
+def test_a_modulated_net_hears_time_and_text_and_hides_padding() -> None:
+    net = awake(tiny_net(**NEW))
+    x, text = torch.randn(3, 20, 12), torch.randn(3, 8)
+    lengths = torch.tensor([20, 13, 7])
+    out = net(x, torch.tensor([900, 400, 30]), text, lengths=lengths)
+    assert out.shape == x.shape
+    for row, (time, length) in enumerate(zip((900, 400, 30), lengths.tolist(), strict=True)):
+        alone = net(x[row : row + 1, :length], time, text[row : row + 1])
+        assert torch.allclose(out[row, :length], alone[0], atol=1e-5), "what lies beyond a row's end is not seen"
+    assert not torch.allclose(out, net(x, torch.tensor([901, 400, 30]), text, lengths=lengths), atol=1e-4)
+    bare = net(x, 500, None)
+    assert torch.allclose(bare, net(x, 500, torch.zeros(3, 8))) and not torch.allclose(bare, net(x, 500, text))
+    half = awake(tiny_net(**NEW)).half().float()
+    assert torch.allclose(half(x, 500, text), net(x, 500, text), atol=2e-2)
+
+
+@torch.no_grad()
+def test_a_modulated_net_begins_as_a_linear_one_and_then_learns_in_every_layer() -> None:
+    net = tiny_net(**NEW)
+    x, text = torch.randn(2, 9, 12), torch.randn(2, 8)
+    tokens = net.embed(x, net.embed_time(7, 2), text)
+    assert tokens.shape[1] == 2 + 9
+    assert torch.equal(net(x, 7, text), net.read(tokens))
+    with torch.enable_grad():
+        (net(x, 7, text) - x).square().mean().backward()
+    assert all(bool(layer.modulate.weight.grad.any()) for layer in net.blocks)
+
+
+def test_a_modulated_net_is_kept_and_walked_in_pieces_and_refuses_what_it_cannot_do(tmp_path) -> None:
+    net = awake(tiny_net(**NEW))
+    net.save_pretrained(tmp_path)
+    again = MDM.from_pretrained(tmp_path).eval()
+    x, text = torch.randn(2, 9, 12), torch.randn(2, 8)
+    assert torch.equal(again(x, 7, text), net(x, 7, text))
+    time = net.embed_time(7, 2)
+    tokens, condition = net.embed(x, time, text), net.condition(time, text)
+    middle = net.run(tokens, 0, 1, None, condition)
+    assert torch.equal(net.read(net.run(middle, 1, 2, None, condition)), net(x, 7, text))
+    with pytest.raises(ValueError, match="need what condition"):
+        net.run(tokens, 0, 2, None)
+    for wrong in ({"form": "decoder"}, {"condition_tokens": 3}):
+        with pytest.raises(ValueError, match="condition_tokens"):
+            tiny_net(**{**NEW, "padding": "attend", **wrong})
+    plain = tiny_net()
+    assert plain.condition(time, text) is None and not any("norm.weight" == key for key in plain.state_dict())

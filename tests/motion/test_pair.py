@@ -120,3 +120,23 @@ def test_d2_a_long_pair_has_two_people_over_all_prompts() -> None:
     state = lambda k: torch.cat([canon(k)[:1].unsqueeze(2), canvas(k)[:30].transpose(0, 1).unsqueeze(0)], 2)  # noqa: E731
     short = sample(one, schedule, state)
     assert torch.allclose(short[0, :, 1:].transpose(0, 1), long, atol=1e-6), "one prompt is plain two-person sampling"
+
+
+@torch.no_grad()
+def test_two_people_share_a_modulated_prior_and_with_a_silent_block_are_alone() -> None:
+    from longtake.motion.pair.train import silence
+
+    prior = tiny_net(modulated=True, condition_tokens=2, padding="mask")
+    for layer in prior.blocks:
+        torch.nn.init.normal_(layer.modulate.weight, std=0.2)
+    model = ComMDM.around(prior, split=1).eval()
+    assert model.config["modulated"] and model.config["condition_tokens"] == 2
+    a, b, text = torch.randn(2, 1 + 11, 12), torch.randn(2, 1 + 11, 12), torch.randn(2, 8)
+    lengths = torch.tensor([11, 6])
+    seen, _ = model.both(a, b, 40, text, lengths=lengths)
+    alone = prior(a[:, 1:], 40, text, lengths=lengths)
+    assert not torch.allclose(seen[:, 1:], alone, atol=1e-4)
+    assert torch.allclose(seen, model(a, b, 40, text, lengths=lengths), atol=1e-5)
+    silence(model)
+    quiet, _ = model.both(a, b, 40, text, lengths=lengths)
+    assert torch.allclose(quiet[:, 1:], alone, atol=1e-5)

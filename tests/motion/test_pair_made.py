@@ -11,12 +11,13 @@ import torch
 from longtake.cli import main
 from longtake.errors import UserError
 from longtake.motion.data import Clip
-from longtake.motion.pair.data import KINDS, Pairs
+from longtake.motion.pair.data import KINDS, Pairs, Windows
 from longtake.motion.pair.evaluate import facing, figures, mean
 from longtake.motion.pair.model import CANON, decode_canon, first_token, place_pair
 from longtake.motion.pair.pipeline import load_block
 from longtake.motion.pipeline import LongMotionPipeline
 from longtake.motion.space import MotionSpace
+from longtake.train import Dice
 from motion_data import swaying, write_motions
 
 
@@ -33,7 +34,10 @@ def turned(joints: torch.Tensor, angle: float) -> torch.Tensor:
     return joints @ turn.T
 
 
-def pairs(speeds=(1.0, 1.0, 1.0, 1.0)) -> Pairs:
+CPU = torch.device("cpu")
+
+
+def pairs(speeds=(1.0, 1.0, 1.0, 1.0)) -> tuple[Pairs, MotionSpace]:
     clips = []
     for number, speed in enumerate(speeds):
         joints = swaying(0, 70, 0.3 * number)
@@ -42,29 +46,27 @@ def pairs(speeds=(1.0, 1.0, 1.0, 1.0)) -> Pairs:
     clips += [Clip(f"wave{n}", "wave-left-hand", "normal", turned(swaying(1, 70, 0.2 * n), n)) for n in range(3)]
     space = MotionSpace(features=263, fps=20.0)
     space.fit([clip.features() for clip in clips])
-    made = Pairs.of(clips, space, Words(), mirror=False)
-    made.space = space  # type: ignore[attr-defined]
-    return made
+    return Pairs.of(clips, space, Words(), mirror=False), space
 
 
 def test_the_way_of_a_window_is_where_its_features_alone_lead() -> None:
-    made = pairs()
+    made, space = pairs()
     for clip in range(4):
-        joints = made.space.joints(made.features[clip][7:47])  # type: ignore[attr-defined]
+        joints = space.joints(made.clip(clip)[7:47])
         step = joints[-1, 0] - joints[0, 0]
-        way = made.way(clip, 7, 40)
+        way = made.way(Windows(torch.tensor(clip), torch.tensor(7)), 40)
         assert float((way[:2] - step[[0, 2]]).abs().max()) < 1e-3
         assert abs(float(way[2])) < 0.2
 
 
 def test_d2_a_made_pair_stands_as_its_kind_says() -> None:
-    made, rng = pairs(), np.random.default_rng(0)
+    made, space = pairs()
     seen = set()
-    for _ in range(6):
-        batch = made.batch(40, 4, rng, drop_text=0.0)
+    for step in range(6):
+        batch = made.batch(40, 4, Dice(0, step, CPU), drop_text=0.0)
         assert batch.motion.shape == (4, 2, 40, 263) and batch.text.shape == (4, 8)
-        for motion, canon, kind in zip(batch.motion, batch.canon, batch.kinds, strict=True):
-            a, b = (made.space.joints(motion[person]) for person in (0, 1))  # type: ignore[attr-defined]
+        for motion, canon, kind in zip(batch.motion, batch.canon, batch.names, strict=True):
+            a, b = (space.joints(motion[person]) for person in (0, 1))
             found = figures(kind, *(x.numpy() for x in place_pair(a, b, first_token()[:CANON], canon[:CANON])))
             assert found["place"] < 5 * max(KINDS[kind].spread) and found["facing"] < 45
             seen.add(kind)
@@ -73,9 +75,11 @@ def test_d2_a_made_pair_stands_as_its_kind_says() -> None:
 
 
 def test_people_who_move_together_are_chosen_by_their_pace() -> None:
-    made, rng = pairs((1.0, 1.0, 3.0, 3.0)), np.random.default_rng(1)
-    chosen = [made.pair("side by side", 40, rng) for _ in range(20)]
-    alike = [(first < 2) == (second < 2) for (first, _), (second, _) in chosen]
+    made, _ = pairs((1.0, 1.0, 3.0, 3.0))
+    kinds = torch.full((20,), made.fit(40).names.index("side by side"))
+    people = made.people(kinds, 40, Dice(1, 0, CPU))
+    chosen = zip(*(one.clip.tolist() for one in people), strict=True)
+    alike = [(first < 2) == (second < 2) for first, second in chosen]
     assert sum(alike) >= 18, "by chance it would be a third, for the same clip is not taken twice"
 
 
@@ -192,7 +196,7 @@ def test_the_block_is_read_from_disk_once_for_a_pipeline(pipe, monkeypatch) -> N
 
 
 def test_canon_tokens_of_made_pairs_decode_to_their_place() -> None:
-    batch = pairs().batch(40, 6, np.random.default_rng(2))
+    batch = pairs()[0].batch(40, 6, Dice(2, 0, CPU))
     turn, place = decode_canon(batch.canon)
     assert float((turn @ turn.transpose(1, 2) - torch.eye(3)).abs().max()) < 1e-5
     assert float(place.abs().max()) < 3 and not place[:, 1].any()
