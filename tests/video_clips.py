@@ -39,3 +39,51 @@ def write_clips(path):
             rows.append({"file": f"{number}.webp", "base": caption.split(":")[0], "caption": caption, "frames": 20})
         archive.writestr("index.jsonl", "\n".join(json.dumps(row) for row in rows))
     return path
+
+
+VIEWS = {"left": ", facing left", "right": ", facing right", "front": ", seen from the front"}
+ACTIONS = {
+    "circle": (0, True),
+    "sweep": (1, True),
+    "jump": (2, False),
+}  # name -> kind of moving shape, whether it loops
+
+
+def write_kaykit(folder):
+    """Toy zips like the KayKit ones in ``folder``: a knight and a mage do three actions, of which the mage's jump is
+    held out; one film of two actions of 20 frames."""
+
+    def webp(frames):
+        first, *rest = [Image.fromarray(frame) for frame in frames]
+        buffer = io.BytesIO()
+        first.save(buffer, "WEBP", save_all=True, append_images=rest, lossless=True, duration=80)
+        return buffer.getvalue()
+
+    def write(name, clips):
+        with zipfile.ZipFile(folder / f"kaykit_{name}.zip", "w") as archive:
+            for row, frames in clips:
+                archive.writestr(row["file"], webp(frames))
+            archive.writestr("index.jsonl", "\n".join(json.dumps(row) for row, _ in clips))
+
+    def clip(who, action, view):
+        kind, loops = ACTIONS[action]
+        frames = moving_shape(kind, 90 * (who == "mage"))
+        if view != "right":
+            frames = np.roll(frames, 3 if view == "left" else -3, 2)
+        said = f"a {who} does a {action}"
+        facts = {"character": who, "action": action, "caption": said, "wordings": [said], "view": view, "kit": "bare"}
+        turns = {"loops": loops, "period": 20.0 if loops else 0, "frames": 20, "fps": 12, "size": 64}
+        return {"file": f"{who}_{action}_{view}.webp", **facts, **turns}, frames
+
+    pairs = [(who, action) for who in ("knight", "mage") for action in ACTIONS]
+    held = [("mage", "jump")]
+    write("train", [clip(*pair, view) for pair in pairs if pair not in held for view in VIEWS])
+    write("val", [clip(*pair, view) for pair in held for view in VIEWS])
+    parts = [("circle", 0.0, 20 / 12), ("sweep", 20 / 12, 40 / 12)]
+    row = clip("knight", "circle", "right")[0] | {"file": "film_00_knight.webp", "frames": 40, "fade": 0.3}
+    row["segments"] = [
+        {"start": start, "end": end, "action": action, "caption": f"a knight does a {action}"}
+        for action, start, end in parts
+    ]
+    write("truth", [(row, np.concatenate([moving_shape(ACTIONS[action][0], 0) for action, _, _ in parts]))])
+    return folder

@@ -1,4 +1,4 @@
-"""What is measured of a long video: subject, borders, flicker, motion.
+"""What is measured of a long video: subject, borders, flicker, motion, sharpness, beat, colour.
 
 Pixels are uint8 RGB in grey levels 0..255. Legend: F frames, H W pixels, n windows, D embedding width.
 
@@ -8,12 +8,15 @@ Pixels are uint8 RGB in grey levels 0..255. Legend: F frames, H W pixels, n wind
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+SIDE = 32  # of the shrunk frames that a beat is found in
+GROUND = 240  # grey levels; a pixel that is darker in any colour belongs to the subject, not to the white ground
 WINDOW = 16  # frames the prior was trained on, the clip length of the joined baseline and of the evaluator
 
 
@@ -111,6 +114,87 @@ def flicker(video: np.ndarray) -> float:
             second += float(np.square(step - previous).mean())
         previous = step
     return (second / (len(video) - 2)) / (first / (len(video) - 1)) if first > 0 else float("nan")
+
+
+def shrink(frames: np.ndarray, side: int) -> np.ndarray:
+    """Frames uint8 (F, H, W, 3) as means of squares of pixels, (F, side * side * 3) float32 in 0..1."""
+    count, height, width, _ = frames.shape
+    if height % side or width % side:
+        raise ValueError(f"frames of {height}x{width} cannot be shrunk to {side}x{side} by means of whole squares")
+    parts = frames.reshape(count, side, height // side, side, width // side, 3)
+    return (parts.mean((2, 4), dtype=np.float32) / 255.0).reshape(count, -1)
+
+
+def sharpness(video: np.ndarray) -> float:
+    """Mean square of the Laplacian (four neighbours less four times the pixel) of the grey picture, in grey levels."""
+    check_video(video, 1)
+    grey = video.mean(3, dtype=np.float32)
+    inner = grey[:, 1:-1, 1:-1]
+    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    return float(np.square(around - 4 * inner).mean())
+
+
+def beat(video: np.ndarray, period: float, strides: int = 1) -> float:
+    """How well a film repeats after ``strides`` turns of ``period`` frames: autocorrelation, 1 is the same again.
+
+    Frames are shrunk and lose their mean over time. Of the lags within a tenth of the asked one (at least a frame to
+    each side) the largest counts: a gait may be a little quicker than the real one. NaN for a film that stands still or
+    is shorter than such a lag and one period more.
+    """
+    check_video(video)
+    lag = strides * period
+    slack = max(1.0, 0.1 * lag)
+    lags = range(max(1, math.floor(lag - slack)), math.ceil(lag + slack) + 1)
+    if len(video) < lags[-1] + period:
+        return float("nan")
+    shown = shrink(video, SIDE).astype(np.float64)
+    shown -= shown.mean(0)
+    energy = np.square(shown).sum(1).mean()
+    if energy == 0:
+        return float("nan")
+    return float(max((shown[:-step] * shown[step:]).sum(1).mean() / energy for step in lags))
+
+
+def subject_colours(video: np.ndarray) -> np.ndarray:
+    """Mean colour of the subject, all that is no white ground, in each frame: (F, 3) float64; NaN where there is
+    none."""
+    check_video(video, 1)
+    out = np.full((len(video), 3), np.nan)
+    for place, frame in enumerate(video):
+        pixels = frame[frame.min(2) < GROUND]
+        if len(pixels):
+            out[place] = pixels.mean(0)
+    return out
+
+
+@dataclass(frozen=True)
+class ColourChange:
+    """How the subject's colour changes along a film, in grey levels of the colour that changes most.
+
+    drift: from the first to the last third. spread: standard deviation of the means of 16 frames. jump: largest step
+    from one mean of 16 frames to the next. NaN where a film is too short.
+    """
+
+    drift: float
+    spread: float
+    jump: float
+
+
+def colour_change(video: np.ndarray) -> ColourChange:
+    """The changes of ``subject_colours`` of a video uint8 (F, H, W, 3); a loop has as much as its poses make."""
+    colours = subject_colours(video)
+    third = len(colours) // 3
+    count = len(colours) // WINDOW
+    seen = ~np.isnan(colours).any(1)
+    blocks = [np.arange(place * WINDOW, (place + 1) * WINDOW) for place in range(count)]
+    means = np.array([colours[block][seen[block]].mean(0) for block in blocks if seen[block].any()])
+    nothing = float("nan")
+    first, last = (colours[part][seen[part]] for part in (slice(0, third), slice(len(colours) - third, None)))
+    return ColourChange(
+        drift=float(np.abs(last.mean(0) - first.mean(0)).max()) if len(first) and len(last) else nothing,
+        spread=float(means.std(0).max()) if len(means) > 1 else nothing,
+        jump=float(np.abs(np.diff(means, axis=0)).max()) if len(means) > 1 else nothing,
+    )
 
 
 def window_starts(frames: int, length: int = WINDOW) -> list[int]:

@@ -1,16 +1,18 @@
 """The evaluator learns subjects and notices when they change; the command makes one table and goes on after a stop."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from longtake.errors import UserError
+from longtake.timeline import Timeline
 from longtake.video import baselines, entries, evaluate, evaluator, metrics, table
 from longtake.video.data import load_clips
 from longtake.video.entries import Entry, Method, Settings, Video
 from longtake.weights import WEIGHT_SUFFIXES, file_hash
-from video_clips import write_clips
+from video_clips import write_clips, write_kaykit
 from video_models import noise
 
 TOY = evaluator.EvaluatorSettings(steps=40, batch=6, widths=(8, 16, 16), embedding=16, precision="no")
@@ -34,12 +36,12 @@ def trained(clips, tmp_path_factory):
 
 
 def looped(clips, subject, frames):
-    return evaluate.reference(clips, subject, frames)
+    return table.reference(clips, subject, frames)
 
 
 def test_it_knows_clips_it_was_not_trained_on(trained):
     _, report, _ = trained
-    assert report["subjects"] == ["dog", "horse", "running"]
+    assert report["parts"] == [["dog", "horse", "running"]]
     assert report["unseen_clips"]["subjects"] == 1 and report["unseen_clips"]["accuracy"] == 1
     assert report["unseen_starts"]["subjects"] == 2 and report["unseen_starts"]["accuracy"] == 1
 
@@ -126,13 +128,15 @@ def test_more_subjects_contain_fewer():
 
 def test_long_lengths_get_fewer_prompts_and_every_method_the_same():
     methods = [Method.LONGTAKE, Method.JOINED]
-    asked = evaluate.long_entries(["dog", "horse", "running", "fish"], methods, [240, 960], 4, seed=0)
+    prompts = {name: f"a {name}" for name in ("dog", "horse", "running", "fish")}
+    asked = evaluate.long_entries(prompts, methods, [240, 960], 4, seed=0)
     count = {(entry.method, entry.frames): 0 for entry in asked}
     for entry in asked:
         count[entry.method, entry.frames] += 1
     assert count == {(m, f): n for m in methods for f, n in ((240, 4), (960, 1))}
     assert [entry.frames for entry in asked[:4]] == [240, 240, 960, 960]  # the first subject's rows are complete first
-    assert not evaluate.long_entries(["dog"], methods, [240], 0, seed=0)
+    assert all(entry.prompt == f"a {entry.subject}" for entry in asked)
+    assert not evaluate.long_entries({"dog": "a dog"}, methods, [240], 0, seed=0)
 
 
 # ------------------------------------------------------------------------------------------------------ a tiny prior
@@ -224,12 +228,24 @@ def test_freenoise_starts_from_the_noise_of_sixteen_frames(pipe, monkeypatch):
 def test_videos_are_made_once_and_kept_without_loss(pipe, tmp_path, monkeypatch):
     asked = [Entry(method, "dog", "dog", 20, 0) for method in entries.LONG_METHODS]
     asked.append(Entry(Method.SHORT, "dog", "a hound", 16, 0))
+    asked.append(Entry(Method.TIMELINE, "film", Timeline(((0, "a dog"), (9, "a cat"))).to_json(), 20, 0))
     made = entries.make_all(pipe, asked, SETTINGS, tmp_path)
     assert all(len(made[entry].frames) == entry.frames and made[entry].seconds > 0 for entry in asked)
     monkeypatch.setattr(baselines, "sample", lambda *_, **__: pytest.fail("made again"))
     again = entries.make_all(pipe, asked, SETTINGS, tmp_path)
     for entry in asked:
         np.testing.assert_array_equal(again[entry].frames, made[entry].frames)
+        assert (again[entry].seconds, again[entry].memory) == (made[entry].seconds, made[entry].memory)
+
+
+def test_a_timeline_is_made_as_the_pipeline_makes_it(pipe, tmp_path):
+    timeline = Timeline(((0, "a dog"), (9, "a cat")))
+    entry = Entry(Method.TIMELINE, "film", timeline.to_json(), 20, 3)
+    made = entries.make_all(pipe, [entry], SETTINGS, tmp_path)[entry].frames
+    plain = pipe(timeline, 20, seed=3, num_inference_steps=1, guidance_scale=2.0).frames
+    np.testing.assert_array_equal(made, plain)
+    other = pipe("a dog", 20, seed=3, num_inference_steps=1, guidance_scale=2.0).frames
+    assert (made != other).any()
 
 
 def test_whatever_decides_a_video_is_in_its_name():
@@ -269,7 +285,8 @@ def test_out_of_time_the_rest_is_left_for_a_rerun(pipe, tmp_path):
 def test_one_command_makes_the_table(data, prior, tmp_path, run_cli):
     command = ["evaluate", "video", "--data", str(data), "--prior", str(prior), "--out", str(tmp_path / "out")]
     command += ["--frames", "32", "--subjects", "1", "--short", "2", "--steps", "1", "--evaluator-steps", "5"]
-    command += ["--precision", "no", "--minutes", "0", "--save-videos"]
+    command += ["--precision", "no", "--minutes", "0", "--save-videos", "--joined", "2"]
+    command += ["--sheet", str(tmp_path / "subjects.png")]
     ran = run_cli(*command, env={"OMP_NUM_THREADS": "1"})
     assert ran.returncode == 0, ran.stderr
     result = json.loads((tmp_path / "out" / "table.json").read_text())
@@ -282,12 +299,65 @@ def test_one_command_makes_the_table(data, prior, tmp_path, run_cli):
         "FreeNoise",
     ):
         row = rows[label, 32]
-        assert row["videos"] == 1 and 0 <= row["kept"] <= 1
+        assert row["videos"] == 1 and 0 <= row["kept"] <= 1 and 0 <= row["arrow"] <= 1 and row["drift"] >= 0
+        assert (row["memory"] is None) == (label == "real clips, looped")
         assert f"| {label} " in ran.stdout
     assert rows["prior, training captions", 16]["videos"] == rows["prior, wordings never seen", 16]["videos"] == 2
+    assert rows["real, as asked", 16]["arrow"] > 0.8 and rows["real, as asked", 16]["stays"] < 0.25
+    assert rows["independent clips joined", 48]["videos"] == rows["real clips, looped", 48]["videos"] == 2
+    assert "independent clips joined, 48 frames, change who is seen in " in ran.stdout
+    assert "prior, training captions, " in ran.stdout and (tmp_path / "subjects.png").exists()
+    assert "plan: 4 clips of 16 frames, 2 joined videos of 48 frames, 4 long videos; 10 are not" in ran.stdout
     assert "Evaluator on real held-out clips" in ran.stdout
     assert (tmp_path / "out" / "table.md").read_text().strip() in ran.stdout
     assert (tmp_path / "out" / "sheet-32.png").exists() and len(list((tmp_path / "out").glob("*.mp4"))) == 4
+
+
+def test_a_kaykit_prior_is_judged_by_pairs_it_never_saw_and_by_timelines(prior, tmp_path, monkeypatch, capsys):
+    from longtake.cli import main
+
+    write_kaykit(tmp_path)
+    monkeypatch.setattr(evaluate, "BASE_FRAMES", 32)
+    named = tmp_path / "prior"
+    shutil.copytree(prior, named)
+    (named / "prior.json").write_text('{"corpus": "kaykit"}')
+    (named / "knows.json").write_text('["a knight does a sweep", "a mage does a circle", "a knight does a jump"]')
+    command = ["evaluate", "video", "--data", str(tmp_path), "--prior", str(named), "--out", str(tmp_path / "out")]
+    command += ["--quick", "--steps", "1", "--evaluator-steps", "5", "--precision", "no", "--methods", "longtake"]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "plan: 4 clips of 16 frames, 1 Timelines, 2 joined videos of 48 frames, 1 long videos; 8 are not" in told
+    result = json.loads((tmp_path / "out" / "table.json").read_text())
+    rows = {(row["label"], row["frames"]): row for row in result["rows"]}
+    assert rows["prior, training captions", 16]["videos"] == 3 and rows["prior, pairs never seen", 16]["videos"] == 1
+    assert rows["longtake", 32]["each"][0]["subject"] in ("knight sweep", "mage circle"), "long films are of loops"
+    real, made = result["films"]
+    assert (real["label"], real["parts"], real["in_time"], real["identity"]) == ("real films", 2, 1, 1)
+    assert made["label"] == "longtake" and made["turns"] == 1 and "| Timelines " in told
+    assert result["evaluator"]["parts"] == [["knight", "mage"], ["circle", "jump", "sweep"]]
+    assert {"character_right", "action_right"} <= set(result["evaluator"]["unseen_clips"])
+
+
+def test_a_judge_of_two_parts_names_each_and_can_name_a_pair_that_it_never_saw(tmp_path):
+    clips = load_clips(write_kaykit(tmp_path), "kaykit")
+    settings = evaluator.EvaluatorSettings(steps=150, batch=8, widths=(8, 16, 16), embedding=16, precision="no")
+    judge, report = evaluator.load_or_train(clips, tmp_path, settings)
+    seen = [clip for clip in clips if not clip.held_out]
+    windows = np.stack([clip.frames[clip.window(2, 16)] for clip in seen])
+    assert judge.accuracy(windows, [clip.subject for clip in seen]) > 0.9
+    guess, _ = judge.classify(windows)
+    assert [" ".join(names) for names in judge.named(windows)] == [judge.subjects[index] for index in guess]
+    assert "mage jump" in judge.subjects and "mage jump" not in {clip.subject for clip in seen}
+    assert report["unseen_clips"]["subjects"] == 1
+
+
+def test_a_window_of_an_action_that_ends_lies_in_it(tmp_path):
+    clips = load_clips(write_kaykit(tmp_path), "kaykit")
+    loop, once = (next(clip for clip in clips if clip.action == action) for action in ("circle", "jump"))
+    assert evaluator._starts(loop, False, False) == list(range(20))
+    still = once.__class__(**{**vars(once), "wraps": False})
+    last = evaluator._starts(still, False, False)[-1]
+    assert last + 16 <= len(once.frames) + evaluator.LATE
 
 
 @pytest.mark.parametrize(
@@ -297,6 +367,8 @@ def test_one_command_makes_the_table(data, prior, tmp_path, run_cli):
         (["--subjects", "-1"], "--subjects must be 0 or more"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--evaluator-steps", "0"], "--evaluator-steps must be at least 1"),
+        (["--films", "-1"], "--films must be 0 or more"),
+        (["--sheet", "subjects.jpg"], "subjects.jpg"),
         (["--data", "nowhere"], "no training data at nowhere"),
         (["--prior", "no-such-prior"], "unknown video prior 'no-such-prior'"),
     ],
@@ -309,6 +381,15 @@ def test_bad_input_is_one_clear_line(wrong, message, data, tmp_path, monkeypatch
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_prior_that_names_none_of_the_clips_is_refused_in_one_line(tmp_path, capsys):
+    from longtake.cli import main
+
+    write_kaykit(tmp_path)
+    assert main(["evaluate", "video", "--data", str(tmp_path), "--corpus", "kaykit", "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "names none of the 5 captions of these KayKit clips" in error and len(error.splitlines()) == 1
 
 
 def test_several_ranks_are_refused(data, monkeypatch, capsys):

@@ -99,3 +99,64 @@ def test_what_is_no_video_is_refused():
         metrics.frame_steps(film(4).astype(np.float32))
     with pytest.raises(ValueError, match="no window"):
         metrics.window_starts(15)
+
+
+def test_sharpness_falls_with_soft_focus_and_a_flat_picture_has_none():
+    sharp = np.full((2, 32, 32, 3), 255, np.uint8)
+    sharp[:, 10:20, 10:20] = 0
+    soft = np.mean([np.roll(sharp, step, (1, 2)).astype(float) for step in (-1, 0, 1)], 0).astype(np.uint8)
+    assert metrics.sharpness(soft) < 0.5 * metrics.sharpness(sharp)
+    assert metrics.sharpness(np.full((2, 32, 32, 3), 90, np.uint8)) == 0
+
+
+def test_the_beat_of_a_loop_is_one_at_its_period_and_lost_when_the_speed_wanders():
+    steady = film(240, speed=4)  # a turn every 12 frames
+    assert metrics.beat(steady, 12) > 0.98 and metrics.beat(steady, 12, 2) > 0.98
+    assert metrics.beat(steady, 18) < 0
+    wandering = np.cumsum(np.random.default_rng(0).uniform(0.2, 1.8, 240)).astype(int) % 12
+    lost = film(12, speed=4)[wandering]
+    assert metrics.beat(lost, 12) < 0.8 and metrics.beat(lost, 12, 2) < 0.8 * metrics.beat(steady, 12, 2)
+
+
+def test_a_beat_of_a_fraction_of_a_frame_is_found_and_a_quicker_gait_is_forgiven():
+    quick = film(240, speed=48 / 9.67)
+    assert metrics.beat(quick, 9.67) > 0.9 and metrics.beat(quick, 9.67, 2) > 0.9
+    assert metrics.beat(quick, 10.5) > 0.9
+
+
+def test_a_film_too_short_for_a_beat_has_none():
+    assert math.isnan(metrics.beat(film(24, speed=4), 12, 2))
+    assert math.isnan(metrics.beat(np.repeat(film(1), 40, axis=0), 12))
+
+
+def coloured(levels):
+    """A square of a grey level a frame on white."""
+    video = np.full((len(levels), 32, 32, 3), 255, np.uint8)
+    for frame, level in zip(video, levels, strict=True):
+        frame[8:24, 8:24] = level
+    return video
+
+
+def test_the_colour_of_the_subject_leaves_out_the_white_ground():
+    assert metrics.subject_colours(coloured([40, 200])).tolist() == [[40] * 3, [200] * 3]
+    assert np.isnan(metrics.subject_colours(np.full((2, 32, 32, 3), 255, np.uint8))).all()
+
+
+def test_drift_spread_and_jump_of_a_colour():
+    steady = metrics.colour_change(coloured([100] * 96))
+    assert (steady.drift, steady.spread, steady.jump) == (0, 0, 0)
+    slow = metrics.colour_change(coloured(range(100, 196)))
+    assert slow.drift == pytest.approx(64) and slow.jump == pytest.approx(16)
+    joined = metrics.colour_change(coloured([100] * 16 + [180] * 16 + [100] * 64))
+    assert joined.jump == 80 and joined.spread == pytest.approx(np.std([100, 180, 100, 100, 100, 100]))
+    assert joined.drift == pytest.approx(40), "a third of 32 frames, half of them changed"
+    alone = metrics.colour_change(coloured([100] * 16))
+    assert alone.drift == 0 and math.isnan(alone.spread) and math.isnan(alone.jump)
+
+
+def test_frames_shrink_to_means_of_squares():
+    video = np.zeros((1, 4, 4, 3), np.uint8)
+    video[0, :2, :2] = 255
+    assert metrics.shrink(video, 2).reshape(2, 2, 3)[..., 0].tolist() == [[1, 0], [0, 0]]
+    with pytest.raises(ValueError, match="cannot be shrunk"):
+        metrics.shrink(video, 3)
