@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
@@ -120,7 +120,7 @@ def _one(name: str, words: list[str], log: IO[bytes], running: dict[str, subproc
     return running[name].wait()
 
 
-def _wait(waiting: dict[str, object], seconds: float) -> None:
+def _wait(waiting: Mapping[str, object], seconds: float) -> None:
     from concurrent.futures import Future, wait
 
     wait([task for task in waiting.values() if isinstance(task, Future)], timeout=seconds)

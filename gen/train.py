@@ -122,6 +122,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-minutes", type=float, default=1.5, help="a checkpoint after so long (0: by steps alone)"
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="let torch.compile make the steps"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -366,7 +369,7 @@ class Trainer:
         with tqdm(
             range(self.done, settings.steps),
             initial=self.done,
-            total=None if settings.steps == ENDLESS else settings.steps,
+            total=math.inf if settings.steps == ENDLESS else settings.steps,
             desc=self.name,
             mininterval=10,
             disable=not self.accelerator.is_main_process,

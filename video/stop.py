@@ -31,7 +31,7 @@ def sample(unet: Any, autoencoder: Any, states: torch.Tensor, silence: torch.Ten
     import torch
     from diffusers import DDIMScheduler
     from longtake.train import Dice
-    from longtake.video.train import SCHEDULE
+    from longtake.video.objective import SCHEDULE
 
     device = states.device
     scheduler = DDIMScheduler(**SCHEDULE)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.errors import UserError
+from longtake.video.objective import SCHEDULE
 
 if TYPE_CHECKING:
     import torch
@@ -42,18 +43,11 @@ UNET: dict[str, Any] = {
     "cross_attention_dim": 384,
     "attention_head_dim": 16,
 }
-SCHEDULE: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "clip_sample": False,
-}
 SILENT = 0.12  # share of windows without text
 LATE = 0.5  # share of times in 800..999, where the motion is decided
 AUTOENCODER_SHARE = 0.3  # of the minutes
 BESIDE = 0.7  # minutes of ``whole`` that reading, encoding, sampling and writing take
+PRODUCT_ON_GPU = True
 DECIDED = 900  # the time at which the record tells the loss of windows that were trained on
 
 
@@ -113,9 +107,10 @@ def train_autoencoder(sources: Sources, folder: Path, settings: Settings, *, bat
 def quicken(unet: Any) -> None:
     """Make training cheaper without changing the function that is learned.
 
-    Everywhere: temporal convolutions become one matrix product (the backward of a (3, 1, 1) kernel is slow in bfloat16
-    in oneDNN and cuDNN), and the temporal dropout of the stock class is off: a small model underfits. On a CPU
-    attention over 16 to 64 tokens becomes plain products; on a GPU convolutions take channels last.
+    The temporal dropout of the stock class is off: a small model underfits. On a CPU temporal convolutions become one
+    matrix product (oneDNN's bfloat16 backward of a (3, 1, 1) kernel is slow) and attention over 16 to 64 tokens plain
+    products. On a GPU temporal convolutions become products too where ``PRODUCT_ON_GPU`` says so, spatial ones take
+    channels last, and norms keep the number format that they are given: autocast would make float32 of it.
     """
     import torch
     import torch.nn.functional as F
@@ -131,15 +126,31 @@ def quicken(unet: Any) -> None:
 
         return forward
 
-    if device_of(unet).type == "cpu":
+    def as_given(norm: Any) -> Any:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            kind = x.device.type
+            mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+            form = torch.get_autocast_dtype(kind) if mixed else x.dtype
+            with torch.autocast(kind, enabled=False):
+                x, weight, bias = (tensor.to(form) for tensor in (x, norm.weight, norm.bias))
+                if isinstance(norm, torch.nn.GroupNorm):
+                    return F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
+                return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+        return forward
+
+    on_cpu = device_of(unet).type == "cpu"
+    if on_cpu:
         unet.set_attn_processor(AttnProcessor())
     for module in unet.modules():
-        if isinstance(module, torch.nn.Conv2d) and device_of(unet).type != "cpu":
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(module, torch.nn.Conv3d):
+        if isinstance(module, torch.nn.Conv3d) and (on_cpu or PRODUCT_ON_GPU):
             module.__dict__["forward"] = as_product(module)
+        if isinstance(module, torch.nn.Conv2d) and not on_cpu:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) and not on_cpu:
+            module.__dict__["forward"] = as_given(module)
 
 
 def objective(network: Any, scheduler: Any, clean: torch.Tensor, text: torch.Tensor, dice: Any, time: Any) -> Any:
@@ -282,11 +293,11 @@ def run(args: argparse.Namespace) -> int:
         autoencoder, start = _start_from(args.start_from)
     else:
         steps = count(args.autoencoder_steps, args, 1200)
-        settings = Settings(steps, 2e-3, **schedule(args, AUTOENCODER_SHARE), compile=large)
+        settings = Settings(steps, 2e-3, **schedule(args, AUTOENCODER_SHARE), compile=args.compile)
         batch = args.autoencoder_batch or (256 if large else 32)
         autoencoder = train_autoencoder(sources, args.out, settings, batch=batch, seed=args.seed)
     share = 1.0 if start is not None else 1 - AUTOENCODER_SHARE
-    settings = Settings(count(args.steps, args, 2200), 1e-3, ema=0.9985, **schedule(args, share), compile=large)
+    settings = Settings(count(args.steps, args, 2200), 1e-3, ema=0.9985, **schedule(args, share), compile=args.compile)
     batch = args.batch or (60 if large else 8)
     unet = train_unet(sources, autoencoder, args.out, settings, batch=batch, seed=args.seed, start=start)
     report(unet, autoencoder, sources, args.out, seed=args.seed)
