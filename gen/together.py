@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,7 +96,7 @@ def _side_by_side(chains: dict[str, list[list[str]]], out: Path) -> int:
         waiting = {name: pool.submit(follow, name) for name in chains}
         try:
             while not all(task.done() for task in waiting.values()):
-                _wait(waiting, SHOW_EVERY)
+                wait(waiting.values(), timeout=SHOW_EVERY)
                 print(f"{time.monotonic() - started:5.0f} s  {_reached(out, chains)}", flush=True)
         except BaseException:
             for process in running.values():
@@ -114,16 +113,8 @@ def _side_by_side(chains: dict[str, list[list[str]]], out: Path) -> int:
 def _one(name: str, words: list[str], log: IO[bytes], running: dict[str, subprocess.Popen[bytes]]) -> int:
     log.write(("longtake " + " ".join(words) + "\n").encode())
     log.flush()
-    running[name] = subprocess.Popen(
-        [sys.executable, "-m", "longtake", *words], stdout=log, stderr=subprocess.STDOUT, env={**os.environ}
-    )
+    running[name] = subprocess.Popen([sys.executable, "-m", "longtake", *words], stdout=log, stderr=subprocess.STDOUT)
     return running[name].wait()
-
-
-def _wait(waiting: Mapping[str, object], seconds: float) -> None:
-    from concurrent.futures import Future, wait
-
-    wait([task for task in waiting.values() if isinstance(task, Future)], timeout=seconds)
 
 
 def _reached(out: Path, chains: dict[str, list[list[str]]]) -> str:

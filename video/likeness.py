@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SUBJECT = 16  # side of a shrunk frame that shows who is seen
 POSE = 32  # and of one that shows what they do
+ARROW, STAYS = 0.85, 0.25  # a clip moves with an arrow above and stays below
 AT_ONCE = 256  # frames of a film compared in one product
 
 

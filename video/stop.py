@@ -23,7 +23,6 @@ STEPS, GUIDANCE = 16, 3.0  # as the command's
 AT_ONCE = 48  # captions
 SHOWN = 8  # frames of a row of the sheet
 ROWS = 20  # of a column of the sheet
-ARROW, STAYS = 0.85, 0.25  # what a clip that moves reaches
 
 
 def sample(unet: Any, autoencoder: Any, states: torch.Tensor, silence: torch.Tensor, seed: int) -> np.ndarray:
@@ -90,6 +89,7 @@ def report(unet: Any, autoencoder: Any, sources: Sources, out: Path, *, seed: in
     unet and autoencoder stand on the device that samples.
     """
     from longtake.train import device_of
+    from longtake.video.likeness import ARROW, STAYS
     from PIL import Image
 
     device = device_of(unet)

@@ -21,12 +21,11 @@ from longtake.video.data import UNSAID
 from longtake.video.entries import LABELS, Entry, Method, Video
 from longtake.video.evaluator import PARTS, Evaluator, real_windows
 from longtake.video.films import IN_TIME, FilmRow
-from longtake.video.likeness import POSE, SUBJECT, RealFrames, changes
+from longtake.video.likeness import ARROW, POSE, STAYS, SUBJECT, RealFrames, changes
 
 if TYPE_CHECKING:
     from longtake.video.data import Clip
 
-ARROW, STAYS = 0.85, 0.25  # a clip moves with an arrow above and stays below
 SHEET_FRAMES = 16
 SUBJECT_FRAMES = 8
 EACH = 4  # of the real windows, every fourth: the evaluator's report has the accuracy of all
