@@ -226,12 +226,6 @@ class Dice:
         return torch.where(place < late, above, below).long().clamp(0, steps - 1)
 
 
-def stratified_times(rng: np.random.Generator, rows: int, device: torch.device, steps: int = 1000) -> torch.Tensor:
-    """Timesteps (rows,) int64 in 0..steps-1, one draw a stratum: the mean over noise levels has less variance."""
-    time = ((rng.permutation(rows) + rng.random(rows)) / rows * steps).astype("int64")
-    return torch.from_numpy(time).to(device)
-
-
 # ------------------------------------------------------------------------------------------------------ the loop
 
 
