@@ -259,6 +259,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Make and judge everything; returns what ``table.json`` holds."""
     from longtake.video import table
+    from longtake.video.sheets import sheets, subject_sheet
 
     order = plan.order()
     videos = make_all(pipe, order, settings, args.out / "videos", minutes=args.minutes)
@@ -294,9 +295,9 @@ def evaluate(
     }
     text = table.markdown(rows, film_rows, result)
     write_table(args.out, "table", text, result)
-    table.sheets(videos, plan.long, args.out, mp4=args.save_videos)
+    sheets(videos, plan.long, args.out, mp4=args.save_videos)
     if args.sheet is not None:
-        table.subject_sheet([(entry.subject, videos[entry]) for entry in plan.named if entry in videos], args.sheet)
+        subject_sheet([(entry.subject, videos[entry].frames) for entry in plan.named if entry in videos], args.sheet)
     print(text)
     if len(videos) < len(order):
         print(f"{len(order) - len(videos)} of {len(order)} videos are not made: run the command again to go on")

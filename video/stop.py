@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 FRAMES = 16
 STEPS, GUIDANCE = 16, 3.0  # as the command's
 AT_ONCE = 48  # captions
-SHOWN = 8  # frames of a row of the sheet
-ROWS = 20  # of a column of the sheet
 
 
 def sample(unet: Any, autoencoder: Any, states: torch.Tensor, silence: torch.Tensor, seed: int) -> np.ndarray:
@@ -73,16 +71,6 @@ def figures(film: np.ndarray, clip: Clip) -> dict[str, float]:
     }
 
 
-def sheet(films: np.ndarray) -> np.ndarray:
-    """Clips (R, F, H, W, 3) as one picture, a row of frames each, in as many columns as they need."""
-    rows = films[:, np.linspace(0, films.shape[1] - 1, SHOWN).round().astype(int)]
-    rows = rows.transpose(0, 2, 1, 3, 4).reshape(len(films), films.shape[2], -1, 3)
-    missing = -len(rows) % ROWS
-    rows = np.concatenate([rows, np.full((missing, *rows.shape[1:]), 255, np.uint8)])
-    columns = [np.concatenate(list(rows[start : start + ROWS])) for start in range(0, len(rows), ROWS)]
-    return np.concatenate(columns, axis=1)
-
-
 def report(unet: Any, autoencoder: Any, sources: Sources, out: Path, *, seed: int) -> dict[str, Any]:
     """Sample every subject once, print the figures, write them to ``out``/stop.json and the clips to ``out``/sheet.png.
 
@@ -90,7 +78,7 @@ def report(unet: Any, autoencoder: Any, sources: Sources, out: Path, *, seed: in
     """
     from longtake.train import device_of
     from longtake.video.likeness import ARROW, STAYS
-    from PIL import Image
+    from longtake.video.sheets import subject_sheet
 
     device = device_of(unet)
     clips = one_each(sources.seen)
@@ -103,7 +91,7 @@ def report(unet: Any, autoencoder: Any, sources: Sources, out: Path, *, seed: in
     told: dict[str, Any] = {key: round(float(np.mean([row[key] for row in telling])), 3) for key in telling[0]}
     moving = [name for name, row in rows.items() if row["arrow"] > ARROW and row["stays"] < STAYS]
     told |= {"subjects": len(rows), "moving": len(moving)}
-    Image.fromarray(sheet(films)).save(out / "sheet.png")
+    subject_sheet([(clip.subject, film) for clip, film in zip(clips, films, strict=True)], out / "sheet.png")
     (out / "stop.json").write_text(json.dumps({**told, "each": rows}, indent=1) + "\n")
     print("stop figures: " + ", ".join(f"{key} {value}" for key, value in told.items()))
     return told

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from longtake.evaluation import Table, figure
 from longtake.video import metrics
 from longtake.video.data import UNSAID
-from longtake.video.entries import LABELS, Entry, Method, Video
+from longtake.video.entries import LABELS, Method, Video
 from longtake.video.evaluator import PARTS, Evaluator, real_windows
 from longtake.video.films import IN_TIME, FilmRow
 from longtake.video.likeness import ARROW, POSE, STAYS, SUBJECT, RealFrames, changes
@@ -26,10 +25,7 @@ from longtake.video.likeness import ARROW, POSE, STAYS, SUBJECT, RealFrames, cha
 if TYPE_CHECKING:
     from longtake.video.data import Clip
 
-SHEET_FRAMES = 16
-SUBJECT_FRAMES = 8
 EACH = 4  # of the real windows, every fourth: the evaluator's report has the accuracy of all
-FPS = 12.0  # of the clips the prior was trained on
 
 
 @dataclass
@@ -367,38 +363,3 @@ def markdown(rows: Sequence[Row], films: Sequence[FilmRow], about: dict[str, Any
     if about.get("command"):
         text.append(f"Made by: {about['command']}")
     return "\n".join(text)
-
-
-# ------------------------------------------------------------------------------------------------------ files
-
-
-def subject_sheet(videos: Sequence[tuple[str, Video]], path: Path) -> None:
-    """A picture for looking: a line of ``SUBJECT_FRAMES`` frames for each video, its subject above it."""
-    from longtake.media import contact_sheet
-
-    frames: list[np.ndarray] = []
-    captions: list[str] = []
-    for subject, video in videos:
-        picked = np.linspace(0, len(video.frames) - 1, SUBJECT_FRAMES).round().astype(int)
-        frames += [video.frames[index] for index in picked]
-        words = [subject[start : start + 10] for start in range(0, len(subject), 10)][:SUBJECT_FRAMES]
-        captions += words + [""] * (SUBJECT_FRAMES - len(words))
-    contact_sheet(frames, path, SUBJECT_FRAMES, captions, overwrite=True)
-
-
-def sheets(videos: Mapping[Entry, Video], wanted: Sequence[Entry], folder: Path, *, mp4: bool) -> None:
-    """For looking: ``sheet-<frames>.png``, a line of 16 frames for each long video; with ``mp4`` also the videos."""
-    from longtake.media import contact_sheet
-    from longtake.outputs import VideoOutput
-
-    wanted = [entry for entry in wanted if entry in videos]
-    for length in dict.fromkeys(entry.frames for entry in wanted):
-        frames, captions = [], []
-        for entry in sorted((entry for entry in wanted if entry.frames == length), key=lambda entry: entry.subject):
-            picked = np.linspace(0, length - 1, SHEET_FRAMES).round().astype(int)
-            frames += [videos[entry].frames[index] for index in picked]
-            captions += [str(entry.method), entry.subject[:10], *(str(index) for index in picked[2:])]
-            if mp4:
-                name = f"{entry.method}-{length}-{entry.subject.replace(' ', '_')}.mp4"
-                VideoOutput(videos[entry].frames, FPS).save(folder / name, overwrite=True)
-        contact_sheet(frames, folder / f"sheet-{length}.png", SHEET_FRAMES, captions, overwrite=True)

@@ -47,7 +47,6 @@ SILENT = 0.12  # share of windows without text
 LATE = 0.5  # share of times in 800..999, where the motion is decided
 AUTOENCODER_SHARE = 0.3  # of the minutes
 BESIDE = 0.7  # minutes of ``whole`` that reading, encoding, sampling and writing take
-PRODUCT_ON_GPU = True
 DECIDED = 900  # the time at which the record tells the loss of windows that were trained on
 
 
@@ -110,10 +109,10 @@ def train_autoencoder(sources: Sources, folder: Path, settings: Settings, *, bat
 def quicken(unet: Any) -> None:
     """Make training cheaper without changing the function that is learned.
 
-    The temporal dropout of the stock class is off: a small model underfits. On a CPU temporal convolutions become one
-    matrix product (oneDNN's bfloat16 backward of a (3, 1, 1) kernel is slow) and attention over 16 to 64 tokens plain
-    products. On a GPU temporal convolutions become products too where ``PRODUCT_ON_GPU`` says so, spatial ones take
-    channels last, and norms keep the number format that they are given: autocast would make float32 of it.
+    The temporal dropout of the stock class is off: a small model underfits. Temporal convolutions become one matrix
+    product (oneDNN's bfloat16 backward of a (3, 1, 1) kernel is slow). On a CPU attention over 16 to 64 tokens becomes
+    plain products. On a GPU spatial convolutions take channels last, and norms keep the number format that they are
+    given: autocast would make float32 of it.
     """
     import torch
     import torch.nn.functional as F
@@ -148,7 +147,7 @@ def quicken(unet: Any) -> None:
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(module, torch.nn.Conv3d) and (on_cpu or PRODUCT_ON_GPU):
+        if isinstance(module, torch.nn.Conv3d):
             module.__dict__["forward"] = as_product(module)
         if isinstance(module, torch.nn.Conv2d) and not on_cpu:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -222,15 +221,16 @@ def train_unet(
 
 
 def export(autoencoder: Any, unet: Any, folder: Path, sources: Sources) -> Path:
-    """Write the prior as a diffusers pipeline folder, weights in float16 safetensors, with the texts that it knows;
-    the model card is kept apart."""
+    """Write the prior as a diffusers pipeline folder, weights in float16 safetensors, with the texts that it knows
+    and the corpus that it is of; the model card is kept apart."""
     import json
 
     import torch
     from diffusers import DDIMScheduler, UNet3DConditionModel
     from longtake.priors import KNOWS
     from longtake.text import SentenceEncoder
-    from longtake.video.data import UNSAID
+    from longtake.video.catalogue import ABOUT
+    from longtake.video.data import UNSAID, Corpus
     from longtake.video.pipeline import LongVideoPipeline
 
     stock = UNet3DConditionModel(**UNET)
@@ -245,6 +245,8 @@ def export(autoencoder: Any, unet: Any, folder: Path, sources: Sources) -> Path:
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     known = list(dict.fromkeys(clip.wordings[0] for clip in sources.seen if clip.view in ("", UNSAID)))
     (folder / KNOWS).write_text(json.dumps(known, indent=0) + "\n")
+    corpus = Corpus.KAYKIT if any(clip.character for clip in sources.seen) else Corpus.EMOJI
+    (folder / ABOUT).write_text(json.dumps({"corpus": str(corpus)}) + "\n")
     return folder
 
 
