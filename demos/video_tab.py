@@ -89,5 +89,5 @@ TAB = Tab(
     view_count=2,
     show=show,
     glimpse=glimpse,
-    sample='longtake video "person running" --frames 96 --seed 1 --out running.mp4',
+    sample='longtake video "a barbarian runs" --frames 96 --seed 1 --out running.mp4',
 )

@@ -1,7 +1,7 @@
 """``longtake <modality>``: one request from the command line, alike for every modality and under torchrun.
 
     longtake motion "0s: a person walks | 4s: waves" --out take.bvh --out take.glb --preview take.png
-    torchrun --nproc_per_node 2 -m longtake video "person running" --frames 240 --out running.mp4
+    torchrun --nproc_per_node 2 -m longtake video "a barbarian runs" --frames 240 --out running.mp4
 
 Beside the first file stands its record, running.mp4.run/: checkpoints while it works, and what later runs start from.
 Exit codes: 0 made, 2 a mistake (one line, nothing written), 130 stopped: what there is stands in

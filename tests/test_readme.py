@@ -22,7 +22,7 @@ def test_readme_has_the_two_set_up_lines_near_its_top():
     lines = (ROOT / "README.md").read_text().splitlines()[:15]
     commands = [line.strip() for line in lines if line.strip().startswith("pip install -e")]
     assert len(commands) == 2
-    assert commands[0].endswith('longtake video "person running" --frames 240 --out running.mp4')
+    assert commands[0].endswith('longtake video "a barbarian runs" --frames 240 --out running.mp4')
     assert commands[1].endswith("&& pytest")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from longtake.video.pipeline import Context, LongVideoPipeline
     from longtake.video.scope import Scope
 
-PRIOR = "emoji-small"
+PRIOR = "kaykit-small"
 FRAMES = 240
 SECONDS = 0.0156  # a frame and step with guidance, emoji-small at 64 x 64: 240 frames, 16 steps in 60 s
 PIXELS = 64 * 64  # of that measurement
@@ -114,13 +114,13 @@ class VideoDomain(Domain):
     USUAL = (".mp4",)
     PIPELINE = "LongVideoPipeline"
     EXAMPLES = (
-        Example("Person running", "0s: person running", 8),
-        Example("Walk, then run", "0s: a person walks | 4s: person running", 8, 2),
-        Example("Penguin", "0s: a penguin waddles", 4, 3),
+        Example("A barbarian runs", "0s: a barbarian runs", 8),
+        Example("Run, jump, fall over", "0s: a barbarian runs | 3s: a barbarian jumps | 5s: a barbarian falls over", 7, 1),
+        Example("A knight walks", "0s: a knight walks", 4, 3),
     )
     SUMMARY = (
-        "Minutes of video from a model that has seen 16 frames at a time (Video-Infinity). The model that ships is "
-        "small: 64 × 64 pixels, thirty-one subjects on white, in soft focus. Running, walking and basketball move best."
+        "Minutes of video from a model that has seen 16 to 48 frames at a time (Video-Infinity). The model that ships is "
+        "small: 64 × 64 pixels, five characters on white (knight, barbarian, mage, rogue, hooded rogue) in fifty actions."
     )
     MOST_SECONDS = 120.0
 

@@ -1,6 +1,6 @@
 """Clean latents on disk, and the notes that a later run needs to go on from them.
 
-    save_latents(Path("dog.safetensors"), output.latents, {"prior": "emoji-small"})
+    save_latents(Path("dog.safetensors"), output.latents, {"prior": "kaykit-small"})
     latents, note = read_run(Path("dog.mp4"))          # from the film's record, its folder, or such a file
 
 Legend: F frames, c h w latent channels and grid.

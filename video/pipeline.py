@@ -1,6 +1,6 @@
 """LongVideoPipeline: minutes of video from a 16-frame model, the same from one process or many.
 
-    pipe = LongVideoPipeline.from_prior("emoji-small")
+    pipe = LongVideoPipeline.from_prior("kaykit-small")
     pipe("person running", frames=240, seed=1).save("running.mp4")
 
 The way of a prompt: Timeline -> text states per frame -> noise per frame -> a denoising loop in which the parallelized
@@ -34,7 +34,7 @@ from longtake.video.decode import gather_latents, stream_frames
 from longtake.video.parallelize import Handle, parallelize
 from longtake.video.scope import Scope
 
-DEFAULT_PRIOR = "emoji-small"
+DEFAULT_PRIOR = "kaykit-small"
 CHUNK_ABOVE = 320  # frames on one rank from which the spatial layers run in chunks
 CHUNK_FRAMES = 64
 CONTEXT_FRAMES = 24  # frozen frames beside new ones: the window on each side and a part of the global set

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PROMPT = "person running"
+PROMPT = "a barbarian runs"
 
 
 def run(folder: Path, name: str, frames: int, ranks: int, threads: int, extra: list[str]) -> tuple[float, float, float]:
