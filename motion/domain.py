@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from longtake.outputs import FileKind
     from longtake.request import Request
 
-PRIOR, PAIR = "bandai-small", "bandai-pair"
+PRIOR, PAIR = "bandai-medium", "bandai-pair"
 FPS = 20.0
-STEPS = 20
+STEPS, GUIDANCE = 30, 1.25  # where the prior that ships is nearest to real speeds, jerk and variety
 LAST_SECONDS = 4.0  # of the last prompt, where nothing else says how long
 SECONDS = 0.00042  # a frame and step with guidance, bandai-small on one core: 12,000 frames, 20 steps in 100 s
 MEMORY_GB = 1.1  # peak of 12,000 frames with bandai-small
@@ -47,8 +47,8 @@ KNOBS = (
         help="denoising steps", page="Denoising steps", page_most=60,
     ),
     Knob(
-        name="guidance", default=2.5, least=0, most=100, argument="guidance_scale",
-        help="classifier-free guidance, 1 switches it off", page="Guidance by the prompt", page_most=8,
+        name="guidance", default=GUIDANCE, least=0, most=100, argument="guidance_scale",
+        help="classifier-free guidance, 1 switches it off; public MDM checkpoints were made for 2.5", page="Guidance by the prompt", page_most=8,
     ),
     Knob(
         name="handshake", default=20, kind=int, least=0, most=10_000, argument="handshake",
@@ -63,7 +63,8 @@ KNOBS = (
         help="rows of one call of the net; memory grows with it",
     ),
     Knob(
-        name="prior", default=PRIOR, kind=str, decides=False, help="a shipped prior, a local folder or a Hub id"
+        name="prior", default=None, kind=str, decides=False,
+        help=f"a shipped prior, a local folder or a Hub id (default {PRIOR}; with --people 2 the block's own)",
     ),
     Knob(
         name="people", default=1, kind=(1, 2), argument="people", help="2: two people who see each other",
@@ -83,6 +84,15 @@ KNOBS = (
     ),
     Knob(name="unit", default="m", kind=("m", "cm"), help=".bvh in m (Blender, Unity) or cm (Maya)"),
 )  # fmt: skip
+
+
+def _prior_for(settings: Mapping[str, Any]) -> str:
+    """The prior where none is named: two people need the one that their block was trained around."""
+    if settings.get("people") != 2:
+        return PRIOR
+    from longtake.motion.pair.pipeline import prior_of
+
+    return prior_of(settings.get("pair_block") or PAIR) or PRIOR
 
 
 class MotionDomain(Domain):
@@ -129,7 +139,8 @@ class MotionDomain(Domain):
         """Of the prior: it says so beside its weights."""
         from longtake.weights import resolve
 
-        folder = resolve(settings["prior"], kind="motion prior", priors_package=self.package)
+        name = _prior_for(settings) if settings["prior"] is None else settings["prior"]
+        folder = resolve(name, kind="motion prior", priors_package=self.package)
         try:
             fps = float(json.loads((folder / "space" / "config.json").read_text(encoding="utf-8"))["fps"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -140,6 +151,8 @@ class MotionDomain(Domain):
         settings = dict(request.settings)
         if settings["frames"] is not None and settings["seconds"] is not None:
             raise UserError("frames and seconds both say how long: give one of them")
+        if settings["prior"] is None:
+            settings["prior"] = _prior_for(settings)
         fps = self.fps_of(settings)
         if settings["seconds"] is not None:
             settings["frames"] = max(2, round(settings["seconds"] * fps))

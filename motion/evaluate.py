@@ -91,14 +91,18 @@ class Motion:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake evaluate motion``."""
     parser.add_argument("--data", type=Path, required=True, help="folder with bandai_train.npz and bandai_val.npz")
-    parser.add_argument("--prior", default=None, help="shipped prior or folder (default: the one that ships)")
+    parser.add_argument(
+        "--prior",
+        default=None,
+        help="shipped prior or folder (default: the one that ships; with --pairs the block's own)",
+    )
     parser.add_argument("--sequences", type=int, default=8, help=f"sequences of {PROMPTS} prompts for each method")
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=8, help="motions of each kind in the second table (0: without it)")
     parser.add_argument("--pairs", action="store_true", help="judge the two-person block instead")
     parser.add_argument("--pair-block", default="bandai-pair", help="with --pairs: a shipped block or a folder")
     parser.add_argument("--steps", type=int, default=None, help="of sampling (default: the command's)")
-    parser.add_argument("--guidance", type=float, default=2.5)
+    parser.add_argument("--guidance", type=float, default=None, help="of sampling (default: the command's)")
     parser.add_argument("--evaluator-steps", type=int, default=None, help="training steps of the evaluator")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate-motion"), help="table and evaluator")
@@ -118,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         return run_pairs(args)
     from longtake.motion.data import load_motions
     from longtake.motion.evaluator import EvaluatorSettings, load_or_train
-    from longtake.motion.pipeline import DEFAULT_PRIOR, STEPS, LongMotionPipeline
+    from longtake.motion.pipeline import DEFAULT_PRIOR, GUIDANCE, STEPS, LongMotionPipeline
 
     clips, val = load_motions(args.data, "train"), load_motions(args.data, "val")
     pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)
@@ -128,12 +132,13 @@ def run(args: argparse.Namespace) -> int:
         wanted = replace(wanted, steps=args.evaluator_steps)
     judge, report = load_or_train(clips, val, args.out, wanted)
     steps = STEPS if args.steps is None else args.steps
-    rows = evaluate(pipe, judge, clips, val, args.methods, args.sequences, steps, args.guidance, args.seed)
+    guidance = GUIDANCE if args.guidance is None else args.guidance
+    rows = evaluate(pipe, judge, clips, val, args.methods, args.sequences, steps, guidance, args.seed)
     text = markdown(rows, report)
     facts = {
         "prior": str(args.prior or DEFAULT_PRIOR),
         "steps": steps,
-        "guidance": args.guidance,
+        "guidance": guidance,
         "seed": args.seed,
         "command": told_command("motion"),
         "evaluator": report,
@@ -142,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     write_table(args.out, "table", text, facts)
     print(text)
     if args.seeds:
-        settings = {"num_inference_steps": steps, "guidance_scale": args.guidance}
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
         print(moved(pipe, clips, val, args, settings))
     return 0
 

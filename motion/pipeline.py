@@ -36,7 +36,7 @@ from longtake.motion.pair.pipeline import DEFAULT_BLOCK, PairTake, in_one_world,
 from longtake.motion.path import FloorPath, PathControl, check_form
 from longtake.motion.row_plan import CHUNK_ROWS, Fade, Mode, RowPlan
 from longtake.motion.rows import HANDSHAKE, Hook, MotionRun, plan_of
-from longtake.motion.sampling import GUIDANCE, Schedule, TextDenoiser, betas
+from longtake.motion.sampling import Schedule, TextDenoiser, betas
 from longtake.motion.second_take import Preset, held_share, sandwiches, second_take
 from longtake.motion.smoothing import MOST_JERK, frame_jerk, limit_jerk
 from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
@@ -44,8 +44,8 @@ from longtake.priors import load_prior
 from longtake.timeline import Timeline
 from safetensors import SafetensorError
 
-DEFAULT_PRIOR = "bandai-small"
-STEPS = 20
+DEFAULT_PRIOR = "bandai-medium"
+STEPS, GUIDANCE = 30, 1.25  # the command's too
 BLEND = 10
 LAST_SECONDS = 4.0  # length of the last prompt when no length is given
 OUTPUT_TYPES = ("np", "pt", "latent")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FRAMES, SEEDS = 80, 8
 TOE = 0.03  # metres: how far above its lowest place a foot counts as down
+STEPS, GUIDANCE = 30, 1.25  # as the command's
 MOST_REAL = 60  # clips of an action that the made ones are set beside
 
 
@@ -91,8 +92,8 @@ def sample(
     frames: int = FRAMES,
     *,
     seed: int = 0,
-    steps: int = 20,
-    guidance: float = 2.5,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
 ) -> torch.Tensor:
     """Features (R, F, D) of the texts (R, E), not normalised, on the net's device: DDIM with guidance, as the pipeline
     samples one row of one prompt."""

@@ -115,7 +115,9 @@ class VideoDomain(Domain):
     PIPELINE = "LongVideoPipeline"
     EXAMPLES = (
         Example("A barbarian runs", "0s: a barbarian runs", 8),
-        Example("Run, jump, fall over", "0s: a barbarian runs | 3s: a barbarian jumps | 5s: a barbarian falls over", 7, 1),
+        Example(
+            "Run, jump, fall over", "0s: a barbarian runs | 3s: a barbarian jumps | 5s: a barbarian falls over", 7, 1
+        ),
         Example("A knight walks", "0s: a knight walks", 4, 3),
     )
     SUMMARY = (

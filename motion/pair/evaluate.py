@@ -153,13 +153,15 @@ def all_rows(pipe: LongMotionPipeline, data: Path, block: str, seeds: int, seed:
 def run_pairs(args: Any) -> int:
     """Print the table, and keep it as ``--out``/pairs.md and pairs.json."""
     from longtake.make import quiet_libraries
+    from longtake.motion.pair.pipeline import prior_of
     from longtake.motion.pipeline import DEFAULT_PRIOR, LongMotionPipeline
 
     quiet_libraries()
-    pipe = LongMotionPipeline.from_prior(args.prior or DEFAULT_PRIOR)
+    prior = args.prior or prior_of(args.pair_block) or DEFAULT_PRIOR
+    pipe = LongMotionPipeline.from_prior(prior)
     rows = all_rows(pipe, args.data, args.pair_block, args.sequences, args.seed)
     text = TABLE.markdown(rows)
-    facts = {"prior": str(args.prior or DEFAULT_PRIOR), "block": str(args.pair_block), "seed": args.seed}
+    facts = {"prior": str(prior), "block": str(args.pair_block), "seed": args.seed}
     write_table(args.out, "pairs", text, {**facts, "command": told_command("motion"), "rows": TABLE.json(rows)})
     print(text)
     return 0

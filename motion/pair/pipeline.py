@@ -41,18 +41,41 @@ class HasPrior(Protocol):
 
 def load_block(pipe: HasPrior, name: str | Path = DEFAULT_BLOCK) -> ComMDM:
     """The two-person block of a shipped prior's name, or of a folder with pair.json and comm.safetensors, around the
-    pipeline's prior. Raises UserError when it is missing, damaged, or made for a prior of another shape."""
+    pipeline's prior. Raises UserError when it is missing, damaged, or made for another prior."""
     from longtake.weights import load_state, resolve
 
     folder = resolve(str(name), kind="two-person block", priors_package="longtake.motion")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        _same_prior(pipe, config.get("prior"), folder)
         model = ComMDM.around(pipe.model, comm_layers=int(config["comm_layers"]), split=int(config["split"]))
         model.comm.load_state_dict({key: value.float() for key, value in load_state(folder / WEIGHTS).items()})
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{folder} holds no two-person block for this prior: {reason}") from error
     return _moved(model, pipe).eval()
+
+
+def prior_of(name: str | Path = DEFAULT_BLOCK) -> str | None:
+    """The shipped prior that a block was trained around, None where it does not say or names another one."""
+    from longtake.weights import resolve, shipped_priors
+
+    folder = resolve(str(name), kind="two-person block", priors_package="longtake.motion")
+    try:
+        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["prior"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # what is wrong with it is told where it is loaded
+    return told if isinstance(told, str) and told in shipped_priors("longtake.motion") else None
+
+
+def _same_prior(pipe: Any, wanted: object, folder: Path) -> None:
+    """UserError where both are shipped priors and differ: nets of one shape would run, and make nonsense."""
+    from longtake.weights import shipped_priors
+
+    own = Path(str(getattr(pipe, "name_or_path", ""))).name
+    shipped = shipped_priors("longtake.motion")
+    if wanted in shipped and own in shipped and own != wanted:
+        raise UserError(f"the block {folder.name} was trained around {wanted}, not {own}: give --prior {wanted}")
 
 
 def kept_block(pipe: HasPrior, name: str | Path) -> ComMDM:

@@ -69,7 +69,7 @@ def test_every_event_has_a_name_and_the_small_ones_answer(page) -> None:
     assert len(table["data"]) == 3 and "kB" in summary and "make_plan" in python
     assert 0 <= client.predict(api_name="/motion_dice") < 2**31
     assert "60 frames" in client.predict(api_name="/motion_estimate", **MOTION)
-    assert client.predict(api_name="/video_example_3")[0] == "0s: a penguin waddles"
+    assert client.predict(api_name="/video_example_3")[0] == "0s: a knight walks"
     client.predict(api_name="/motion_stop")
 
 

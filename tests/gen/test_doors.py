@@ -216,11 +216,17 @@ def walk(name: str, **parameters: object) -> dict:
 
 
 def test_a_strange_prior_of_one_line_is_that_lines_mistake(tmp_path: Path) -> None:
-    priors = ["a" * 300, "~nosuchuser/x", "/", "/proc", "", "\0", 5, None, ["x"]]
+    priors = ["a" * 300, "~nosuchuser/x", "/", "/proc", "", "\0", 5, ["x"]]
     lines = [walk(f"bad-{number}", prior=prior) for number, prior in enumerate(priors)]
+    lines.append(walk("none", prior=None))  # none is named: the default
     assert main(["batch", manifest(tmp_path, walk("good"), *lines), "--out", str(tmp_path / "out")]) == 1
     rows = {row["id"]: row["status"] for row in read(tmp_path / "out/results.jsonl")}
-    assert rows.pop("good") == "done" and set(rows.values()) == {"failed"} and len(rows) == len(priors)
+    assert (
+        rows.pop("good") == "done"
+        and rows.pop("none") == "done"
+        and set(rows.values()) == {"failed"}
+        and len(rows) == len(priors)
+    )
 
 
 @pytest.mark.parametrize(
