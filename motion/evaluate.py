@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prior",
         default=None,
-        help="shipped prior or folder (default: the one that ships; with --pairs the block's own)",
+        help="shipped prior or folder (default: the command's; with --pairs the block's own)",
     )
     parser.add_argument("--sequences", type=int, default=8, help=f"sequences of {PROMPTS} prompts for each method")
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
