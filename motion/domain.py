@@ -48,7 +48,7 @@ KNOBS = (
     ),
     Knob(
         name="guidance", default=GUIDANCE, least=0, most=100, argument="guidance_scale",
-        help="classifier-free guidance, 1 switches it off (public MDM: 2.5)", page="Guidance by the prompt", page_most=8,
+        help="classifier-free guidance, 1: none; public MDM: 2.5", page="Guidance by the prompt", page_most=8,
     ),
     Knob(
         name="handshake", default=20, kind=int, least=0, most=10_000, argument="handshake",

@@ -121,8 +121,8 @@ class VideoDomain(Domain):
         Example("A knight walks", "0s: a knight walks", 4, 3),
     )
     SUMMARY = (
-        "Minutes of video from a model that has seen 16 to 48 frames at a time (Video-Infinity). The model that ships is "
-        "small: 64 × 64 pixels, five characters on white (knight, barbarian, mage, rogue, hooded rogue) in fifty actions."
+        "Minutes of video from a model that has seen 16 to 48 frames at a time (Video-Infinity). The model that ships "
+        "is small: 64 × 64 pixels, five characters (knight, barbarian, mage, rogue, hooded rogue) in fifty actions."
     )
     MOST_SECONDS = 120.0
 

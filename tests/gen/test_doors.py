@@ -221,12 +221,8 @@ def test_a_strange_prior_of_one_line_is_that_lines_mistake(tmp_path: Path) -> No
     lines.append(walk("none", prior=None))  # none is named: the default
     assert main(["batch", manifest(tmp_path, walk("good"), *lines), "--out", str(tmp_path / "out")]) == 1
     rows = {row["id"]: row["status"] for row in read(tmp_path / "out/results.jsonl")}
-    assert (
-        rows.pop("good") == "done"
-        and rows.pop("none") == "done"
-        and set(rows.values()) == {"failed"}
-        and len(rows) == len(priors)
-    )
+    assert rows.pop("good") == "done" and rows.pop("none") == "done"
+    assert set(rows.values()) == {"failed"} and len(rows) == len(priors)
 
 
 @pytest.mark.parametrize(
