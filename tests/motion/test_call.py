@@ -23,7 +23,7 @@ def pipe() -> LongMotionPipeline:
 
 def test_defaults_are_those_of_the_command() -> None:
     known = inspect.signature(LongMotionPipeline.__call__).parameters
-    assert known["num_inference_steps"].default == 20 and known["chunk_rows"].default == 16
+    assert known["num_inference_steps"].default == 30 and known["chunk_rows"].default == 16
     assert known["guidance_scale"].default == 1.25 and known["handshake"].default == 20
 
 
