@@ -1,0 +1,1 @@
+"""Text into symbols: normalisation, phonemes, lexicon, SSML, books."""
