@@ -1,1 +1,1 @@
-"""longtake.speech: speech from a sentence to hours (ProsodyFM, VALL-E R, the long-form engine)."""
+"""longtake.speech: long speech from short-utterance models (ProsodyFM, VALL-E R), from a sentence to hours."""

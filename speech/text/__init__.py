@@ -1,1 +1,1 @@
-"""Text into symbols: normalisation, phonemes, lexicon, SSML, books."""
+"""Text before it is spoken: symbols, normalisation, phonemes, lexicon, SSML, books."""
