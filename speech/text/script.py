@@ -183,15 +183,6 @@ class Writer:
 
     def sentences(self, text: str | Iterable[str] | Iterable[Paragraph]) -> Iterator[Sentence]:
         """The sentences of a text, of pieces of text or of paragraphs, in order. Raises UserError."""
-        held: Sentence | None = None
-        for sentence in self._sentences(text):
-            if held is not None:
-                yield held
-            held = sentence
-        if held is not None:
-            yield replace(held, end="paragraph" if held.end == "sentence" else held.end)
-
-    def _sentences(self, text: str | Iterable[str] | Iterable[Paragraph]) -> Iterator[Sentence]:
         for paragraph in self._paragraphs(text):
             made = list(self._of_paragraph(paragraph))
             for number, sentence in enumerate(made):
