@@ -307,7 +307,8 @@ class Corpus:
 
     mels (sum of T, 80) float16, normalised by MEL_MEAN and MEL_DEVIATION; owner (sum of T,) int16: symbol of each
     frame within its utterance; ids, lengths (sum of P,): symbols, and frames of each; first_frame, frames,
-    first_symbol, counts, voice (U,) int64; height (U,). finals (U, W, 2), tones (U, W, S), tone_lengths (U, W): see ``Batch``.
+    first_symbol, counts, voice (U,) int64; height (U,). finals (U, W, 2), tones (U, W, S), tone_lengths
+    (U, W): see ``Batch``.
     voices: names of the voice ids. longest: symbols of the longest text.
     """
 
