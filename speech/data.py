@@ -280,7 +280,8 @@ class Batch:
 
     ids (R, L) int64, 0 beyond a text's end; counts (R,) symbols. mel (R, F, 80) float32, normalised, 0 beyond the
     end; frames (R,) valid ones; owner (R, F) int64: the symbol that each frame is of. lengths (R, L) int64: frames of
-    each symbol of the whole sentence. voice (R,) int64. finals (R, W, 2) int64: first and end symbol of each
+    each symbol of the whole sentence. voice (R,) int64. height (R,) float32: the sentence's average pitch against its
+    voice's, in semitones. finals (R, W, 2) int64: first and end symbol of each
     phrase-final word, 0 and 0 for none. tones (R, W, S) float32: its pitch in Hz; tone_lengths (R, W).
     rows (R,) int64: which utterance. begin (R,): the crop's first frame.
     """
@@ -292,6 +293,7 @@ class Batch:
     owner: torch.Tensor
     lengths: torch.Tensor
     voice: torch.Tensor
+    height: torch.Tensor
     finals: torch.Tensor
     tones: torch.Tensor
     tone_lengths: torch.Tensor
@@ -305,7 +307,8 @@ class Corpus:
 
     mels (sum of T, 80) float16, normalised by MEL_MEAN and MEL_DEVIATION; owner (sum of T,) int16: symbol of each
     frame within its utterance; ids, lengths (sum of P,): symbols, and frames of each; first_frame, frames,
-    first_symbol, counts, voice (U,) int64. finals (U, W, 2), tones (U, W, S), tone_lengths (U, W): see ``Batch``.
+    first_symbol, counts, voice (U,) int64; height (U,). finals (U, W, 2), tones (U, W, S), tone_lengths
+    (U, W): see ``Batch``.
     voices: names of the voice ids. longest: symbols of the longest text.
     """
 
@@ -318,6 +321,7 @@ class Corpus:
     first_symbol: torch.Tensor
     counts: torch.Tensor
     voice: torch.Tensor
+    height: torch.Tensor
     finals: torch.Tensor
     tones: torch.Tensor
     tone_lengths: torch.Tensor
@@ -364,6 +368,7 @@ class Corpus:
             first_symbol=put(np.cumsum(counts) - counts),
             counts=put(counts),
             voice=put([names.index(one.voice) for one, _ in pairs]),
+            height=put(_heights([hertz for _, hertz in pairs], [one.voice for one, _ in pairs]), torch.float32),
             finals=put(np.stack([one[0] for one in words])),
             tones=put(np.stack([one[1] for one in words]), torch.float32),
             tone_lengths=put(np.stack([one[2] for one in words])),
@@ -410,12 +415,23 @@ class Corpus:
             owner=torch.where(here, self.owner[place].long(), 0),
             lengths=torch.where(told, self.lengths[letter], 0),
             voice=self.voice[picked],
+            height=self.height[picked],
             finals=self.finals[picked],
             tones=self.tones[picked],
             tone_lengths=self.tone_lengths[picked],
             rows=picked,
             begin=begin,
         )
+
+
+def _heights(tones: Sequence[np.ndarray], voices: Sequence[str]) -> np.ndarray:
+    """Average pitch (U,) of sentences in semitones against the mean of their voice's, 0 where there is no pitch."""
+    notes = [12 * float(np.log2(one[one > 0]).mean()) if (one > 0).any() else np.nan for one in tones]
+    table: dict[str, list[float]] = {}
+    for note, voice in zip(notes, voices, strict=True):
+        table.setdefault(voice, []).append(note)
+    means = {voice: float(np.nanmean(found)) if np.isfinite(found).any() else 0.0 for voice, found in table.items()}
+    return np.array([np.nan_to_num(note - means[voice]) for note, voice in zip(notes, voices, strict=True)])
 
 
 def _finals(

@@ -30,13 +30,13 @@ class MaskedNorm(nn.GroupNorm):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             rows = x.float().reshape(len(x), self.num_groups, -1, x.shape[-1])
-            here = mask[:, None].float()
-            count = here.sum(-1, keepdim=True) * rows.shape[2]
-            mean = (rows * here).sum((2, 3), keepdim=True) / count
-            away = rows - mean
-            power = (away.square() * here).sum((2, 3), keepdim=True) / count
-            level = (away * torch.rsqrt(power + self.eps)).reshape(x.shape)
-            return (level * self.weight[:, None] + self.bias[:, None]).to(x.dtype)
+            valid = rows * mask[:, None].float()
+            count = mask.float().sum(-1)[..., None] * (x.shape[1] // self.num_groups)  # (B, 1, 1)
+            mean = valid.sum((2, 3))[..., None] / count
+            power = valid.square().sum((2, 3))[..., None] / count - mean.square()
+            scale = torch.rsqrt(power.clamp_min(0) + self.eps) * self.weight.reshape(self.num_groups, -1)
+            shift = self.bias.reshape(self.num_groups, -1) - mean * scale
+            return torch.addcmul(shift[..., None], rows, scale[..., None]).reshape(x.shape).to(x.dtype)
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from longtake.errors import UserError
 from longtake.speech.mel import NORMS
-from longtake.speech.prosody_fm.decoder import MULTIPLE, Decoder, Estimator
+from longtake.speech.prosody_fm.decoder import MULTIPLE, Decoder, Estimator, flow_target
 from longtake.speech.prosody_fm.intonation import Intonation, TextPitchAligner, word_places
 from longtake.speech.prosody_fm.layers import DurationPredictor, Encoder, Prenet, lengths_mask
 from longtake.speech.text.symbols import BREAK, SYMBOLS
@@ -198,6 +198,72 @@ class ProsodyFM(nn.Module):
         """The aligner's queries (B, W, C) for the words at ``finals`` (B, W, 2)."""
         places = word_places(finals, ids.shape[1], blanks=self.config.blanks)
         return self.aligner(self.aligner.states(ids, lengths), places)
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        counts: torch.Tensor,
+        lengths: torch.Tensor,
+        mel: torch.Tensor,
+        frames: torch.Tensor,
+        owner: torch.Tensor,
+        speaker: torch.Tensor,
+        tone: torch.Tensor,
+        finals: torch.Tensor,
+        pitch: torch.Tensor,
+        pitch_lengths: torch.Tensor,
+        heard: torch.Tensor,
+        noise: torch.Tensor,
+        time: torch.Tensor,
+    ) -> torch.Tensor:
+        """The losses (4,) of durations, mean mel, flow and aligner, of crops whose alignment is known.
+
+        ids (B, L), counts (B,): symbols of whole sentences; lengths (B, L): their frames. mel (B, T, n), normalised,
+        with ``frames`` (B,) valid ones, and ``owner`` (B, T), the symbol of each: the crops. speaker (B,) or (B, d);
+        tone (B,), see ``speaker``. finals (B, W, 2), pitch (B, W, S) as the bank reads it and pitch_lengths (B, W):
+        phrase-final words. heard (B,) bool: whether the bank hears their pitch, else what the aligner reads off the
+        text. noise (B, n, T), time (B,): of the flow. Durations, mean and flow: spec 2.5.
+        """
+        added, aligned = self._intonation(ids, counts, finals, pitch, pitch_lengths, heard)
+        voice = self.speaker(speaker, tone)
+        mu, logw, known = self.encoder(ids, counts, voice, added)
+        logw, known = logw[:, 0].float(), known[:, 0]
+        told = torch.log(lengths.float().clamp_min(1))
+        duration = ((logw - told).square() * known).sum() / known.sum()
+        mask = lengths_mask(frames, mel.shape[1])
+        here = mask.sum() * self.config.mels
+        mean = mu.float().gather(2, owner[:, None].expand(-1, mu.shape[1], -1)) * mask
+        clean = mel.transpose(1, 2)
+        prior = (0.5 * ((clean - mean).square() + math.log(2 * math.pi)) * mask).sum() / here
+        point, velocity = flow_target(noise, clean, time)
+        found = self.decoder.estimator(point * mask, mask, mean, time, voice)
+        flow = ((found.float() - velocity).square() * mask).sum() / here
+        return torch.stack([duration, prior, flow, aligned])
+
+    def _intonation(
+        self,
+        ids: torch.Tensor,
+        counts: torch.Tensor,
+        finals: torch.Tensor,
+        pitch: torch.Tensor,
+        pitch_lengths: torch.Tensor,
+        heard: torch.Tensor,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What intonation adds to the symbols, and the aligner's loss."""
+        nothing = pitch.new_zeros(())
+        if not self.config.tokens:
+            return None, nothing
+        query = self.encoder.gst.query(pitch, pitch_lengths)
+        sounding = (pitch_lengths > 0).float()
+        if self.config.aligner:
+            read = self.text_query(ids, counts, finals)
+            away = (read.float() - query.detach().float()).square().mean(-1)
+            nothing = (away * sounding).sum() / sounding.sum().clamp_min(1)
+            listens = heard[:, None] & (pitch_lengths > 0)
+            query = torch.where(listens[..., None], query, read.detach().to(query.dtype))
+        return self.spread(self.encoder.gst.stl(query)[0], finals, ids.shape[1]), nothing
 
     # ------------------------------------------------------------------------------------------ sampling
 
