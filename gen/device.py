@@ -85,6 +85,11 @@ def _cuda_device(device: torch.device, asked: str, source: str, local_rank: int)
     return torch.device("cuda", index)
 
 
+def records(device: torch.device) -> bool:
+    """Whether a device can record what it is told to do and replay it (see ``longtake.graphs``)."""
+    return device.type == "cuda"
+
+
 def activate(device: torch.device) -> None:
     """Make `device` the current one of this process, as NCCL needs. Nothing to do off CUDA."""
     if device.type == "cuda":

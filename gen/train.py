@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from longtake.device import activate, choose_device
+from longtake.device import activate, choose_device, records
 from longtake.errors import UserError, one_line
+from longtake.graphs import Graphs, Split
 from longtake.journal import atomic_path
 from longtake.records import append
 from torch import nn
@@ -44,6 +45,8 @@ class Settings:
     this run. checkpoint_every: steps; checkpoint_minutes: also when so long has passed since the last (0: never).
     ema: decay of the moving average. clip: of the gradient's norm. precision: "no", "bf16" or "fp16".
     compile: whether torch.compile makes the model's forward and backward (a minute or more once; a shape each).
+    graphs: whether a CUDA device replays recorded steps, where the loss is a ``longtake.graphs.Split``, one process
+    trains, and neither compile nor "fp16" is asked for.
     Raises UserError for numbers that cannot be.
     """
 
@@ -59,6 +62,7 @@ class Settings:
     ends_at: float | None = None
     checkpoint_minutes: float = 0.0
     compile: bool = False
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -125,6 +129,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="let torch.compile make the steps"
     )
+    parser.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU: record each step once and replay it (the same numbers, sooner)",
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -143,6 +153,8 @@ def schedule(args: argparse.Namespace, share: float = 1.0) -> dict[str, Any]:
         "checkpoint_minutes": args.checkpoint_minutes,
         "checkpoint_every": ENDLESS if args.checkpoint_minutes > 0 else 250,
         "precision": args.precision,
+        "compile": args.compile,
+        "graphs": args.graphs,
     }
 
 
@@ -359,6 +371,7 @@ class Trainer:
         self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
         if settings.compile:
             self.wrapped = torch.compile(self.wrapped, dynamic=False)
+        self.graphs = self.recorder()
         self.started = self.kept_at = time.monotonic()
         with tqdm(
             range(self.done, settings.steps),
@@ -387,15 +400,31 @@ class Trainer:
         self.rate = self.settings.rate(number, self.minutes if self.settings.over_time else 0.0)
         for group in self.stepper.param_groups:
             group["lr"] = self.rate
-        with self.accelerator.autocast():
-            value = self.loss(self.wrapped, number)
-        self.accelerator.backward(value)
+        value = self.backward(number)
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
         self.average.step()
         self.losses.append(value.detach())
         self.done = number + 1
+
+    def recorder(self) -> Graphs | None:
+        """What records this training's steps, where they can be and should."""
+        settings, loss = self.settings, self.loss
+        wanted = settings.graphs and not settings.compile and settings.precision != "fp16"
+        alone = self.accelerator.num_processes == 1
+        if not (wanted and alone and records(self.device) and isinstance(loss, Split)):
+            return None
+        return Graphs(loss.value, self.wrapped, self.accelerator.autocast)
+
+    def backward(self, number: int) -> torch.Tensor:
+        """The loss of a step, its gradients in the parameters."""
+        if self.graphs is not None and isinstance(self.loss, Split):
+            return self.graphs(self.loss.draw(number))
+        with self.accelerator.autocast():
+            value = self.loss(self.wrapped, number)
+        self.accelerator.backward(value)
+        return value
 
     def is_due(self) -> bool:
         """Whether a checkpoint is: by the number of steps, at the end, or by the clock."""

@@ -44,20 +44,32 @@ PRIOR_SHARE = 0.75  # of the minutes of ``whole``; the rest is the two-person bl
 START = 0.6  # minutes that a command spends before its first step and after its last
 
 
-def objective(
-    model: Any, corpus: Corpus, levels: torch.Tensor, frames: int, rows: int, dice: Dice, space: MotionSpace
-) -> dict[str, torch.Tensor]:
-    """The weighted terms of one batch's loss, see ``objective.terms``; levels: the scheduler's ``alphas_cumprod``."""
-    from longtake.motion.objective import terms
-
+def draw(corpus: Corpus, frames: int, rows: int, dice: Dice) -> tuple[torch.Tensor, ...]:
+    """What ``objective`` needs: motion (B, F, D), lengths (B,), text (B, E), noise (B, F, D), time (B,)."""
     batch = corpus.batch(frames, rows, dice)
     time = dice.times(rows)
+    return batch.motion, batch.lengths, batch.text, dice.normal(*batch.motion.shape), time
+
+
+def objective(
+    model: Any,
+    levels: torch.Tensor,
+    space: MotionSpace,
+    motion: torch.Tensor,
+    lengths: torch.Tensor,
+    text: torch.Tensor,
+    noise: torch.Tensor,
+    time: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """The weighted terms of one batch's loss, see ``objective.terms``; levels: the scheduler's ``alphas_cumprod``,
+    then what ``draw`` made."""
+    from longtake.motion.objective import terms
+
     share = levels[time]
-    noise = dice.normal(*batch.motion.shape)
     level = share[:, None, None]
-    noisy = level.sqrt() * batch.motion + (1 - level).sqrt() * noise
-    out = model(noisy, time, batch.text, lengths=batch.lengths).float()
-    return terms(out, batch.motion, batch.lengths, share, space)
+    noisy = level.sqrt() * motion + (1 - level).sqrt() * noise
+    out = model(noisy, time, text, lengths=lengths).float()
+    return terms(out, motion, lengths, share, space)
 
 
 def spread_text(model: Any, texts: list[torch.Tensor]) -> None:
@@ -90,6 +102,7 @@ def train_model(
     """
     import torch
     from diffusers import DDIMScheduler
+    from longtake.graphs import Split
     from longtake.motion.corpus import Corpus, Takes
     from longtake.motion.data import FPS
     from longtake.motion.model import MDM
@@ -109,19 +122,21 @@ def train_model(
     spread_text(model, list(corpus.vectors.unique(dim=0)))
     space, corpus = space.to(device), corpus.to(device)
 
-    def loss(network: Any, step: int) -> torch.Tensor:
+    def drawn(step: int) -> tuple[torch.Tensor, ...]:
         length = LENGTHS[int(batch_generator(seed + 1, step).integers(len(LENGTHS)))]
-        dice = Dice(seed + 1, step, device)
         torch.manual_seed(step)  # of dropout, so that a resumed training drops the same
-        found = objective(network, corpus, levels, length, max(1, frames // length), dice, space)
-        return torch.stack(list(found.values())).sum()
+        return draw(corpus, length, max(1, frames // length), Dice(seed + 1, step, device))
+
+    def value(network: Any, *tensors: torch.Tensor) -> torch.Tensor:
+        return torch.stack(list(objective(network, levels, space, *tensors).values())).sum()
 
     def judge(network: Any, step: int) -> dict[str, float]:
-        batches = [objective(network, unseen, levels, 100, 64, Dice(seed + 2, n, device), space) for n in range(6)]
+        parts = [draw(unseen, 100, 64, Dice(seed + 2, n, device)) for n in range(6)]
+        batches = [objective(network, levels, space, *part) for part in parts]
         found = {name: sum(float(batch[name]) for batch in batches) / len(batches) for name in batches[0]}
         return {"loss_held_out": round(sum(found.values()), 4), "error_held_out": round(found["error"], 4)}
 
-    fit(model, loss, settings, folder, name="mdm", on_checkpoint=judge)
+    fit(model, Split(drawn, value), settings, folder, name="mdm", on_checkpoint=judge)
     trained = MDM(**MODEL).to(device).eval()  # without the half precision that training wraps around a net
     trained.load_state_dict(model.state_dict())
     return trained, space

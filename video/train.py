@@ -80,6 +80,7 @@ def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
 def train_autoencoder(sources: Sources, folder: Path, settings: Settings, *, batch: int, seed: int) -> Any:
     """Train (or resume) the autoencoder; held-out clips give the PSNR in the record."""
     import torch
+    from longtake.graphs import Split
     from longtake.train import Dice, fit, training_device
     from longtake.video.corpus import Frames
     from longtake.video.prior import FrameAutoencoder
@@ -91,17 +92,19 @@ def train_autoencoder(sources: Sources, folder: Path, settings: Settings, *, bat
     model = FrameAutoencoder(**AUTOENCODER).to(memory_format=torch.channels_last)
     grid = [side // 8 for side in unseen.shape[2:]]
 
-    def loss(network: Any, step: int) -> torch.Tensor:
+    def draw(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         dice = Dice(seed, step, device)
         images = frames.batch(batch, dice).to(memory_format=torch.channels_last)
-        noise = LATENT_NOISE * dice.normal(batch, LATENT_CHANNELS, *grid)
+        return images, LATENT_NOISE * dice.normal(batch, LATENT_CHANNELS, *grid)
+
+    def value(network: Any, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return reconstruction_loss(network(images, noise).float(), images)
 
     def judge(network: Any, step: int) -> dict[str, float]:
         rebuilt = torch.cat([network(part) for part in unseen.split(64)])
         return {"psnr_held_out_db": round(psnr(rebuilt, unseen), 3)}
 
-    return fit(model, loss, settings, folder, name="autoencoder", on_checkpoint=judge)
+    return fit(model, Split(draw, value), settings, folder, name="autoencoder", on_checkpoint=judge)
 
 
 def quicken(unet: Any) -> None:
@@ -153,9 +156,10 @@ def quicken(unet: Any) -> None:
             module.__dict__["forward"] = as_given(module)
 
 
-def objective(network: Any, scheduler: Any, clean: torch.Tensor, text: torch.Tensor, dice: Any, time: Any) -> Any:
-    """Mean squared error of v, a scalar tensor, of windows (B, c, F, h, w) with texts (B, T, D) at times (B,)."""
-    noise = dice.normal(*clean.shape)
+def objective(
+    network: Any, scheduler: Any, clean: torch.Tensor, text: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared error of v, a scalar tensor, of windows and noise (B, c, F, h, w), texts (B, T, D), times (B,)."""
     predicted = network(scheduler.add_noise(clean, noise, time), time, encoder_hidden_states=text).sample
     return ((predicted.float() - scheduler.get_velocity(clean, noise, time)) ** 2).mean()
 
@@ -177,6 +181,7 @@ def train_unet(
     """
     import torch
     from diffusers import DDIMScheduler, UNet3DConditionModel
+    from longtake.graphs import Split
     from longtake.train import Dice, batch_generator, fit, training_device
     from longtake.video.corpus import Windows
 
@@ -190,11 +195,15 @@ def train_unet(
         model.load_state_dict(start)
     quicken(model.to(device))
 
-    def loss(network: Any, step: int) -> torch.Tensor:
+    def draw(step: int) -> tuple[torch.Tensor, ...]:
         frames = int(batch_generator(seed + 1, step).choice(LENGTHS))
         dice = Dice(seed + 1, step, device)
         clean, text = seen.batch(max(1, batch * LENGTHS[0] // frames), frames, dice, SILENT)
-        return objective(network, scheduler, clean, text, dice, dice.times(len(clean), late=LATE))
+        time = dice.times(len(clean), late=LATE)
+        return clean, text, dice.normal(*clean.shape), time
+
+    def value(network: Any, *drawn: torch.Tensor) -> torch.Tensor:
+        return objective(network, scheduler, *drawn)
 
     def judge(network: Any, step: int) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -205,11 +214,11 @@ def train_unet(
                 for _ in range(4):
                     clean, text = windows.batch(16, LENGTHS[0], dice)
                     time = dice.times(16) if fixed is None else torch.full((16,), fixed, device=device)
-                    total += objective(network, scheduler, clean, text, dice, time) / 4
+                    total += objective(network, scheduler, clean, text, dice.normal(*clean.shape), time) / 4
                 found[name] = round(float(total), 4)
         return found
 
-    return fit(model, loss, settings, folder, name="unet", on_checkpoint=judge)
+    return fit(model, Split(draw, value), settings, folder, name="unet", on_checkpoint=judge)
 
 
 def export(autoencoder: Any, unet: Any, folder: Path, sources: Sources) -> Path:
@@ -293,11 +302,11 @@ def run(args: argparse.Namespace) -> int:
         autoencoder, start = _start_from(args.start_from)
     else:
         steps = count(args.autoencoder_steps, args, 1200)
-        settings = Settings(steps, 2e-3, **schedule(args, AUTOENCODER_SHARE), compile=args.compile)
+        settings = Settings(steps, 2e-3, **schedule(args, AUTOENCODER_SHARE))
         batch = args.autoencoder_batch or (256 if large else 32)
         autoencoder = train_autoencoder(sources, args.out, settings, batch=batch, seed=args.seed)
     share = 1.0 if start is not None else 1 - AUTOENCODER_SHARE
-    settings = Settings(count(args.steps, args, 2200), 1e-3, ema=0.9985, **schedule(args, share), compile=args.compile)
+    settings = Settings(count(args.steps, args, 2200), 1e-3, ema=0.9985, **schedule(args, share))
     batch = args.batch or (60 if large else 8)
     unet = train_unet(sources, autoencoder, args.out, settings, batch=batch, seed=args.seed, start=start)
     report(unet, autoencoder, sources, args.out, seed=args.seed)

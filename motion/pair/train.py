@@ -35,17 +35,26 @@ COMM_LAYERS = 1
 SPLIT = 2  # after the last layer the hidden states no longer tell "side by side" from "behind"
 
 
-def objective(model: Any, batch: PairBatch, scheduler: Any, dice: Dice, space: MotionSpace) -> dict[str, torch.Tensor]:
-    """Losses of one batch: "motion", "canon" (metres and cosines, squared), "drift" and their weighted sum "all".
+def draw(pairs: Pairs, frames: int, rows: int, dice: Dice, **told: float) -> tuple[torch.Tensor, ...]:
+    """What ``objective`` needs of one batch: a ``PairBatch``'s fields, noise (B, 2, F, D), the canons' (B, D), time
+    (B,). told: as of ``Pairs.batch``."""
+    batch = pairs.batch(frames, rows, dice, **told)
+    _, _, _, width = batch.motion.shape
+    time = dice.times(rows)
+    noise = dice.normal(*batch.motion.shape)
+    canon_noise = torch.nn.functional.pad(dice.normal(rows, CANON), (0, width - CANON))
+    return (*batch, noise, canon_noise, time)
 
-    Everything lies on the batch's device, the scheduler's ``alphas_cumprod`` too.
+
+def objective(model: Any, scheduler: Any, space: MotionSpace, *drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Losses of one batch that ``draw`` made: "motion", "canon" (metres and cosines, squared), "drift" and their
+    weighted sum "all". Everything lies on the batch's device, the scheduler's ``alphas_cumprod`` too.
     """
+    *fields, noise, canon_noise, time = drawn
+    batch = PairBatch(*fields)
     clean = batch.motion
     rows, _, frames, width = clean.shape
-    time = dice.times(rows)
-    noise = dice.normal(rows, 2, frames, width)
     noisy = scheduler.add_noise(clean, noise, time)
-    canon_noise = torch.nn.functional.pad(dice.normal(rows, CANON), (0, width - CANON))
     seen = scheduler.add_noise(batch.canon, canon_noise, time)
     first = first_token(width, clean.device).expand(rows, width)
     a = torch.cat([first.unsqueeze(1), noisy[:, 0]], 1)
@@ -80,6 +89,7 @@ def train_block(
     frames: of a batch; 0: as many as suit the device.
     """
     from diffusers import DDIMScheduler
+    from longtake.graphs import Split
     from longtake.train import Dice, batch_generator, fit, training_device
 
     torch.manual_seed(seed)
@@ -97,18 +107,20 @@ def train_block(
     model.to(device)
     space = copy.deepcopy(pipe.space).to(device)
 
-    def loss(network: Any, step: int) -> torch.Tensor:
+    def drawn(step: int) -> tuple[torch.Tensor, ...]:
         length = lengths[int(batch_generator(seed + 1, step).integers(len(lengths)))]
-        dice = Dice(seed + 1, step, device)
         torch.manual_seed(step)  # of dropout, so that a resumed training drops the same
-        return objective(network, pairs.batch(length, frames // length, dice), scheduler, dice, space)["all"]
+        return draw(pairs, length, frames // length, Dice(seed + 1, step, device))
+
+    def value(network: Any, *tensors: torch.Tensor) -> torch.Tensor:
+        return objective(network, scheduler, space, *tensors)["all"]
 
     def judge(network: Any, step: int) -> dict[str, float]:
         losses = held_out(network, unseen, scheduler, seed, space)
         return {f"held_out_{key}": round(value, 4) for key, value in losses.items()}
 
     learner = Learner(model)
-    fit(learner, loss, settings, folder, name="comm", on_checkpoint=judge)
+    fit(learner, Split(drawn, value), settings, folder, name="comm", on_checkpoint=judge)
     return model.cpu().eval()
 
 
@@ -145,8 +157,8 @@ def held_out(
         dice = Dice(seed + 2, number, pairs.features.device)
         frames = lengths[number % len(lengths)]
         with torch.no_grad():
-            batch = pairs.batch(frames, FRAMES_A_STEP // frames, dice, drop_text=0.0)
-            losses = objective(model, batch, scheduler, dice, space)
+            drawn = draw(pairs, frames, FRAMES_A_STEP // frames, dice, drop_text=0.0)
+            losses = objective(model, scheduler, space, *drawn)
         for key, value in losses.items():
             total[key] = total.get(key, 0.0) + value / batches
     return {key: float(value) for key, value in total.items()}
