@@ -52,12 +52,12 @@ class Encodec:
         """Frames a second."""
         return self.sample_rate / self.hop
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, wave: torch.Tensor) -> torch.Tensor:
         """Codes (B, D, T) int64 of sound (B, 1, N) at ``sample_rate``, T = ceil(N / hop)."""
         return quantiser.encode(self.model.encoder(wave), self.codebooks, self.merge).transpose(0, 1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Sound (B, 1, T hop) of codes (B, D, T)."""
         return self.model.decoder(quantiser.decode(codes.transpose(0, 1), self.codebooks))
@@ -83,7 +83,7 @@ class EncodecStream:
         self.state: dict[str, Any] = {}
         self.begun = False
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def push(self, codes: torch.Tensor) -> torch.Tensor:
         """Sound (1, 1, n hop) that codes (1, D, n) complete; empty until the first frames are enough."""
         waiting = codes if self.waiting is None else torch.cat([self.waiting, codes], -1)

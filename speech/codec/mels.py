@@ -23,8 +23,9 @@ from longtake.errors import UserError
 from longtake.speech.codec import quantiser
 from torch import nn
 
-DECAY = 0.98  # of a codebook's moving averages
-DEAD = 0.2  # an entry that fewer vectors a step than this fall to is set elsewhere
+DECAY = 0.97  # of a codebook's moving averages
+DEAD = 0.03  # an entry that is used less than this share of an even use is set elsewhere
+FRESH = 0.2  # the share of an even use that it then counts as
 COMMITMENT = 0.25
 KERNEL = 7
 SQUARES = 0.5  # share of the squared error beside the absolute one
@@ -168,11 +169,12 @@ class MelCodec(nn.Module):
     @torch.no_grad()
     def revive(self, layer: int, group: torch.Tensor, picks: torch.Tensor) -> None:
         """Set the entries that nothing falls to on vectors of ``group`` (B, t, c)."""
-        dead = self.sizes[layer] < DEAD
+        even = group.shape[0] * group.shape[1] / self.entries
+        dead = self.sizes[layer] < DEAD * even
         fresh = group.flatten(0, 1)[picks]
-        for table, value in ((self.books, fresh), (self.sums, fresh)):
-            table[layer].copy_(torch.where(dead[:, None], value, table[layer]))
-        self.sizes[layer].copy_(torch.where(dead, 1.0, self.sizes[layer]))
+        self.books[layer].copy_(torch.where(dead[:, None], fresh, self.books[layer]))
+        self.sums[layer].copy_(torch.where(dead[:, None], FRESH * even * fresh, self.sums[layer]))
+        self.sizes[layer].copy_(torch.where(dead, FRESH * even, self.sizes[layer]))
 
     @torch.no_grad()
     def learn(self, layer: int, group: torch.Tensor, codes: torch.Tensor) -> None:

@@ -90,8 +90,10 @@ class AR(nn.Module):
         super().__init__()
         if pointer not in POINTERS:
             raise UserError(f"unknown pointer {pointer!r}; allowed are {', '.join(POINTERS)}")
-        if lead not in (0, 1) or (pointer == "none" and (lead or around or place or dwell)):
-            raise UserError(f"lead must be 0 or 1, and nothing is told of a phoneme without a pointer; got lead {lead}")
+        if lead not in (0, 1) or (pointer == "none" and (lead or around or place)) or (dwell and not lead):
+            raise UserError(
+                f"lead must be 0 or 1; dwell needs lead 1, and around and place a pointer; got lead {lead}, dwell {dwell}"
+            )
         self.size, self.symbols, self.entries = size, symbols, entries
         self.end, self.begin = entries, entries + 1
         self.pointer, self.lead, self.begins = pointer, lead, begins

@@ -230,7 +230,7 @@ class Pointer:
 # ------------------------------------------------------------------------------------------------------------ decode
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     model: Voiced,
     text: torch.Tensor,
@@ -320,7 +320,7 @@ def decode(
     return Spoken(torch.tensor(codes, dtype=torch.int64), torch.tensor(pointer, dtype=torch.int64))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode_plain(
     model: Voiced,
     text: torch.Tensor,

@@ -133,7 +133,7 @@ class NAR(nn.Module):
         hidden = self.transformer(x, attend, self.stages(stage))[:, many:]
         return hidden @ self.heads()[stage].to(hidden.dtype).transpose(1, 2)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def complete(
         self, text: torch.Tensor, codes: torch.Tensor, pointer: torch.Tensor | None, prompt: int = 0
     ) -> torch.Tensor:
