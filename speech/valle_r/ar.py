@@ -92,7 +92,7 @@ class AR(nn.Module):
             raise UserError(f"unknown pointer {pointer!r}; allowed are {', '.join(POINTERS)}")
         if lead not in (0, 1) or (pointer == "none" and (lead or around or place)) or (dwell and not lead):
             raise UserError(
-                f"lead must be 0 or 1; dwell needs lead 1, and around and place a pointer; got lead {lead}, dwell {dwell}"
+                f"lead must be 0 or 1, dwell needs lead 1, around and place a pointer; got {lead} and {dwell}"
             )
         self.size, self.symbols, self.entries = size, symbols, entries
         self.end, self.begin = entries, entries + 1
@@ -270,20 +270,37 @@ def lesson(
 def objective(
     network: Any,
     model: AR,
+    soft: torch.Tensor | None,
     text: torch.Tensor,
     text_lengths: torch.Tensor,
     codes: torch.Tensor,
     labels: torch.Tensor,
     lengths: torch.Tensor,
+    heard: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy of code and pointer, a scalar; tensors as in ``lesson``. network: the model, as wrapped to train.
 
-    The model must have a begin and a pointer.
+    soft: (K + 1, K + 1) what is asked for instead of each code, rows sum to 1; None: the code alone. heard: (B, T) the
+    codes that rows carry where they are not ``codes`` themselves. The model must have a begin and a pointer.
     """
     told = lesson(model, text, text_lengths, codes, labels, lengths)
-    said, moved = network(text, told["codes"], told["pointer"], text_lengths, lengths)
-    total = F.cross_entropy(said.float().flatten(0, 1), told["code_target"].flatten(), ignore_index=IGNORED)
-    return total + F.cross_entropy(moved.float().flatten(0, 1), told["move_target"].flatten(), ignore_index=IGNORED)
+    carried = told["codes"]
+    if heard is not None:
+        carried = torch.cat([carried[:, :1], heard], 1)
+    said, moved = network(text, carried, told["pointer"], text_lengths, lengths)
+    move = F.cross_entropy(moved.float().flatten(0, 1), told["move_target"].flatten(), ignore_index=IGNORED)
+    return softened(said.flatten(0, 1), told["code_target"].flatten(), soft) + move
+
+
+def softened(logits: torch.Tensor, target: torch.Tensor, soft: torch.Tensor | None) -> torch.Tensor:
+    """Cross entropy, a scalar, of logits (n, K) and targets (n,), each spread as its row of ``soft`` (K, K) says."""
+    logits = logits.float()
+    if soft is None:
+        return F.cross_entropy(logits, target, ignore_index=IGNORED)
+    asked = target != IGNORED
+    wanted = soft.index_select(0, target.clamp_min(0))
+    each = -(wanted * logits.log_softmax(-1)).sum(-1)
+    return (each * asked).sum() / asked.sum().clamp_min(1)
 
 
 def accuracy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

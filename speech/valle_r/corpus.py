@@ -5,10 +5,12 @@ Shape legend: U utterances, B rows of a batch, L phonemes, T frames at the merge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from longtake.errors import UserError
 from longtake.speech.alignment import search
 from longtake.speech.codec.mels import MelCodec
@@ -39,6 +41,10 @@ class Flat:
         """Of a corpus that has tensors of these names."""
         return cls(**{name: getattr(corpus, name) for name in cls.__dataclass_fields__})
 
+    def to(self, device: torch.device | str) -> Flat:
+        """The same elsewhere."""
+        return Flat(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+
     def crops(self, rows: int, frames: int, dice: Any) -> torch.Tensor:
         """Mels (rows, frames, 80) float32 of random places; 0 beyond the end of a shorter utterance."""
         chosen = dice.pick(self.frames.float(), rows)
@@ -67,20 +73,38 @@ class Coded:
     voice: torch.Tensor
     rows: torch.Tensor
 
+    def to(self, device: torch.device | str) -> Coded:
+        """The same elsewhere."""
+        return Coded(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+
     @property
     def merge(self) -> int:
         """m."""
         return self.codes.shape[2] // self.labels.shape[1]
 
     @classmethod
+    def heard(cls, flat: Flat, codec: MelCodec, ways: Sequence[tuple[int, float]]) -> Coded:
+        """Encode all utterances once in each of ``ways``: (first frame, what is added to the log mels)."""
+        parts = [cls.of(flat, codec, *way) for way in ways]
+        size = max(part.labels.shape[1] for part in parts)
+        wide = [part.padded(size) for part in parts]
+        return cls(**{name: torch.cat([getattr(part, name) for part in wide]) for name in cls.__dataclass_fields__})
+
+    def padded(self, frames: int) -> Coded:
+        """The same with room for ``frames`` merged frames."""
+        more = frames - self.labels.shape[1]
+        return replace(self, codes=F.pad(self.codes, (0, more * self.merge)), labels=F.pad(self.labels, (0, more)))
+
+    @classmethod
     @torch.no_grad()
-    def of(cls, flat: Flat, codec: MelCodec) -> Coded:
-        """Encode all utterances, their last frames that fill no merged one left out.
+    def of(cls, flat: Flat, codec: MelCodec, begin: int = 0, louder: float = 0.0) -> Coded:
+        """Encode all utterances from their frame ``begin`` on, ``louder`` added to their log mels; last frames that
+        fill no merged one are left out.
 
         Utterances with more phonemes than merged frames are left out too. Raises UserError when none remains.
         """
         merge = codec.merge[0]
-        merged = flat.frames // merge
+        merged = (flat.frames - begin) // merge
         rows = (merged >= flat.counts).nonzero()[:, 0]
         if not len(rows):
             raise UserError("no utterance has a merged frame for each phoneme: use a codec with less merging")
@@ -94,18 +118,21 @@ class Coded:
         for start in range(0, len(rows), SIDE_BY_SIDE):
             part = slice(start, start + SIDE_BY_SIDE)
             high = int(frames[part].max())
-            mel = flat.cut(rows[part], torch.zeros_like(rows[part]), merge * high)
-            mel = mel * codec.deviation + codec.mean
+            mel = flat.cut(rows[part], torch.full_like(rows[part], begin), merge * high)
+            mel = mel * codec.deviation + codec.mean + louder
             found = codec.encode(mel.transpose(1, 2), merge * frames[part])
             inside = torch.arange(merge * high, device=device) < merge * frames[part][:, None]
             codes[part, :, : merge * high] = torch.where(inside[:, None], found, 0).to(torch.int16)
-            owner = _padded(flat.owner.long(), flat.first_frame[rows[part]], merge * frames[part], merge * high)
+            owner = _padded(flat.owner.long(), flat.first_frame[rows[part]] + begin, merge * frames[part], merge * high)
             owner = torch.where(inside, owner, -1)
             labels[part, :high] = projected(owner, counts[part], frames[part], merge).to(torch.int16)
         return cls(codes, text.to(torch.int16), labels, frames, counts, flat.voice[rows], rows)
 
     def pairs(self, each: int, seed: int) -> torch.Tensor:
-        """Prompts and targets (n, 2) int64 of one voice, ``each`` of every target whose voice has others."""
+        """Prompts and targets (n, 2) int64 of one voice, ``each`` of every target whose voice has others.
+
+        One utterance encoded in two ways makes no pair. Raises UserError where no voice has two utterances.
+        """
         generator = torch.Generator().manual_seed(seed)
         voice = self.voice.cpu()
         found = []
@@ -118,7 +145,9 @@ class Coded:
             found.append(torch.stack([mine[(here + step) % len(mine)], mine[here.expand_as(step)]], -1).flatten(0, 1))
         if not found:
             raise UserError("VALL-E R learns from pairs of one voice: no voice has two utterances")
-        return torch.cat(found).to(self.voice.device)
+        pairs = torch.cat(found)
+        rows = self.rows.cpu()[pairs]
+        return pairs[rows[:, 0] != rows[:, 1]].to(self.voice.device)
 
     def join(self, pair: torch.Tensor, symbols: int, frames: int) -> Joined:
         """The pairs (B, 2) one after the other, padded to ``symbols`` phonemes and ``frames`` merged frames."""

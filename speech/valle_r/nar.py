@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from longtake.errors import UserError
-from longtake.speech.valle_r.ar import IGNORED, Spoken
+from longtake.speech.valle_r.ar import IGNORED, Spoken, softened
 from longtake.speech.valle_r.network import Places, Size, Transformer, by_mask, by_rule
 from torch import nn
 
@@ -131,7 +130,7 @@ class NAR(nn.Module):
             seen = ((place < text_lengths[:, None]) | sound)[:, None]
             attend = by_mask(seen.expand(-1, x.shape[1], -1))
         hidden = self.transformer(x, attend, self.stages(stage))[:, many:]
-        return hidden @ self.heads()[stage].to(hidden.dtype).transpose(1, 2)
+        return hidden @ self.heads().index_select(0, stage).to(hidden.dtype).transpose(1, 2)
 
     @torch.no_grad()
     def complete(
@@ -152,6 +151,7 @@ class NAR(nn.Module):
 
 def objective(
     network: Any,
+    soft: torch.Tensor | None,
     text: torch.Tensor,
     text_lengths: torch.Tensor,
     codes: torch.Tensor,
@@ -159,14 +159,21 @@ def objective(
     lengths: torch.Tensor,
     prompt: torch.Tensor,
     stage: torch.Tensor,
+    heard: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy, a scalar, of the layer that each row's stage (B,) asks for, frames of the prompt left out.
 
     text: (B, L); codes: (B, D, T); pointer: (B, T), both of any valid number beyond lengths (B,); prompt: (B,).
+    soft: (D - 1, K, K) what is asked for instead of each code of a stage, rows sum to 1; None: the code alone.
+    heard: (B, D, T) the codes that rows carry where they are not ``codes`` themselves.
     """
-    said = network(text, codes, pointer, stage, prompt, text_lengths, lengths)
+    said = network(text, codes if heard is None else heard, pointer, stage, prompt, text_lengths, lengths)
     target = targets(codes, stage, prompt, lengths)
-    return F.cross_entropy(said.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+    if soft is None:
+        return softened(said.flatten(0, 1), target.flatten(), None)
+    entries = soft.shape[1]
+    shifted = torch.where(target == IGNORED, IGNORED, target + stage[:, None] * entries)
+    return softened(said.flatten(0, 1), shifted.flatten(), soft.flatten(0, 1))
 
 
 def targets(codes: torch.Tensor, stage: torch.Tensor, prompt: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
