@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from longtake.distributed import Ranks
-from longtake.errors import UserError
+from longtake.errors import UserError, shorten
 from longtake.noise import frame_seed
 from longtake.speech.backends.voice import Utterance, Voice, check
 from longtake.speech.longform.pieces import Joiner, Memory, Piece, Store, Word, digest, state_digest
@@ -89,6 +89,17 @@ class LongForm:
             raise UserError(f"there is nothing to say: the text has no words{why}")
         return chunks
 
+    def chunks_of(self, text: Text, sentence: int) -> list[int]:
+        """Numbers of the chunks that hold a part of a sentence (from 1). Raises UserError where there is none."""
+        found, last = [], -1
+        for chunk in self.chunks(text):
+            last = chunk.sentences[1]
+            if chunk.sentences[0] <= sentence - 1 <= last:
+                found.append(chunk.index)
+        if not found:
+            raise UserError(f"sentence must be 1 to {last + 1}, the sentences of the text; given {sentence}")
+        return found
+
     # ------------------------------------------------------------------------------------------------------ making
 
     def piece(self, chunk: Chunk, seed: int, before: Piece | None = None) -> Piece:
@@ -130,9 +141,15 @@ class LongForm:
         if piece is None:
             return None
         # a redone neighbour hands on another state: what was made from the old one stays, with the same join
-        same = piece.origin == self.origin(chunk, seed, before)
-        redone = before is not None and bool(self.redo) and self.redo.get(chunk.index, 0) == 0
-        return piece if same or redone else None
+        if self.redo and chunk.index not in self.redo:
+            words = [word.text for word in piece.words if not word.mark]
+            if words != [unit.text for unit in chunk.units]:
+                raise UserError(
+                    f"the take to redo says {shorten(' '.join(words))!r} where this text has "
+                    f"{shorten(' '.join(unit.text for unit in chunk.units))!r}: only a redone sentence may differ"
+                )
+            return piece
+        return piece if piece.origin == self.origin(chunk, seed, before) else None
 
     def stream(self, text: Text, seed: int = 0, store: Store | None = None) -> Iterator[Packet]:
         """Packets in order; together they are the whole take. Raises UserError for a text without words."""

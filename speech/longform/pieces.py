@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from longtake.errors import UserError
-from longtake.journal import piece_name
+from longtake.journal import piece_name, write_tensors
 from longtake.speech.backends.voice import Said, State
 
 if TYPE_CHECKING:
@@ -217,6 +219,41 @@ class OnDisk:
     def get(self, index: int) -> Piece | None:
         path = self.journal.folder / piece_name(PREFIX, index + 1)
         return read_piece(path) if path.is_file() else None
+
+
+class Kept:
+    """The pieces of a finished run, in its folder; new ones go to another store."""
+
+    def __init__(self, folder: Path, store: Store | None = None) -> None:
+        self.folder, self.store = folder, store
+
+    def put(self, piece: Piece) -> None:
+        if self.store is None:
+            raise UserError(f"{self.folder} is a finished run: nothing is added to it")
+        self.store.put(piece)
+
+    def get(self, index: int) -> Piece | None:
+        found = None if self.store is None else self.store.get(index)
+        return read_piece(kept_path(self.folder, index)) if found is None else found
+
+
+def kept_path(folder: Path, index: int) -> Path:
+    """Where a finished run keeps a piece: under a name that no tidying of the run takes for a checkpoint."""
+    return folder / f"take{index + 1:06d}.piece"
+
+
+def keep_pieces(pieces: Iterable[Piece], folder: Path) -> None:
+    """Keep pieces in a run's folder for later requests, in place of those of an earlier run; a file that the journal
+    has is linked, not copied."""
+    for path in folder.glob("take*.piece"):
+        path.unlink()
+    for piece in pieces:
+        path, there = kept_path(folder, piece.index), folder / piece_name(PREFIX, piece.index + 1)
+        try:
+            os.link(there, path)
+        except OSError:  # a piece of another run, or a disk without links
+            tensors, told = piece.to_tensors()
+            write_tensors(path, tensors, told)
 
 
 def read_piece(path: Any) -> Piece | None:
