@@ -270,8 +270,8 @@ def load(path: Path) -> Prepared:
 def mels_of(utterances: Sequence[Utterance], device: torch.device | str) -> list[torch.Tensor]:
     """Log mels (T, 80) float32 on a device of the utterances' used parts; sound is decoded by several threads."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        waves = pool.map(Utterance.wave, utterances)
-        return [front.log_mel(front.resample(torch.from_numpy(wave).to(device), RATE)).T for wave in waves]
+        waves, bank = pool.map(Utterance.wave, utterances), front.filter_bank().to(device)
+        return [front.log_mel(front.resample(torch.from_numpy(wave).to(device), RATE), bank).T for wave in waves]
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class Corpus:
     frame within its utterance; ids, lengths (sum of P,): symbols, and frames of each; first_frame, frames,
     first_symbol, counts, voice (U,) int64; height (U,). finals (U, W, 2), tones (U, W, S), tone_lengths
     (U, W): see ``Batch``.
-    voices: names of the voice ids. longest: symbols of the longest text.
+    voices: names of the voice ids. sizes (U, 2): symbols and frames once more, where they can be looked at.
     """
 
     mels: torch.Tensor
@@ -326,7 +326,7 @@ class Corpus:
     tones: torch.Tensor
     tone_lengths: torch.Tensor
     voices: tuple[str, ...]
-    longest: int
+    sizes: np.ndarray
 
     @classmethod
     def of(
@@ -373,18 +373,25 @@ class Corpus:
             tones=put(np.stack([one[1] for one in words]), torch.float32),
             tone_lengths=put(np.stack([one[2] for one in words])),
             voices=names,
-            longest=int(counts.max()),
+            sizes=np.stack([counts, frames], 1),
         )
 
-    def buckets(self, limits: Iterable[int]) -> list[torch.Tensor]:
+    @property
+    def longest(self) -> int:
+        """Symbols of the longest text."""
+        return int(self.sizes[:, 0].max())
+
+    def buckets(self, limits: Iterable[int]) -> tuple[list[torch.Tensor], np.ndarray]:
         """The utterances by the length of their text: for each limit the odds (U,) float32 of those that fit it and no
-        smaller one, as likely as they have frames; the last limit must hold all."""
-        out, low = [], 0
+        smaller one, as likely as they have frames, and each bucket's share of all frames. The last limit must hold all.
+        """
+        odds, shares, low = [], [], 0
         for high in limits:
             inside = (self.counts > low) & (self.counts <= high)
-            out.append(torch.where(inside, self.frames, 0).float())
+            odds.append(torch.where(inside, self.frames, 0).float())
+            shares.append(self.sizes[(self.sizes[:, 0] > low) & (self.sizes[:, 0] <= high), 1].sum())
             low = high
-        return out
+        return odds, np.array(shares) / np.sum(shares)
 
     def crops(
         self, dice: Any, rows: int, frames: int, *, odds: torch.Tensor | None = None, symbols: int | None = None

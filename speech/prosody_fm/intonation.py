@@ -28,9 +28,23 @@ class ReferenceEncoder(nn.Module):
     def forward(self, pitch: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         # forward in time only, so the state at a word's end is the same with and without what follows it
         with torch.autocast(pitch.device.type, enabled=False):
-            states = self.lstm(pitch.float()[..., None])[0]
+            pitch = pitch.float()[..., None]
+            states = self.lstm(pitch)[0] if pitch.device.type == "cpu" else self._states(pitch)
         last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, states.shape[-1])
         return self.fc(states.gather(1, last)[:, 0])
+
+    def _states(self, x: torch.Tensor) -> torch.Tensor:
+        """What the LSTM gives for (M, S, 1), step by step: plain operators, which a GPU can record."""
+        net = self.lstm
+        inputs = x @ net.weight_ih_l0.T + (net.bias_ih_l0 + net.bias_hh_l0)
+        state = memory = inputs.new_zeros(len(x), net.hidden_size)
+        found = []
+        for step in inputs.unbind(1):
+            inner, forget, new, out = (step + state @ net.weight_hh_l0.T).chunk(4, -1)
+            memory = forget.sigmoid() * memory + inner.sigmoid() * new.tanh()
+            state = out.sigmoid() * memory.tanh()
+            found.append(state)
+        return torch.stack(found, 1)
 
 
 class BankAttention(nn.Module):

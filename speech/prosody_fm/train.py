@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FRAMES = 256  # of a crop
 LIMITS = (64, 96)  # symbols of the shorter texts; the rest has as many as the longest
 HEARD = 0.7  # share of sentences whose pitch the bank hears
-STRIDE = 2  # frames between the values of a word's pitch that the bank reads
+STRIDE = 4  # frames between the values of a word's pitch that the bank reads
 LOSSES = ("duration", "prior", "flow", "aligner")
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 SMALL: dict[str, Any] = {
@@ -53,7 +53,7 @@ def config_for(corpus: Corpus, **other: Any) -> Config:
 
 
 def pitch_of(tones: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pitch (..., S) in Hz and its lengths (...) as the bank of the shipped prior reads them, every other value."""
+    """Pitch (..., S) in Hz and its lengths (...) as the bank of the shipped prior reads them, every fourth value."""
     tones, lengths = tones[..., ::STRIDE], (lengths + STRIDE - 1) // STRIDE
     mask = torch.arange(tones.shape[-1], device=tones.device) < lengths[..., None]
     return semitones(tones, mask.float()), lengths
@@ -104,9 +104,7 @@ def train_model(
     device = training_device()
     model = ProsodyFM(config or config_for(corpus)).to(device)
     lengths = sorted({*(limit for limit in limits if limit < corpus.longest), corpus.longest})
-    buckets = corpus.buckets(lengths)
-    sums = np.array([float(odds.sum()) for odds in buckets]) if device.type != "meta" else np.ones(len(buckets))
-    shares = sums / sums.sum()
+    buckets, shares = corpus.buckets(lengths)
     weights = torch.ones(len(LOSSES), device=device)
     for place, weight in enumerate(WEIGHTS):
         weights[place] = weight

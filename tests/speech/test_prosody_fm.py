@@ -166,6 +166,12 @@ def test_the_bank_is_the_original_one_and_its_weights_sum_to_one():
         assert torch.allclose(weights.sum(-1), torch.ones(5, 4), atol=1e-6)
 
 
+def test_the_lstm_step_by_step_is_the_lstm():
+    net = Intonation(48, 16, 6, 24).ref_encoder
+    pitch = torch.randn(4, 9, 1)
+    assert (net._states(pitch) - net.lstm(pitch)[0]).abs().max() < 1e-6
+
+
 def test_durations_and_their_path_are_the_original_ones():
     """Golden S5."""
     case = Case("S5_duration_path")
