@@ -1,7 +1,7 @@
 """Speech as a modality: its settings, files, cost, and how a request becomes a call of the pipeline.
 
 longtake speech "Good evening. Was that a question?" --out hello.wav --out hello.srt --preview hello.png
-longtake speech --text novel.epub --loudness -19 --out novel.flac --out novel.chapters.txt
+longtake speech --text novel.epub --loudness -19 --out novel.flac --out novel.chapters
 longtake speech "Good evening. Was that a question?" --redo hello.wav.run --sentence 2 --seed 5 --out again.wav
 """
 

@@ -121,9 +121,9 @@ class SpeechOutput(Output):
         """Write one file. Raises UserError.
 
         .wav, .flac, .ogg, .opus, .mp3: the sound. .srt, .vtt: subtitles. .json: words, marks and chapters with times.
-        .chapters.txt: chapters as ffmpeg reads them.
+        .chapters: chapters as ffmpeg reads them.
         """
-        path = check_output(path, [*FILES, ".txt"], overwrite)
+        path = check_output(path, tuple(FILES), overwrite)
         kind_of(path).write(self, path)
         return path
 
@@ -190,7 +190,7 @@ FILES: dict[str, FileKind] = {
     ".srt": _text(_whole_subtitles),
     ".vtt": _text(_whole_subtitles),
     ".json": _text(_whole_times),
-    ".chapters.txt": _text(_whole_chapters),
+    ".chapters": _text(_whole_chapters),
 }
 
 

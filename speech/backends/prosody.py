@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from longtake.errors import UserError
 from longtake.noise import noise
 from longtake.speech.backends.own import OwnVoice, places_of, times_of
@@ -29,7 +30,7 @@ TAIL_SYMBOLS, TAIL_FRAMES = 40, 64  # of the chunk before, at most
 CROSS = 3  # frames over which one pitch goes over into the next
 
 
-class ProsodyVoice(OwnVoice):
+class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelMixin in the module of a component
     """See the module's docstring. model: ProsodyFM in eval mode."""
 
     kind = KIND

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from longtake.errors import UserError
 from longtake.speech.backends.own import OwnVoice, places_of, times_of
 from longtake.speech.backends.voice import Abilities, Said, State, Utterance
@@ -25,7 +26,7 @@ TAIL_S = 2.0
 REFERENCE = "reference"  # name of the speaker of a recording
 
 
-class ValleVoice(OwnVoice):
+class ValleVoice(OwnVoice, ModelMixin):
     """See the module's docstring. model: ValleR."""
 
     kind = KIND

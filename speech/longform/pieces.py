@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from longtake.errors import UserError
-from longtake.journal import piece_name, write_tensors
+from longtake.journal import partial_path, piece_name, write_tensors
 from longtake.speech.backends.voice import Said, State
 
 if TYPE_CHECKING:
@@ -244,16 +244,22 @@ def kept_path(folder: Path, index: int) -> Path:
 
 def keep_pieces(pieces: Iterable[Piece], folder: Path) -> None:
     """Keep pieces in a run's folder for later requests, in place of those of an earlier run; a file that the journal
-    has is linked, not copied."""
-    for path in folder.glob("take*.piece"):
-        path.unlink()
+    has is linked, not copied. The pieces may be those that are kept there."""
+    names = set()
     for piece in pieces:
         path, there = kept_path(folder, piece.index), folder / piece_name(PREFIX, piece.index + 1)
+        names.add(path.name)
+        partial = partial_path(path)
+        partial.unlink(missing_ok=True)
         try:
-            os.link(there, path)
+            os.link(there, partial)
+            os.replace(partial, path)
         except OSError:  # a piece of another run, or a disk without links
             tensors, told = piece.to_tensors()
             write_tensors(path, tensors, told)
+    for path in folder.glob("take*.piece"):
+        if path.name not in names:
+            path.unlink()
 
 
 def read_piece(path: Any) -> Piece | None:

@@ -94,7 +94,7 @@ def words_json(words: Sequence[Word], rate: int, length: int, chapters: Sequence
 
 
 def ffmetadata(chapters: Sequence[tuple[str, int]], rate: int, length: int, title: str | None = None) -> str:
-    """Chapters as ffmpeg reads them for M4B: ``ffmpeg -i take.wav -i take.chapters.txt -map_metadata 1 take.m4b``."""
+    """Chapters as ffmpeg reads them for M4B: ``ffmpeg -i take.wav -i take.chapters -map_metadata 1 take.m4b``."""
     lines = [";FFMETADATA1", *([f"title={_escaped(title)}"] if title else [])]
     ends = [start for _, start in chapters[1:]] + [length]
     for (name, start), end in zip(chapters, ends, strict=True):

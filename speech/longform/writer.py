@@ -124,7 +124,9 @@ class AudioWriter:
         """Give the encoder blocks of a second: what it makes depends on them, and of long ones libsndfile's Ogg
         encoders overflow the stack."""
         while len(self._buffer) >= block > 0:
-            self._file.write(self._buffer[:block])
+            part = self._buffer[:block]
+            # each encoder rounds to 16 bits in its own way
+            self._file.write(np.rint(part * 32767).astype(np.int16) if self._subtype == "PCM_16" else part)
             self.written += block
             self._buffer = self._buffer[block:]
 

@@ -1,40 +1,24 @@
 """Our models as voices, at tiny sizes with random weights: times, carry, controls, files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from longtake.errors import UserError
-from longtake.speech import vocoder as vocoders
 from longtake.speech.backends.load import load_voice
 from longtake.speech.backends.own import places_of, times_of
 from longtake.speech.backends.prosody import ProsodyVoice
 from longtake.speech.backends.voice import Utterance, shared_times, sounding
 from longtake.speech.longform.engine import LongForm
 from longtake.speech.prosody_fm.breaks import marked
-from longtake.speech.prosody_fm.model import Config, ProsodyFM
-from longtake.speech.text.script import Unit, Writer, symbols_of
+from longtake.speech.text.script import Style, Unit, Writer, symbols_of
+from speech_prior import prosody as voice
 
 UNITS = tuple(
     Unit(text, phones, after)
     for text, phones, after in (("The", "ðə", ""), ("old", "ˈoʊld", ""), ("one,", "wˈʌn", ","), ("well.", "wˈɛl", "."))
 )
-
-
-def voice(**change) -> ProsodyVoice:
-    torch.manual_seed(0)
-    sizes = {
-        "channels": 32, "inner": 32, "layers": 2, "inner_duration": 32, "token_width": 8, "field": (32, 32),
-        "field_width": 8, "speaker_width": 8, "speakers": 3, "voices": ("a", "b", "bf_c"), "aligner": 16,
-        "aligner_reads": True, "blanks": False, "semitones": True, "tone": True, **change,
-    }  # fmt: skip
-    model = ProsodyFM(Config(**sizes))
-    with torch.no_grad():
-        model.encoder.proj_w.proj.bias.fill_(1.2)
-        if model.config.tone:
-            model.spk_tone.weight.normal_()
-    return ProsodyVoice.of(model, vocoders.Vocoder(vocoders.Config(channels=16)))
 
 
 def test_units_are_found_in_a_row_of_symbols() -> None:
@@ -61,10 +45,6 @@ def test_a_chunk_is_said_with_times_of_its_words(change: dict) -> None:
 @pytest.mark.parametrize("blanks", [False, True])
 def test_rate_changes_the_words_that_it_is_said_of(blanks: bool) -> None:
     made = voice(blanks=blanks)
-    from dataclasses import replace
-
-    from longtake.speech.text.script import Style
-
     slow = (UNITS[0], replace(UNITS[1], style=Style(rate=0.5)), *UNITS[2:])
     plain, slowed = (made.say(Utterance(units, seed=1)).words for units in (UNITS, slow))
     ratio = [(b - a) / (d - c) for (a, b), (c, d) in zip(slowed, plain, strict=True)]
@@ -75,10 +55,6 @@ def test_rate_changes_the_words_that_it_is_said_of(blanks: bool) -> None:
 
 def test_pitch_of_one_word_changes_it_and_leaves_the_rest() -> None:
     made = voice()
-    from dataclasses import replace
-
-    from longtake.speech.text.script import Style
-
     long = tuple(replace(unit, phones=unit.phones * 6) for unit in UNITS)
     high = (*long[:3], replace(long[3], style=Style(pitch=4.0)))
     plain, changed = (made.say(Utterance(units, seed=1)) for units in (long, high))
