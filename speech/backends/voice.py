@@ -15,7 +15,8 @@ from typing import Protocol
 
 import numpy as np
 from longtake.errors import UserError, shorten
-from longtake.speech.text.script import Style, Unit
+from longtake.speech.text.script import Unit
+from longtake.speech.text.segments import Style
 
 State = Mapping[str, np.ndarray]  # what a voice hands from one chunk to the next
 

@@ -24,7 +24,8 @@ from longtake.noise import frame_seed
 from longtake.speech.backends.voice import Utterance, Voice, check
 from longtake.speech.longform.pieces import Joiner, Memory, Piece, Store, Word, digest, state_digest
 from longtake.speech.longform.planner import Chunk, Planner
-from longtake.speech.text.script import Paragraph, Style, Writer
+from longtake.speech.text.script import Writer
+from longtake.speech.text.segments import Paragraph, Style
 
 CARRIES = ("none", "tail")
 Text = str | Iterable[str] | Callable[[], Iterable[Paragraph]]  # a book is read anew for each pass over it

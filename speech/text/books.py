@@ -21,7 +21,8 @@ from xml.etree import ElementTree
 
 from longtake.errors import UserError, shorten
 from longtake.reading import read_text
-from longtake.speech.text.script import Paragraph, inline, paragraphs
+from longtake.speech.text.segments import Paragraph, inline, paragraphs
+from longtake.speech.text.ssml import parse
 
 SUFFIXES = (".txt", ".md", ".markdown", ".epub", ".ssml", ".xml")
 MOST_BYTES = 64 * 2**20  # of one part of a book
@@ -70,8 +71,6 @@ def read_book(path: Path) -> Book:
         return _epub(path)
     text = read_text(path)
     if suffix in (".ssml", ".xml"):
-        from longtake.speech.text.ssml import parse
-
         found, notes = parse(text)
         return Book(None, [Chapter(None, lambda: iter(found))], notes)
     if suffix in (".md", ".markdown"):

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from longtake.speech.text import numbers
+from longtake.speech.text import amounts
 
 ABBREVIATIONS = {
     "mr": "mister", "mrs": "missis", "ms": "miz", "dr": "doctor", "prof": "professor", "st": "saint", "jr": "junior",
@@ -36,7 +36,7 @@ _PAUSE = {"—": ",", "–": ",", "(": ",", ")": ",", "[": ",", "]": ",", "{": "
           "،": ",", "؛": ";", "؟": "?", "。": ".", "、": ",", "！": "!", "？": "?"}  # fmt: skip
 _QUOTES = '"“”„«»‹›'
 _NUM = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-_UNITS = "|".join(sorted((re.escape(unit) for unit in numbers.UNITS), key=len, reverse=True))
+_UNITS = "|".join(sorted((re.escape(unit) for unit in amounts.UNITS), key=len, reverse=True))
 _MON = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
 _MONTH = rf"(?:{_MON})[a-z]*"
 _ABBR = "|".join(sorted(ABBREVIATIONS, key=len, reverse=True))
@@ -74,32 +74,32 @@ def _url(match: re.Match[str]) -> str:
     text = re.sub(r"^https?://", "", match[0]).rstrip("/")
     for sign, word in ((".", " dot "), ("/", " slash "), ("@", " at "), ("-", " dash "), ("_", " underscore ")):
         text = text.replace(sign, word)
-    return re.sub(r"\d+", lambda found: f" {numbers.digits(found[0])} ", re.sub(r"[^\w\s]", " ", text))
+    return re.sub(r"\d+", lambda found: f" {amounts.digits(found[0])} ", re.sub(r"[^\w\s]", " ", text))
 
 
 def _iso(match: re.Match[str]) -> str | None:
     when, month, day = int(match[1]), int(match[2]), int(match[3])
-    return numbers.date(day, month, when) if 1 <= month <= 12 and 1 <= day <= 31 and 1000 <= when <= 2999 else None
+    return amounts.date(day, month, when) if 1 <= month <= 12 and 1 <= day <= 31 and 1000 <= when <= 2999 else None
 
 
 def _named_date(match: re.Match[str]) -> str | None:
     found = match.groupdict()
     day = int(found.get("day") or found.get("day2") or 0)
     name = found.get("mon") or found.get("mon2") or ""
-    month = [*numbers.MONTH].index(name[:3].lower()) + 1
-    if not 1 <= day <= 31 or not numbers.MONTHS[month - 1].lower().startswith(name.lower().rstrip(".")[:9]):
+    month = [*amounts.MONTH].index(name[:3].lower()) + 1
+    if not 1 <= day <= 31 or not amounts.MONTHS[month - 1].lower().startswith(name.lower().rstrip(".")[:9]):
         return None
     when = found.get("year") or found.get("year2")
-    return numbers.date(day, month, int(when) if when else None)
+    return amounts.date(day, month, int(when) if when else None)
 
 
 def _time(match: re.Match[str]) -> str | None:
     hour, minute = int(match[1]), int(match[2])
-    return numbers.clock(hour, minute, match[3] or "") if hour <= 24 and minute < 60 else None
+    return amounts.clock(hour, minute, match[3] or "") if hour <= 24 and minute < 60 else None
 
 
 def _four(match: re.Match[str]) -> str:
-    return numbers.year(int(match[0])) if 1100 <= int(match[0]) <= 2099 else numbers.number(match[0])
+    return amounts.year(int(match[0])) if 1100 <= int(match[0]) <= 2099 else amounts.number(match[0])
 
 
 def _initials(match: re.Match[str]) -> str:
@@ -110,21 +110,21 @@ def _initials(match: re.Match[str]) -> str:
 _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str | None]], ...] = (
     (re.compile(r"https?://[^\s<>\"]*[\w/]|www\.[^\s<>\"]*[\w/]|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), _url),
     (re.compile(rf"([$€£¥₹])\s?({_NUM})(?:\s?(k|bn|tn|[mb]|hundred|thousand|million|billion|trillion)\b)?", re.I),
-     lambda m: numbers.money(m[1], m[2], m[3] or "")),
+     lambda m: amounts.money(m[1], m[2], m[3] or "")),
     (re.compile(r"(\d{4})-(\d{2})-(\d{2})(?!\d)"), _iso),
     (re.compile(rf"(?:(?P<mon>{_MONTH})\.? (?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,? (?P<year>[12]\d{{3}}))?"
                 rf"|(?P<day2>\d{{1,2}})(?:st|nd|rd|th)? (?P<mon2>{_MONTH})\b\.?(?:,? (?P<year2>[12]\d{{3}}))?)"
                 r"(?![\d:])"),
      _named_date),
     (re.compile(r"([01]?\d|2[0-4]):([0-5]\d)(?!\d)(?::[0-5]\d)?(?:\s?([ap]\.?m\b\.?))?", re.I), _time),
-    (re.compile(r"(1[0-2]|[1-9])\s?([ap])\.?m\b\.?", re.I), lambda m: numbers.clock(int(m[1]), 0, m[2] + "m")),
-    (re.compile(r"(\d[\d,]*)(?:st|nd|rd|th)\b"), lambda m: numbers.ordinal(int(m[1].replace(",", "")[:15]))),
-    (re.compile(r"([12]\d\d0)s\b"), lambda m: numbers.decade(int(m[1]))),
-    (re.compile(rf"([-−+]?(?:{_NUM}))\s?({_UNITS})(?![\w°])"), lambda m: numbers.measure(m[1], m[2])),
-    (re.compile(r"([1-9]\d?)/([1-9]\d?)(?![\d/])"), lambda m: numbers.fraction(m[1], m[2])),
-    (re.compile(r"\b(\d{3})-(\d{4})\b"), lambda m: f"{numbers.digits(m[1])} {numbers.digits(m[2])}"),
+    (re.compile(r"(1[0-2]|[1-9])\s?([ap])\.?m\b\.?", re.I), lambda m: amounts.clock(int(m[1]), 0, m[2] + "m")),
+    (re.compile(r"(\d[\d,]*)(?:st|nd|rd|th)\b"), lambda m: amounts.ordinal(int(m[1].replace(",", "")[:15]))),
+    (re.compile(r"([12]\d\d0)s\b"), lambda m: amounts.decade(int(m[1]))),
+    (re.compile(rf"([-−+]?(?:{_NUM}))\s?({_UNITS})(?![\w°])"), lambda m: amounts.measure(m[1], m[2])),
+    (re.compile(r"([1-9]\d?)/([1-9]\d?)(?![\d/])"), lambda m: amounts.fraction(m[1], m[2])),
+    (re.compile(r"\b(\d{3})-(\d{4})\b"), lambda m: f"{amounts.digits(m[1])} {amounts.digits(m[2])}"),
     (re.compile(rf"({_NUM})\s?[–-]\s?({_NUM})(?![\d-])"),
-     lambda m: f"{numbers.number(m[1])} to {numbers.number(m[2])}"),
+     lambda m: f"{amounts.number(m[1])} to {amounts.number(m[2])}"),
     (re.compile(r"(?<![\d.,])\d{4}(?!\d|[.,]\d)"), _four),
     (re.compile(r"\b(e\.g|i\.e|a\.m|p\.m|et al)\b\.?", re.I), lambda m: _LATIN[m[1].lower()]),
     (re.compile(r"No\. (?=\d)"), lambda m: "number"),
@@ -132,11 +132,11 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str | None]], ...
     (re.compile(r"(Mr|Mrs|Ms|Dr)\b(?=\s[A-Z])"), lambda m: ABBREVIATIONS[m[1].lower()]),
     (re.compile(r"(?:[A-Za-z]\.){2,}"), _initials),
     (re.compile(r"((?i:chapter|part|volume|book|act|scene|war)) ([IVXLC]+)\b"),
-     lambda m: f"{m[1]} {numbers.cardinal(value)}" if (value := numbers.roman(m[2])) else None),
+     lambda m: f"{m[1]} {amounts.cardinal(value)}" if (value := amounts.roman(m[2])) else None),
     (re.compile(r"\b([A-Z][a-z]+) ([IVX]{2,})\b(?!\.\w)"),
-     lambda m: f"{m[1]} the {numbers.ordinal(value)}" if (value := numbers.roman(m[2])) else None),
-    (re.compile(rf"(?<!\w)[-−+]?(?:{_NUM})"), lambda m: numbers.number(m[0])),
-    (re.compile(_NUM), lambda m: numbers.number(m[0])),
+     lambda m: f"{m[1]} the {amounts.ordinal(value)}" if (value := amounts.roman(m[2])) else None),
+    (re.compile(rf"(?<!\w)[-−+]?(?:{_NUM})"), lambda m: amounts.number(m[0])),
+    (re.compile(_NUM), lambda m: amounts.number(m[0])),
 )  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*['’]?")
 _ABOUT = re.compile(r"[0-9$€£¥₹]|[A-Za-z]")

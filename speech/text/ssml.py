@@ -16,9 +16,10 @@ from typing import Any
 from xml.parsers import expat
 
 from longtake.errors import UserError, shorten
-from longtake.speech.text.numbers import cardinal, digits, ordinal
+from longtake.speech.text.amounts import cardinal, digits, ordinal
+from longtake.speech.text.normalise import tokens
 from longtake.speech.text.phonemes import checked
-from longtake.speech.text.script import Paragraph, Segment, Style, inline, pause_seconds
+from longtake.speech.text.segments import Paragraph, Segment, Style, inline, pause_seconds
 
 STRENGTHS = {"none": 0.0, "x-weak": 0.1, "weak": 0.18, "medium": 0.3, "strong": 0.6, "x-strong": 1.0}  # seconds
 RATES = {"x-slow": 0.6, "slow": 0.8, "medium": 1.0, "default": 1.0, "fast": 1.25, "x-fast": 1.6}
@@ -212,6 +213,4 @@ class _Reading:
 
 def _words(text: str) -> str:
     """The spoken words of a short text."""
-    from longtake.speech.text.normalise import tokens
-
     return " ".join(token.spoken for token in tokens(text) if token.spoken)

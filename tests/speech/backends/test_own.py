@@ -12,7 +12,8 @@ from longtake.speech.backends.prosody import ProsodyVoice
 from longtake.speech.backends.voice import Utterance, shared_times, sounding
 from longtake.speech.longform.engine import LongForm
 from longtake.speech.prosody_fm.breaks import marked
-from longtake.speech.text.script import Style, Unit, Writer, symbols_of
+from longtake.speech.text.script import Unit, Writer, symbols_of
+from longtake.speech.text.segments import Style
 from speech_prior import prosody as voice
 
 UNITS = tuple(

@@ -4,7 +4,8 @@ import time
 
 import pytest
 from longtake.errors import UserError
-from longtake.speech.text.script import Sentence, Style, Writer
+from longtake.speech.text.script import Sentence, Writer
+from longtake.speech.text.segments import Style
 
 
 def read(text, **settings) -> list[Sentence]:
