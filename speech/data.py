@@ -270,8 +270,8 @@ def load(path: Path) -> Prepared:
 def mels_of(utterances: Sequence[Utterance], device: torch.device | str) -> list[torch.Tensor]:
     """Log mels (T, 80) float32 on a device of the utterances' used parts; sound is decoded by several threads."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        waves = pool.map(Utterance.wave, utterances)
-        return [front.log_mel(front.resample(torch.from_numpy(wave).to(device), RATE)).T for wave in waves]
+        waves, bank = pool.map(Utterance.wave, utterances), front.filter_bank().to(device)
+        return [front.log_mel(front.resample(torch.from_numpy(wave).to(device), RATE), bank).T for wave in waves]
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,8 @@ class Batch:
 
     ids (R, L) int64, 0 beyond a text's end; counts (R,) symbols. mel (R, F, 80) float32, normalised, 0 beyond the
     end; frames (R,) valid ones; owner (R, F) int64: the symbol that each frame is of. lengths (R, L) int64: frames of
-    each symbol of the whole sentence. voice (R,) int64. finals (R, W, 2) int64: first and end symbol of each
+    each symbol of the whole sentence. voice (R,) int64. height (R,) float32: the sentence's average pitch against its
+    voice's, in semitones. finals (R, W, 2) int64: first and end symbol of each
     phrase-final word, 0 and 0 for none. tones (R, W, S) float32: its pitch in Hz; tone_lengths (R, W).
     rows (R,) int64: which utterance. begin (R,): the crop's first frame.
     """
@@ -292,6 +293,7 @@ class Batch:
     owner: torch.Tensor
     lengths: torch.Tensor
     voice: torch.Tensor
+    height: torch.Tensor
     finals: torch.Tensor
     tones: torch.Tensor
     tone_lengths: torch.Tensor
@@ -305,8 +307,9 @@ class Corpus:
 
     mels (sum of T, 80) float16, normalised by MEL_MEAN and MEL_DEVIATION; owner (sum of T,) int16: symbol of each
     frame within its utterance; ids, lengths (sum of P,): symbols, and frames of each; first_frame, frames,
-    first_symbol, counts, voice (U,) int64. finals (U, W, 2), tones (U, W, S), tone_lengths (U, W): see ``Batch``.
-    voices: names of the voice ids. longest: symbols of the longest text.
+    first_symbol, counts, voice (U,) int64; height (U,). finals (U, W, 2), tones (U, W, S), tone_lengths
+    (U, W): see ``Batch``.
+    voices: names of the voice ids. sizes (U, 2): symbols and frames once more, where they can be looked at.
     """
 
     mels: torch.Tensor
@@ -318,11 +321,12 @@ class Corpus:
     first_symbol: torch.Tensor
     counts: torch.Tensor
     voice: torch.Tensor
+    height: torch.Tensor
     finals: torch.Tensor
     tones: torch.Tensor
     tone_lengths: torch.Tensor
     voices: tuple[str, ...]
-    longest: int
+    sizes: np.ndarray
 
     @classmethod
     def of(
@@ -364,22 +368,30 @@ class Corpus:
             first_symbol=put(np.cumsum(counts) - counts),
             counts=put(counts),
             voice=put([names.index(one.voice) for one, _ in pairs]),
+            height=put(_heights([hertz for _, hertz in pairs], [one.voice for one, _ in pairs]), torch.float32),
             finals=put(np.stack([one[0] for one in words])),
             tones=put(np.stack([one[1] for one in words]), torch.float32),
             tone_lengths=put(np.stack([one[2] for one in words])),
             voices=names,
-            longest=int(counts.max()),
+            sizes=np.stack([counts, frames], 1),
         )
 
-    def buckets(self, limits: Iterable[int]) -> list[torch.Tensor]:
+    @property
+    def longest(self) -> int:
+        """Symbols of the longest text."""
+        return int(self.sizes[:, 0].max())
+
+    def buckets(self, limits: Iterable[int]) -> tuple[list[torch.Tensor], np.ndarray]:
         """The utterances by the length of their text: for each limit the odds (U,) float32 of those that fit it and no
-        smaller one, as likely as they have frames; the last limit must hold all."""
-        out, low = [], 0
+        smaller one, as likely as they have frames, and each bucket's share of all frames. The last limit must hold all.
+        """
+        odds, shares, low = [], [], 0
         for high in limits:
             inside = (self.counts > low) & (self.counts <= high)
-            out.append(torch.where(inside, self.frames, 0).float())
+            odds.append(torch.where(inside, self.frames, 0).float())
+            shares.append(self.sizes[(self.sizes[:, 0] > low) & (self.sizes[:, 0] <= high), 1].sum())
             low = high
-        return out
+        return odds, np.array(shares) / np.sum(shares)
 
     def crops(
         self, dice: Any, rows: int, frames: int, *, odds: torch.Tensor | None = None, symbols: int | None = None
@@ -410,12 +422,23 @@ class Corpus:
             owner=torch.where(here, self.owner[place].long(), 0),
             lengths=torch.where(told, self.lengths[letter], 0),
             voice=self.voice[picked],
+            height=self.height[picked],
             finals=self.finals[picked],
             tones=self.tones[picked],
             tone_lengths=self.tone_lengths[picked],
             rows=picked,
             begin=begin,
         )
+
+
+def _heights(tones: Sequence[np.ndarray], voices: Sequence[str]) -> np.ndarray:
+    """Average pitch (U,) of sentences in semitones against the mean of their voice's, 0 where there is no pitch."""
+    notes = [12 * float(np.log2(one[one > 0]).mean()) if (one > 0).any() else np.nan for one in tones]
+    table: dict[str, list[float]] = {}
+    for note, voice in zip(notes, voices, strict=True):
+        table.setdefault(voice, []).append(note)
+    means = {voice: float(np.nanmean(found)) if np.isfinite(found).any() else 0.0 for voice, found in table.items()}
+    return np.array([np.nan_to_num(note - means[voice]) for note, voice in zip(notes, voices, strict=True)])
 
 
 def _finals(

@@ -53,16 +53,11 @@ def filter_bank() -> torch.Tensor:
     return (weights * (2 / (points[2:] - points[:-2]))[:, None]).float()
 
 
-@lru_cache(maxsize=8)
-def _tables(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.hann_window(WINDOW, device=device, dtype=dtype), filter_bank().to(device, dtype)
-
-
 def spectrum(wave: torch.Tensor) -> torch.Tensor:
     """Magnitudes (..., 513, T) of a wave (..., N), sqrt(re^2 + im^2 + 1e-9), frames as those of ``log_mel``."""
     if wave.shape[-1] <= PAD:
         raise UserError(f"a mel needs more than {PAD} samples; given {wave.shape[-1]}: give a longer sound")
-    window, _ = _tables(wave.device, wave.dtype)
+    window = torch.hann_window(WINDOW, device=wave.device, dtype=wave.dtype)
     rows = wave.reshape(-1, 1, wave.shape[-1])
     padded = F.pad(rows, (PAD, PAD), mode="reflect")[:, 0]
     found = torch.stft(padded, WINDOW, HOP, WINDOW, window, center=False, return_complex=True)
@@ -70,12 +65,13 @@ def spectrum(wave: torch.Tensor) -> torch.Tensor:
     return magnitude.reshape(*wave.shape[:-1], *magnitude.shape[1:])
 
 
-def log_mel(wave: torch.Tensor) -> torch.Tensor:
+def log_mel(wave: torch.Tensor, bank: torch.Tensor | None = None) -> torch.Tensor:
     """Log mels (..., 80, N // 256) of a wave (..., N) in -1..1 at 22.05 kHz, float.
 
-    Raises UserError for a wave of 384 samples or fewer.
+    bank: ``filter_bank()`` on the wave's device, for who calls often. Raises UserError for a wave of 384 samples or
+    fewer.
     """
-    _, bank = _tables(wave.device, wave.dtype)
+    bank = filter_bank().to(wave.device, wave.dtype) if bank is None else bank
     return torch.log((bank @ spectrum(wave)).clamp_min(FLOOR))
 
 
@@ -90,7 +86,7 @@ def denormalise(mel: torch.Tensor, mean: float, deviation: float) -> torch.Tenso
 
 
 @lru_cache(maxsize=8)
-def _kernel(source: int, target: int, device: torch.device) -> tuple[torch.Tensor, int]:
+def _kernel(source: int, target: int) -> tuple[torch.Tensor, int]:
     """Kernel (target, 1, width) that makes ``target`` samples of every ``source``, and its reach a side."""
     cut = 0.985 * min(source, target)
     reach = math.ceil(ZEROS * source / cut)
@@ -99,7 +95,7 @@ def _kernel(source: int, target: int, device: torch.device) -> tuple[torch.Tenso
     time = time.clamp(-ZEROS, ZEROS)
     window = torch.cos(time * math.pi / ZEROS / 2) ** 2
     kernel = torch.sinc(time) * window * cut / source
-    return kernel[:, None].to(device, torch.float32), reach
+    return kernel[:, None].float(), reach
 
 
 def resample(wave: torch.Tensor, source: int, target: int = RATE) -> torch.Tensor:
@@ -114,9 +110,9 @@ def resample(wave: torch.Tensor, source: int, target: int = RATE) -> torch.Tenso
         return wave
     shared = math.gcd(source, target)
     source, target = source // shared, target // shared
-    kernel, reach = _kernel(source, target, wave.device)
+    kernel, reach = _kernel(source, target)
     rows = wave.reshape(-1, 1, wave.shape[-1]).float()
     padded = F.pad(rows, (reach, reach + source))
-    found = F.conv1d(padded, kernel, stride=source)  # (rows, target, blocks)
+    found = F.conv1d(padded, kernel.to(wave.device), stride=source)  # (rows, target, blocks)
     length = -(-wave.shape[-1] * target // source)
     return found.transpose(1, 2).reshape(len(rows), -1)[:, :length].reshape(*wave.shape[:-1], length)

@@ -13,6 +13,7 @@ import speech_codes
 import torch
 from longtake.train import Settings
 from motion_data import write_motions
+from speech_data import write_corpus
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -85,6 +86,7 @@ def one_step(monkeypatch, recipe, *, then=None):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_clips(folder / "emoji_train.zip")
+    write_corpus(folder)
     return write_motions(folder)
 
 
@@ -184,7 +186,34 @@ def other_codes(data, out):
 
 
 VALLE_R = [speech_codec, first_codes, other_codes]
-RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *VALLE_R]
+
+
+def corpora(data):
+    from longtake import train
+    from longtake.speech.data import Corpus, load_corpora, prepared
+
+    source, place = prepared(load_corpora(data)), train.training_device()
+    return Corpus.of(source, "train", place), Corpus.of(source, "val", place)
+
+
+def prosody(data, out):
+    from longtake.speech.prosody_fm import train
+
+    seen, unseen = corpora(data)
+    config = train.config_for(seen, layers=1, channels=32, inner=32, field=(32, 32), speaker_width=32)
+    train.train_model(seen, unseen, out, Settings(1), batch=3, frames=32, limits=(16,), seed=0, config=config)
+
+
+def vocoder(data, out):
+    from longtake.speech import distil
+    from longtake.speech.vocoder import Config, Vocoder
+
+    teacher = Vocoder(Config(channels=32)).requires_grad_(False)
+    distil.train_vocoder(*corpora(data), teacher, out, Settings(1), batch=2, seed=0)
+
+
+SPEECH = [prosody, vocoder, *VALLE_R]
+RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *SPEECH]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
@@ -192,8 +221,8 @@ def test_a_step_stays_on_the_device_and_does_not_wait_for_it(recipe, data, tmp_p
     one_step(monkeypatch, lambda: recipe(data, tmp_path))
 
 
-@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *VALLE_R], ids=lambda recipe: recipe.__name__)
-def test_a_step_of_motion_and_speech_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *SPEECH], ids=lambda recipe: recipe.__name__)
+def test_a_recorded_step_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
     one_step(monkeypatch, lambda: recipe(data, tmp_path), then=NothingSent())
 
 

@@ -108,8 +108,9 @@ def test_the_same_step_draws_the_same_crops(source):
 
 def test_buckets_hold_each_utterance_once(source):
     corpus = data.Corpus.of(source, "train", CPU)
-    odds = corpus.buckets((16, 24, corpus.longest))
+    odds, shares = corpus.buckets((16, 24, corpus.longest))
     assert torch.equal(sum(odds), corpus.frames.float())
+    assert np.allclose(shares, [float(one.sum() / corpus.frames.sum()) for one in odds])
     assert all(int(corpus.counts[one > 0].max()) <= limit for one, limit in zip(odds, (16, 24, 99), strict=True))
 
 
