@@ -212,8 +212,8 @@ def vocoder(data, out):
     distil.train_vocoder(*corpora(data), teacher, out, Settings(1), batch=2, seed=0)
 
 
-STAGES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair]
-RECIPES = [*STAGES, prosody, vocoder, *VALLE_R]
+SPEECH = [prosody, vocoder, *VALLE_R]
+RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *SPEECH]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
@@ -221,9 +221,7 @@ def test_a_step_stays_on_the_device_and_does_not_wait_for_it(recipe, data, tmp_p
     one_step(monkeypatch, lambda: recipe(data, tmp_path))
 
 
-@pytest.mark.parametrize(
-    "recipe", [mdm, pair, modulated_pair, prosody, vocoder, *VALLE_R], ids=lambda recipe: recipe.__name__
-)
+@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *SPEECH], ids=lambda recipe: recipe.__name__)
 def test_a_recorded_step_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
     one_step(monkeypatch, lambda: recipe(data, tmp_path), then=NothingSent())
 
