@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import speech_codes
 import torch
 from longtake.train import Settings
 from motion_data import write_motions
@@ -164,6 +165,29 @@ def modulated_pair(data, out):
     train.train_block(around, prepared(data), out, Settings(1), seed=0)
 
 
+def speech_codec(data, out):
+    from longtake.speech.valle_r import train
+
+    train.train_codec(speech_codes.flat(), None, out, Settings(1), rows=2, seed=0, mean=-5.5, deviation=2.1)
+
+
+def first_codes(data, out):
+    from longtake.speech.valle_r import train
+
+    books = torch.randn(8, 1024, 64)
+    train.train_ar(speech_codes.coded(), None, out, Settings(1), places=128, seed=0, books=books)
+
+
+def other_codes(data, out):
+    from longtake.speech.valle_r import train
+
+    books = torch.randn(8, 1024, 64)
+    train.train_nar(speech_codes.coded(), None, out, Settings(1), places=128, seed=0, books=books)
+
+
+VALLE_R = [speech_codec, first_codes, other_codes]
+
+
 def corpora(data):
     from longtake import train
     from longtake.speech.data import Corpus, load_corpora, prepared
@@ -188,7 +212,8 @@ def vocoder(data, out):
     distil.train_vocoder(*corpora(data), teacher, out, Settings(1), batch=2, seed=0)
 
 
-RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, prosody, vocoder]
+SPEECH = [prosody, vocoder, *VALLE_R]
+RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *SPEECH]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
@@ -196,7 +221,7 @@ def test_a_step_stays_on_the_device_and_does_not_wait_for_it(recipe, data, tmp_p
     one_step(monkeypatch, lambda: recipe(data, tmp_path))
 
 
-@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, prosody, vocoder], ids=lambda recipe: recipe.__name__)
+@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *SPEECH], ids=lambda recipe: recipe.__name__)
 def test_a_recorded_step_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
     one_step(monkeypatch, lambda: recipe(data, tmp_path), then=NothingSent())
 
