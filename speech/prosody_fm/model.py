@@ -33,6 +33,7 @@ class Config:
     of the LSTM. aligner: width of the states from which text makes intonation queries (0: none); aligner_reads: whether
     it has a reader of symbols of its own, else the states are a language model's.
     field: channels of the estimator; field_heads, field_width, field_middle: its heads, their channels, middle blocks.
+    spread: see ``Decoder``.
     blanks: whether a blank stands between symbols. mark: id of a break. semitones: whether the bank reads semitones
     around a word's mean instead of Hz. tone: whether the speaker's average pitch can be set.
     dropout, prenet_dropout, field_dropout: in training. mean, deviation: of the log mels. voices: names of speakers.
@@ -57,6 +58,7 @@ class Config:
     field_heads: int = 2
     field_width: int = 64
     field_middle: int = 2
+    spread: float = 0.0
     blanks: bool = True
     mark: int = BREAK
     semitones: bool = False
@@ -153,7 +155,8 @@ class ProsodyFM(nn.Module):
         self.encoder = TextEncoder(c)
         speaker = c.speaker_width if c.speaking else 0
         self.decoder = Decoder(
-            Estimator(c.mels, speaker, tuple(c.field), c.field_heads, c.field_width, c.field_middle, c.field_dropout)
+            Estimator(c.mels, speaker, tuple(c.field), c.field_heads, c.field_width, c.field_middle, c.field_dropout),
+            c.spread,
         )
         if c.tokens and c.aligner:
             symbols = c.symbols if c.aligner_reads else 0
@@ -238,7 +241,7 @@ class ProsodyFM(nn.Module):
         clean = mel.transpose(1, 2)
         prior = (0.5 * ((clean - mean).square() + math.log(2 * math.pi)) * mask).sum() / here
         point, velocity = flow_target(noise, clean, time)
-        found = self.decoder.estimator(point * mask, mask, mean, time, voice)
+        found = self.decoder.velocity(point * mask, mask, mean, time, voice)
         flow = ((found.float() - velocity).square() * mask).sum() / here
         return torch.stack([duration, prior, flow, aligned])
 

@@ -38,6 +38,7 @@ SMALL: dict[str, Any] = {
     "aligner_reads": True,
     "field": (192, 192),
     "field_width": 64,
+    "spread": 0.6,
     "blanks": False,
     "semitones": True,
     "tone": True,

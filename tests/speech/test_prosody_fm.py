@@ -302,3 +302,17 @@ def test_token_weights_by_hand_are_those_of_the_bank():
         bank.by_hand(torch.ones(5) / 5)
     with pytest.raises(UserError, match="sum to 1"):
         bank.by_hand(torch.ones(6))
+
+
+def test_a_preconditioned_field_begins_at_the_best_linear_guess():
+    """For mels normal around mu, the guess leaves no more than what x and mu do not tell."""
+    dice, spread = torch.Generator().manual_seed(0), 0.5
+    mu, noise, rest = (torch.randn(64, 4, 400, generator=dice) for _ in range(3))
+    time = torch.linspace(0, 1, 64)
+    point, velocity_ = flow_target(noise, mu + spread * rest, time)
+    net = Decoder(Estimator(4, 0, (8, 8), 1, 8, 1, 0.0), spread)
+    with torch.no_grad():
+        found = net.velocity(point, torch.ones(64, 1, 400), mu, time)
+    left = (found - velocity_).square().mean((1, 2))
+    wanted = spread**2 / ((1 - time) ** 2 + time**2 * spread**2)
+    assert (left / wanted - 1).abs().mean() < 0.04
