@@ -32,7 +32,7 @@ from longtake.speech.valle_r.prior import ValleR
 from longtake.train import ENDLESS, Dice, Settings, batch_generator
 
 CODEC_SHARE, AR_SHARE, NAR_SHARE = 0.3, 0.4, 0.3  # of the minutes
-CODEC_RATE, AR_RATE, NAR_RATE = 1.5e-3, 1e-3, 1e-3
+CODEC_RATE, AR_RATE, NAR_RATE = 1.5e-3, 1.5e-3, 1.5e-3
 WARMUP, EMA = 150, 0.998
 CROP = 96  # frames of the codec's crops
 SPREAD = 0.4  # of what is asked for: how much of it goes to codes near the right one
@@ -60,6 +60,7 @@ NAR_MODEL: dict[str, Any] = {
     "place": True,
     "tie": "same",
     "stage": 16,
+    "scale": 14.0,
 }
 
 
