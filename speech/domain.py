@@ -160,6 +160,7 @@ class SpeechDomain(Domain):
 
     def weights(self, request: Request) -> list[Path]:
         """The prior and the vocoder. Raises UserError that says what to do when one is missing."""
+        from longtake.speech.backends.load import needs_vocoder
         from longtake.speech.backends.own import vocoder_path
         from longtake.weights import shipped_priors
 
@@ -175,7 +176,7 @@ class SpeechDomain(Domain):
             if not path.exists():
                 raise UserError(f"the vocoder {vocoder} does not exist")
             return [folder, path]
-        return [folder] if (folder / "model_index.json").is_file() else [folder, vocoder_path(folder)]
+        return [folder, vocoder_path(folder)] if needs_vocoder(folder) else [folder]
 
     def input_mark(self, name: str, path: Path) -> str:
         """Hash of an input; of a run to redo, of its kept sentences."""
@@ -190,11 +191,14 @@ class SpeechDomain(Domain):
     # ----------------------------------------------------------------------------------------------------- with a model
 
     def load(self, request: Request, ranks: Ranks) -> LongSpeechPipeline:
+        from longtake.speech.backends.stock import StockVoice
         from longtake.speech.pipeline import LongSpeechPipeline
 
         given = request.settings
         pipe = LongSpeechPipeline.from_prior(given["prior"], vocoder=given["vocoder"])
         pipe.to(ranks.device)
+        if isinstance(pipe.voice, StockVoice):  # no module that the pipeline would move
+            pipe.voice.model.to(ranks.device)
         return pipe
 
     def reading(self, pipe: LongSpeechPipeline, request: Request) -> Reading:

@@ -220,3 +220,22 @@ def test_another_class_is_refused() -> None:
         StockVoice(torch.nn.Linear(1, 1), Processor(24_000, None, None))
     with pytest.raises(UserError, match="sampling rate"):
         rate_of(object())
+
+
+def test_a_folder_of_transformers_is_a_prior(tmp_path, monkeypatch) -> None:
+    import transformers
+    from longtake.speech.backends.load import load_voice, needs_vocoder
+
+    model, processor, _ = pocket()
+    model.save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda folder, **_: processor)
+    made = load_voice(tmp_path / "m")
+    assert isinstance(made, StockVoice) and not needs_vocoder(tmp_path / "m")
+    assert np.array_equal(
+        made.say(Utterance(UNITS, seed=1)).samples, StockVoice(model, processor).say(Utterance(UNITS, seed=1)).samples
+    )
+    with pytest.raises(UserError, match="leave the vocoder out"):
+        load_voice(tmp_path / "m", tmp_path)
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_voice(tmp_path / "m")
