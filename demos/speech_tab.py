@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 import tempfile
 import threading
 from collections import OrderedDict
@@ -61,7 +62,10 @@ def _again(name: str, number: float) -> list[Any]:
     except UserError as error:
         raise gr.Error(one_line(error)) from None
     made.info["redone"] = output.info.get("redone", 0) + 1
-    folder = Path(tempfile.mkdtemp(prefix="longtake-again-"))
+    page = os.environ.get("GRADIO_TEMP_DIR")  # goes when the page ends
+    if page is not None:
+        os.makedirs(page, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="again-", dir=page))
     path = made.save(folder / "again.wav")
     return [*_shown(made), str(path)]
 
