@@ -39,7 +39,7 @@ def _views() -> list[Any]:
         file = gr.File(label="The take with it", interactive=False, elem_classes="files")
     anew.click(_again, [name, number], [player, table, name, file], api_name="speech_again")
     _picked.__annotations__["event"] = gr.SelectData  # by which gradio knows that it wants the event
-    table.select(_picked, None, number, api_name=False)
+    table.select(_picked, None, number, api_name="speech_sentence")
     return [player, table, name]
 
 

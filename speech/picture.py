@@ -35,9 +35,9 @@ def draw(output: SpeechOutput, path: Path) -> None:
     times = np.linspace(0, output.seconds, len(highs))
     top.fill_between(times, lows, highs, color="#3a6ea5", linewidth=0)
     top.set(xlim=(0, output.seconds), ylim=(-1, 1), ylabel="level", title=f"{output.seconds:.1f} s")
-    for title, start in output.chapters:
-        top.axvline(start / output.rate, color="#a33", linewidth=0.8)
-        top.text(start / output.rate, 0.98, title[:30], fontsize=7, color="#a33", va="top")
+    for title, sample in output.chapters:
+        top.axvline(sample / output.rate, color="#a33", linewidth=0.8)
+        top.text(sample / output.rate, 0.98, title[:30], fontsize=7, color="#a33", va="top")
     last = mel.shape[1] / FRAMES_A_SECOND
     middle.imshow(
         mel,

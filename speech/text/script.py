@@ -128,7 +128,7 @@ class Writer:
         first = next(iterator, None)
         if isinstance(first, str):
             yield from paragraphs(chain([first], (piece for piece in iterator if isinstance(piece, str))))
-        elif first is not None:
+        elif isinstance(first, Paragraph):
             yield first
             yield from (paragraph for paragraph in iterator if isinstance(paragraph, Paragraph))
 
