@@ -268,10 +268,21 @@ def load(path: Path) -> Prepared:
 
 
 def mels_of(utterances: Sequence[Utterance], device: torch.device | str) -> list[torch.Tensor]:
-    """Log mels (T, 80) float32 on a device of the utterances' used parts; sound is decoded by several threads."""
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        waves, bank = pool.map(Utterance.wave, utterances), front.filter_bank().to(device)
-        return [front.log_mel(front.resample(torch.from_numpy(wave).to(device), RATE), bank).T for wave in waves]
+    """Log mels (T, 80) float32 on a device of the utterances' used parts.
+
+    They are made on the CPU, a thread an utterance: a GPU would round the resampler's products to ten bits.
+    """
+    bank = front.filter_bank()
+
+    def made(one: Utterance) -> torch.Tensor:
+        return front.log_mel(front.resample(torch.from_numpy(one.wave()), RATE), bank).T.contiguous()
+
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return [mel.to(device) for mel in pool.map(made, utterances)]
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

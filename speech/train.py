@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STAGES = ("prosody", "vocoder", "valle_r")
 SHARES = {"prosody": 0.5, "vocoder": 0.15, "valle_r": 0.35}  # of the minutes of ``whole``
-BESIDE = 0.25  # minutes a command spends before its first step and after its last
+BESIDE = 0.3  # minutes a command spends before its first step and after its last
 PROSODY_RATE, VOCODER_RATE = 1.2e-3, 3e-4
 
 

@@ -104,12 +104,12 @@ def train_model(
     torch.manual_seed(seed)
     device = training_device()
     model = ProsodyFM(config or config_for(corpus)).to(device)
-    lengths = sorted({*(limit for limit in limits if limit < corpus.longest), corpus.longest})
+    longest = 8 * -(-max(corpus.longest, held_out.longest) // 8)
+    lengths = sorted({*(limit for limit in limits if limit < corpus.longest), longest})
     buckets, shares = corpus.buckets(lengths)
     weights = torch.ones(len(LOSSES), device=device)
     for place, weight in enumerate(WEIGHTS):
         weights[place] = weight
-    longest = max(corpus.longest, held_out.longest)
 
     def draw(step: int) -> tuple[torch.Tensor, ...]:
         bucket = int(batch_generator(seed + 1, step).choice(len(lengths), p=shares))
