@@ -5,15 +5,16 @@ from longtake.speech.valle_r.corpus import Coded, Flat
 
 
 def flat(utterances: int = 6, seed: int = 0, symbols: int = 9) -> Flat:
-    """Utterances of 40 to 60 frames and 6 to ``symbols`` phonemes, by turns of two voices; each phoneme has a mel."""
+    """Utterances of 40 to 60 frames and 6 to ``symbols`` phonemes, two voices by turns; 20 phonemes have a mel each."""
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randint(40, 61, (utterances,), generator=generator)
     counts = torch.randint(6, symbols + 1, (utterances,), generator=generator)
     owners = [torch.arange(f) * c // f for f, c in zip(frames.tolist(), counts.tolist(), strict=True)]
-    ids = torch.randint(1, 178, (int(counts.sum()),), generator=generator)
+    ids = torch.randint(60, 80, (int(counts.sum()),), generator=generator)
     owner = torch.cat(owners)
     first_symbol, first_frame = counts.cumsum(0) - counts, frames.cumsum(0) - frames
-    sounds = torch.randn(178, 80, generator=torch.Generator().manual_seed(7))
+    fixed = torch.Generator().manual_seed(7)
+    sounds = torch.randn(178, 6, generator=fixed) @ torch.randn(6, 80, generator=fixed) / 2.5
     which = ids[owner + torch.repeat_interleave(first_symbol, frames)]
     mels = sounds[which] + 0.1 * torch.randn(len(owner), 80, generator=generator)
     voice = torch.arange(utterances) % 2

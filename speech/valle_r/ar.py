@@ -120,12 +120,6 @@ class AR(nn.Module):
         self.transformer = Transformer(size, dropout)
         self.predict = nn.Linear(width, entries + 1, bias=False)
         self.move = nn.Linear(width, symbols if pointer == "identity" else 2) if pointer != "none" else None
-        for table in (self.text_emb, self.code_emb, *([self.spoken.here] if self.spoken is not None else [])):
-            nn.init.normal_(table.weight, std=width**-0.5)
-        if self.spoken is not None:
-            for extra in (self.spoken.near, self.spoken.dwell):
-                if extra is not None:
-                    nn.init.normal_(extra.weight, std=width**-0.5)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> AR:

@@ -23,8 +23,9 @@ class NAR(nn.Module):
     """See the module.
 
     tie: whose embeddings the heads share: "next", those of the layer after, the last head free (the public VALL-E), or
-    "same", those of the layer asked for. stage: width of a stage's vector, None: that of the rows. phonemes: whether
-    rows carry the phoneme (VALL-E R) or not (VALL-E). first: codes of the first layer's table, K, or K + 1 with an end.
+    "same", those of the layer asked for. scale: of the codes' embeddings where rows sum them. stage: width of a stage's
+    vector, None: that of the rows. phonemes: whether rows carry the phoneme (VALL-E R) or not (VALL-E). first: codes of
+    the first layer's table, K, or K + 1 with an end. Raises UserError for another tie and for fewer than 2 layers.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class NAR(nn.Module):
         dwell: int = 0,
         tie: str = "next",
         stage: int | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         if tie not in TIES:
@@ -49,6 +51,7 @@ class NAR(nn.Module):
         if layers_of_codes < 2:
             raise UserError(f"a codec of at least 2 layers is needed, got {layers_of_codes}")
         self.size, self.symbols, self.entries, self.count, self.tie = size, symbols, entries, layers_of_codes, tie
+        self.scale = scale
         self.config: dict[str, Any] = {
             "width": size.width,
             "heads": size.heads,
@@ -65,6 +68,7 @@ class NAR(nn.Module):
             "dwell": dwell,
             "tie": tie,
             "stage": stage,
+            "scale": scale,
         }
         width = size.width
         self.text_emb = nn.Embedding(symbols, width)
@@ -75,8 +79,8 @@ class NAR(nn.Module):
         self.stages = nn.Embedding(layers_of_codes - 1, stage or width)
         self.transformer = Transformer(size, dropout, stage or width)
         self.last = nn.Parameter(torch.randn(entries, width) * width**-0.5) if tie == "next" else None
-        for table in (self.text_emb, *self.code_embs):
-            nn.init.normal_(table.weight, std=width**-0.5)
+        for table in self.tables():  # heads too
+            nn.init.normal_(table, std=width**-0.5)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> NAR:
@@ -84,9 +88,13 @@ class NAR(nn.Module):
         told = dict(config)
         return cls(Size(*(told.pop(key) for key in ("width", "heads", "layers", "feedforward"))), **told)
 
+    def tables(self) -> list[torch.Tensor]:
+        """The embeddings (K, d) of each layer's codes."""
+        return [table.get_parameter("weight") for table in self.code_embs]
+
     def heads(self) -> torch.Tensor:
         """Weights (D - 1, K, d) of the stages' heads."""
-        tables = [table.weight for table in self.code_embs]
+        tables = self.tables()
         chosen = tables[1:] if self.last is None else [*tables[2:], self.last]
         return torch.stack(chosen)
 
@@ -99,7 +107,7 @@ class NAR(nn.Module):
         for layer, table in enumerate(self.code_embs):
             seen = given | (stage >= layer)[:, None]
             total = total + torch.where(seen[..., None], table(codes[:, layer]), 0.0)
-        return total
+        return self.scale * total
 
     def forward(
         self,

@@ -32,7 +32,7 @@ from longtake.speech.valle_r.prior import ValleR
 from longtake.train import ENDLESS, Dice, Settings, batch_generator
 
 CODEC_SHARE, AR_SHARE, NAR_SHARE = 0.3, 0.4, 0.3  # of the minutes
-CODEC_RATE, AR_RATE, NAR_RATE = 1.5e-3, 1e-3, 1e-3
+CODEC_RATE, AR_RATE, NAR_RATE = 1.5e-3, 1.5e-3, 1.5e-3
 WARMUP, EMA = 150, 0.998
 CROP = 96  # frames of the codec's crops
 SPREAD = 0.4  # of what is asked for: how much of it goes to codes near the right one
@@ -60,6 +60,7 @@ NAR_MODEL: dict[str, Any] = {
     "place": True,
     "tie": "same",
     "stage": 16,
+    "scale": 14.0,
 }
 
 
@@ -385,11 +386,9 @@ def train(
     heard = None if unseen is None else Coded.of(unseen, codec)
     figures["left_out"] = len(seen.frames) - len(spoken.rows)
     figures["seconds"]["encode"] = round(time.monotonic() - between, 1)
-    told_books = {"seed": seed, "books": codec.books}
-    ar = train_ar(varied, heard, out, settings(AR_SHARE, steps[1], AR_RATE), places=amounts.ar_places, **told_books)
-    nar = train_nar(
-        varied, heard, out, settings(NAR_SHARE, steps[2], NAR_RATE), places=amounts.nar_places, **told_books
-    )
+    common: dict[str, Any] = {"seed": seed, "books": codec.books}
+    ar = train_ar(varied, heard, out, settings(AR_SHARE, steps[1], AR_RATE), places=amounts.ar_places, **common)
+    nar = train_nar(varied, heard, out, settings(NAR_SHARE, steps[2], NAR_RATE), places=amounts.nar_places, **common)
     if unseen is not None and heard is not None:
         errors = codec_errors(codec, unseen, range(1, codec.layers + 1))
         figures["codec_error_by_codebooks"] = {count: round(error, 4) for count, error in errors.items()}
