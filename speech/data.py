@@ -107,12 +107,16 @@ def load_corpora(folder: Path, names: Sequence[str] = NAMES) -> list[Utterance]:
     return [one for path, split in there for one in load_zip(path, split)]
 
 
-def load_zip(path: Path, split: str) -> list[Utterance]:
-    """The utterances of one corpus, labels put right. Raises UserError as ``load_corpora`` does."""
+def load_zip(path: Path, split: str, each: int | None = None) -> list[Utterance]:
+    """The utterances of one corpus, labels put right; each: only the first so many of every voice.
+
+    Raises UserError as ``load_corpora`` does.
+    """
     late = path.name.startswith("aligned")
     try:
         with zipfile.ZipFile(path) as archive:
             rows = [json.loads(line) for line in archive.read("index.jsonl").decode().splitlines() if line.strip()]
+            rows = rows if each is None else _first(rows, each)
             sounds = [archive.read(row["file"]) for row in rows]
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             return list(pool.map(lambda row, sound: _utterance(row, sound, split, late), rows, sounds))
@@ -120,6 +124,15 @@ def load_zip(path: Path, split: str) -> list[Utterance]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no speech corpus, or damaged: {one_line(error)[:200]}") from error
+
+
+def _first(rows: list[dict[str, Any]], each: int) -> list[dict[str, Any]]:
+    seen: dict[str, int] = {}
+    kept = []
+    for row in rows:
+        seen[row["voice"]] = seen.get(row["voice"], 0) + 1
+        kept += [row] if seen[row["voice"]] <= each else []
+    return kept
 
 
 def _utterance(row: dict[str, Any], sound: bytes, split: str, late: bool) -> Utterance:

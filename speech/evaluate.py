@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from longtake.speech.judges import Acquaintance, Listener
 
 ADDED_S = 0.08  # that a break must add
+REFERENCES = 4  # recordings of a voice that its similarity is measured against
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ class Judges:
         self.voices: dict[str, np.ndarray] = {}
 
     def voice(self, name: str) -> np.ndarray:
-        """The vector of a voice, from four of its training recordings."""
+        """The vector of a voice, from some of its training recordings."""
         from longtake.speech.data import RATE
 
         if name not in self.voices:
-            heard = [self.acquaintance.vector(one.wave(), RATE) for one in self.known[name][:4]]
+            heard = [self.acquaintance.vector(one.wave(), RATE) for one in self.known[name]]
             mean = np.mean(heard, 0)
             self.voices[name] = mean / np.linalg.norm(mean)
         return self.voices[name]
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.sentences < 1:
         raise UserError(f"--sentences must be 1 or more; given {args.sentences}")
-    known = data.load_zip(args.data / "aligned_train.zip", "train")
+    known = data.load_zip(args.data / "aligned_train.zip", "train", REFERENCES)
     voices = {one.voice for one in known}
     told = [one for one in data.load_zip(args.data / "aligned_val.zip", "val") if one.voice in voices]
     told = told[: args.sentences]

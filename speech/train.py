@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 STAGES = ("prosody", "vocoder", "valle_r")
 SHARES = {"prosody": 0.5, "vocoder": 0.15, "valle_r": 0.35}  # of the minutes of ``whole``
 BESIDE = 0.3  # minutes a command spends before its first step and after its last
-PROSODY_RATE, VOCODER_RATE = 1.2e-3, 3e-4
+PROSODY_RATE, VOCODER_RATE = 1.5e-3, 5e-4
 
 
 def whole(prepared: Path, minutes: float, out: Path, vocoder: Path | None = None) -> list[list[str]]:
     """The commands, as words after ``longtake``, that train all stages in ``minutes``.
 
-    They leave ``out``/<stage>/prior. vocoder: the universal generator, from which the quick one learns; None leaves
-    that stage out, and its minutes go to the others. Raises UserError for too few minutes.
+    They leave ``out``/<stage>/prior. vocoder: the folder of the universal generator (speech/priors/hifigan-universal),
+    as it is named where training runs, from which the quick one learns; None leaves that stage out, and its minutes go
+    to the others. Each command stands alone. Raises UserError for too few minutes.
     """
-    stages = [stage for stage in STAGES if stage != "vocoder" or vocoder is not None]
+    stages = [stage for stage in ("prosody", "valle_r", "vocoder") if stage != "vocoder" or vocoder is not None]
     left = minutes - BESIDE * len(stages)
     if left <= 0:
         raise UserError(f"the speech priors need more than {BESIDE * len(stages):g} minutes")
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def _prosody(source: Prepared, args: argparse.Namespace, share: float) -> Path:
     from longtake.speech.data import Corpus
     from longtake.speech.prosody_fm.convert import save
-    from longtake.speech.prosody_fm.train import report, train_model
+    from longtake.speech.prosody_fm.train import calibrate, report, train_model
     from longtake.train import Settings, count, schedule, training_device
 
     device = training_device()
@@ -88,7 +89,7 @@ def _prosody(source: Prepared, args: argparse.Namespace, share: float) -> Path:
     corpus = Corpus.of(source, "train", device)
     held_out = Corpus.of(source, "val", device, voices=corpus.voices)
     settings = Settings(
-        count(args.steps, args, 4000), PROSODY_RATE if large else 1e-3, warmup=200, ema=0.998, **schedule(args, share)
+        count(args.steps, args, 4000), PROSODY_RATE if large else 1e-3, warmup=300, ema=0.998, **schedule(args, share)
     )
     out = args.out / "prosody"
     model = train_model(
@@ -100,6 +101,7 @@ def _prosody(source: Prepared, args: argparse.Namespace, share: float) -> Path:
         frames=args.frames or (256 if large else 192),
         seed=args.seed,
     )
+    print(f"durations of prosody grow by {calibrate(model, corpus):.3f}")
     folder = save(model, out / "prior")
     report(model, held_out, out, seed=args.seed)
     return folder

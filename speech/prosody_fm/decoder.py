@@ -306,7 +306,7 @@ class Decoder(nn.Module):
             return found
         moment, power = time[:, None, None], self.spread**2
         level = (1 - moment).square() + moment.square() * power
-        guess = mu.detach() + (moment * power - (1 - moment)) / level * (x - moment * mu.detach())
+        guess = mu + (moment * power - (1 - moment)) / level * (x - moment * mu)
         return (guess + self.spread * torch.rsqrt(level) * found.float()) * mask
 
     def forward(

@@ -32,7 +32,8 @@ class Cache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.memory = torch.empty(layers, 2, rows, heads, capacity, depth, device=device, dtype=dtype)
+        # zeros: a masked place has weight 0, and 0 times what lay in the memory before may be no number
+        self.memory = torch.zeros(layers, 2, rows, heads, capacity, depth, device=device, dtype=dtype)
         self.capacity, self.rows = capacity, rows
         self.longest = 0  # places in use
         self.places: torch.Tensor | None = None  # (rows,) the next place of each, where they differ

@@ -72,7 +72,7 @@ def public_state(ar: AR, nar: NAR) -> dict[str, torch.Tensor]:
                 continue
             state[their_name(f"{part}.{name}", stages)] = value.clone()
     for stage in range(stages - 1):
-        state[f"nar_predict_layers.{stage}.weight"] = nar.code_embs[stage + 2].weight.detach().clone()
+        state[f"nar_predict_layers.{stage}.weight"] = nar.tables()[stage + 2].detach().clone()
     return state
 
 
@@ -100,7 +100,7 @@ def from_public(state: Mapping[str, torch.Tensor], heads: int = HEADS) -> tuple[
         model.load_state_dict(own)
     for stage in range(stages - 1):
         key = f"nar_predict_layers.{stage}.weight"
-        table = nar.code_embs[stage + 2].weight
+        table = nar.tables()[stage + 2]
         if not torch.equal(_taken(given, key, tuple(table.shape)).to(table.dtype), table):
             raise UserError(f"{key} differs from nar_audio_embeddings.{stage + 2}: the public layout shares them")
         used.add(key)

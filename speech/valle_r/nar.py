@@ -79,8 +79,8 @@ class NAR(nn.Module):
         self.stages = nn.Embedding(layers_of_codes - 1, stage or width)
         self.transformer = Transformer(size, dropout, stage or width)
         self.last = nn.Parameter(torch.randn(entries, width) * width**-0.5) if tie == "next" else None
-        for table in self.code_embs:  # heads too
-            nn.init.normal_(table.weight, std=width**-0.5)
+        for table in self.tables():  # heads too
+            nn.init.normal_(table, std=width**-0.5)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> NAR:
@@ -88,9 +88,13 @@ class NAR(nn.Module):
         told = dict(config)
         return cls(Size(*(told.pop(key) for key in ("width", "heads", "layers", "feedforward"))), **told)
 
+    def tables(self) -> list[torch.Tensor]:
+        """The embeddings (K, d) of each layer's codes."""
+        return [table.get_parameter("weight") for table in self.code_embs]
+
     def heads(self) -> torch.Tensor:
         """Weights (D - 1, K, d) of the stages' heads."""
-        tables = [table.weight for table in self.code_embs]
+        tables = self.tables()
         chosen = tables[1:] if self.last is None else [*tables[2:], self.last]
         return torch.stack(chosen)
 

@@ -219,7 +219,8 @@ class ValleR:
 
     def _room(self, rows: int) -> Any:
         """The cache of the last chunk, if it is large enough, else a larger one."""
-        if self._cache is None or self._cache.capacity < rows:
+        there = self._cache is not None and self._cache.memory.device == self._device
+        if not there or self._cache.capacity < rows:
             self._cache = self.ar.cache(max(rows, 2048))
         return self._cache
 

@@ -386,11 +386,9 @@ def train(
     heard = None if unseen is None else Coded.of(unseen, codec)
     figures["left_out"] = len(seen.frames) - len(spoken.rows)
     figures["seconds"]["encode"] = round(time.monotonic() - between, 1)
-    told_books = {"seed": seed, "books": codec.books}
-    ar = train_ar(varied, heard, out, settings(AR_SHARE, steps[1], AR_RATE), places=amounts.ar_places, **told_books)
-    nar = train_nar(
-        varied, heard, out, settings(NAR_SHARE, steps[2], NAR_RATE), places=amounts.nar_places, **told_books
-    )
+    common: dict[str, Any] = {"seed": seed, "books": codec.books}
+    ar = train_ar(varied, heard, out, settings(AR_SHARE, steps[1], AR_RATE), places=amounts.ar_places, **common)
+    nar = train_nar(varied, heard, out, settings(NAR_SHARE, steps[2], NAR_RATE), places=amounts.nar_places, **common)
     if unseen is not None and heard is not None:
         errors = codec_errors(codec, unseen, range(1, codec.layers + 1))
         figures["codec_error_by_codebooks"] = {count: round(error, 4) for count, error in errors.items()}

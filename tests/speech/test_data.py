@@ -132,6 +132,11 @@ def test_held_out_speech_of_a_known_voice_has_its_number(source):
     assert train.voices == ("ann", "bob", "cleo") and set(held_out.voice.tolist()) == {0, 1}
 
 
+def test_a_few_of_each_voice_can_be_read(folder):
+    few = data.load_zip(folder / "aligned_train.zip", "train", 3)
+    assert [one.voice for one in few].count("ann") == 3 and len(few) == 6
+
+
 def test_what_is_no_corpus_is_refused(tmp_path):
     with pytest.raises(UserError, match="aligned_train.zip or human_train.zip"):
         data.load_corpora(tmp_path)

@@ -81,3 +81,19 @@ def test_entries_that_nothing_falls_to_are_set_on_vectors_of_the_batch():
 def test_a_mel_of_other_bands_is_refused(codec):
     with pytest.raises(UserError, match="80 bands, got 40"):
         codec.encode(torch.zeros(1, 40, 9))
+
+
+@pytest.mark.parametrize("size", [1, 9, 40])
+def test_sound_decoded_in_pieces_equals_the_whole(codec, size):
+    from longtake.speech.codec.sound import MelSound
+    from longtake.speech.vocoder import Config, Vocoder
+
+    torch.manual_seed(0)
+    sound = MelSound(codec, Vocoder(Config(channels=32)))
+    wave = 0.1 * torch.randn(1, 1, 22050, generator=torch.Generator().manual_seed(0))
+    codes = sound.encode(wave)
+    assert codes.shape == (1, 8, 22050 // 256) and sound.frame_rate == pytest.approx(86.13, abs=0.01)
+    whole, stream = sound.decode(codes), sound.stream()
+    parts = [stream.push(part) for part in codes.split(size, -1)] + [stream.flush()]
+    assert whole.shape[-1] == codes.shape[-1] * 256
+    assert (torch.cat(parts, -1) - whole).abs().max() <= 1e-5
