@@ -27,6 +27,7 @@ from longtake.speech.longform.loudness import Meter
 from longtake.speech.longform.pieces import Piece, Word, joined
 from longtake.speech.longform.subtitles import ffmetadata, srt, vtt, words_json
 from longtake.speech.longform.writer import FORMATS, AudioWriter, check_sound
+from longtake.speech.text.script import written
 
 SHOWN_S = 20.0  # of the picture's mel and pitch
 
@@ -114,7 +115,7 @@ class SpeechOutput(Output):
             if not word.mark:
                 found.setdefault(word.sentence, []).append(word)
         return [
-            (number, " ".join(word.text for word in words), words[0].start / self.rate, words[-1].end / self.rate)
+            (number, written(word.text for word in words), words[0].start / self.rate, words[-1].end / self.rate)
             for number, words in found.items()
         ]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longtake.speech.longform.pieces import Word
+from longtake.speech.text.script import written
 
 LINE, LINES = 42, 2  # letters of a line, lines of a cue
 MOST_S, LEAST_S, GAP_S = 6.0, 0.8, 0.5  # of a cue; a silence that ends one
@@ -33,7 +34,7 @@ def cues(words: Iterable[Word], rate: int) -> Iterator[Cue]:
         if word.mark:
             continue
         if held:
-            text = " ".join(one.text for one in [*held, word])
+            text = written(one.text for one in [*held, word])
             full = len(text) > LINE * LINES or (word.end - held[0].start) / rate > MOST_S
             if full or word.sentence != held[-1].sentence or (word.start - held[-1].end) / rate > GAP_S:
                 yield _cue(held, rate)
@@ -48,7 +49,7 @@ def _cue(words: Sequence[Word], rate: int) -> Cue:
     for word in words:
         if lines[-1] and len(lines[-1]) + 1 + len(word.text) > LINE and len(lines) < LINES:
             lines.append("")
-        lines[-1] = f"{lines[-1]} {word.text}".strip()
+        lines[-1] = written([lines[-1], word.text]).strip()
     return Cue(words[0].start / rate, words[-1].end / rate, "\n".join(lines))
 
 

@@ -88,14 +88,14 @@ def year(value: int) -> str:
 
 
 def decade(value: int) -> str:
-    """1920 -> nineteen twenties, 1900 -> nineteen hundreds."""
-    said = year(value)
+    """1920 -> nineteen twenties, 1900 -> nineteen hundreds, 90 -> nineties."""
+    said = cardinal(value) if value < 100 else year(value)
     return said[:-1] + "ies" if said.endswith("y") else said + "s"
 
 
 def clock(hour: int, minute: int, half: str = "") -> str:
-    """A time of day: 9, 5, "pm" -> nine oh five p m; 14, 0 -> fourteen hundred; 9, 0 -> nine o'clock."""
-    letters = " ".join(half.lower().replace(".", ""))
+    """A time of day: 9, 5, "pm" -> nine oh five P M; 14, 0 -> fourteen hundred; 9, 0 -> nine o'clock."""
+    letters = " ".join(half.upper().replace(".", ""))
     if minute == 0:
         tail = letters or ("hundred" if hour > 12 or hour == 0 else "o'clock")
         return f"{cardinal(hour)} {tail}" if hour else f"zero {tail}"
@@ -123,6 +123,12 @@ def money(sign: str, amount: str, scale: str = "") -> str:
     return said if not rest or not int(rest) else f"{number(amount)} {many}"
 
 
+def money_range(sign: str, low: str, high: str, scale: str = "") -> str:
+    """$5-10 million -> five to ten million dollars."""
+    size = f"{SCALES.get(scale.lower(), scale)} " if scale else ""
+    return f"{number(low)} to {number(high)} {size}{CURRENCIES[sign][1]}"
+
+
 def measure(amount: str, unit: str) -> str:
     """An amount with a unit of `UNITS`."""
     one, many = UNITS[unit]
@@ -130,7 +136,9 @@ def measure(amount: str, unit: str) -> str:
 
 
 def fraction(top: str, bottom: str) -> str:
-    """1/2 -> one half, 3/4 -> three quarters, 2/7 -> two sevenths."""
+    """1/2 -> one half, 3/4 -> three quarters, 2/7 -> two sevenths; 24/7, which is none, one after the other."""
+    if int(top) >= int(bottom):
+        return f"{cardinal(int(top))} {cardinal(int(bottom))}"
     if bottom in _PARTS:
         part = _PARTS[bottom][top != "1"]
     else:

@@ -26,9 +26,9 @@ ABBREVIATIONS = {
     "jan": "January", "feb": "February", "mar": "March", "apr": "April", "jun": "June", "jul": "July",
     "aug": "August", "sep": "September", "sept": "September", "oct": "October", "nov": "November", "dec": "December",
 }  # fmt: skip
-_LATIN = {"e.g": "for example", "i.e": "that is", "a.m": "a m", "p.m": "p m", "cf": "compare", "et al": "and others"}
+_LATIN = {"e.g": "for example", "i.e": "that is", "a.m": "A M", "p.m": "P M", "cf": "compare", "et al": "and others"}
 _SIGNS = {"&": "and", "@": "at", "+": "plus", "=": "equals", "#": "number", "*": "", "~": "about", "§": "section",
-          "©": "copyright", "®": "", "™": "", "°": "degrees", "%": "percent", "/": "slash", "\\": "backslash",
+          "©": "copyright", "®": "", "™": "", "°": "degrees", "%": "percent", "/": "", "\\": "backslash",
           "<": "less than", ">": "greater than", "|": "", "^": "", "_": "", "`": "", "•": "", "×": "times",
           "÷": "divided by", "±": "plus or minus", "→": "to", "½": "one half", "¼": "one quarter",
           "¾": "three quarters", "$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}  # fmt: skip
@@ -109,6 +109,9 @@ def _initials(match: re.Match[str]) -> str:
 # in order: the first that fits at a place is taken; None of a reading passes it on
 _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str | None]], ...] = (
     (re.compile(r"https?://[^\s<>\"]*[\w/]|www\.[^\s<>\"]*[\w/]|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), _url),
+    (re.compile(rf"([$€£¥₹])\s?({_NUM})\s?[-–]\s?[$€£¥₹]?({_NUM})"
+                r"(?:\s?(k|bn|tn|[mb]|thousand|million|billion)\b)?", re.I),
+     lambda m: amounts.money_range(m[1], m[2], m[3], m[4] or "")),
     (re.compile(rf"([$€£¥₹])\s?({_NUM})(?:\s?(k|bn|tn|[mb]|hundred|thousand|million|billion|trillion)\b)?", re.I),
      lambda m: amounts.money(m[1], m[2], m[3] or "")),
     (re.compile(r"(\d{4})-(\d{2})-(\d{2})(?!\d)"), _iso),
@@ -120,6 +123,10 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str | None]], ...
     (re.compile(r"(1[0-2]|[1-9])\s?([ap])\.?m\b\.?", re.I), lambda m: amounts.clock(int(m[1]), 0, m[2] + "m")),
     (re.compile(r"(\d[\d,]*)(?:st|nd|rd|th)\b"), lambda m: amounts.ordinal(int(m[1].replace(",", "")[:15]))),
     (re.compile(r"([12]\d\d0)s\b"), lambda m: amounts.decade(int(m[1]))),
+    (re.compile(r"'([2-9]0)s\b"), lambda m: amounts.decade(int(m[1]))),
+    (re.compile(r"C#"), lambda m: "C sharp"),
+    (re.compile(r"Ph\.? ?D\b\.?"), lambda m: "P H D"),
+    (re.compile(r"St\.(?!\s+[A-Z])"), lambda m: "street"),
     (re.compile(rf"([-−+]?(?:{_NUM}))\s?({_UNITS})(?![\w°])"), lambda m: amounts.measure(m[1], m[2])),
     (re.compile(r"([1-9]\d?)/([1-9]\d?)(?![\d/])"), lambda m: amounts.fraction(m[1], m[2])),
     (re.compile(r"\b(\d{3})-(\d{4})\b"), lambda m: f"{amounts.digits(m[1])} {amounts.digits(m[2])}"),
@@ -156,9 +163,8 @@ def _latin(word: str) -> bool:
 
 
 def _plain(word: str) -> str:
-    """The word without accents, spelled out when it is a row of capitals that nobody reads as a word."""
-    bare = "".join(letter for letter in unicodedata.normalize("NFD", word) if not unicodedata.combining(letter))
-    bare = bare.replace("ß", "ss").replace("æ", "ae").replace("ø", "o").replace("œ", "oe").replace("ł", "l")
+    """The word, spelled out when it is a row of capitals that nobody reads as a word."""
+    bare = word
     if bare.isupper() and 1 < len(bare) <= 5 and (len(bare) <= 3 or not set(bare) & set("AEIOUY")):
         return bare if bare in _SHOUTED else " ".join(bare)
     return bare
@@ -186,7 +192,7 @@ def tokens(text: str, left_out: LeftOut | None = None) -> list[Token]:
         if sign == " ":
             place += 1
             continue
-        if _ABOUT.match(sign) or (sign in "-−+" and place + 1 < len(text) and text[place + 1].isdigit()):
+        if _ABOUT.match(sign) or (sign in "-−+'" and place + 1 < len(text) and text[place + 1].isdigit()):
             taken = _read(text, place)
             if taken is not None:
                 stop, spoken = taken
@@ -207,6 +213,8 @@ def tokens(text: str, left_out: LeftOut | None = None) -> list[Token]:
             found = _punctuated(found, mark, sign)
         elif sign == "-":
             hyphen = place
+            if found and text[place - 2 : place - 1].strip() and text[place : place + 1].isalnum():
+                found[-1] = replace(found[-1], written=found[-1].written + sign)
         elif sign in _QUOTES or sign == "'":
             continue
         elif sign in _SIGNS:

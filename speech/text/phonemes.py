@@ -15,6 +15,7 @@ import ctypes.util
 import re
 import sqlite3
 import threading
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -52,6 +53,13 @@ class Reader(Protocol):
 
     def clause(self, words: Sequence[str], mark: str = "", accent: str = "en-us") -> list[Sound]:
         """One sound a word, "" for a word without any. mark: the punctuation that ends the clause."""
+
+
+def plain_letters(word: str) -> str:
+    """A word in the letters a to z and apostrophes: without accents."""
+    bare = "".join(letter for letter in unicodedata.normalize("NFD", word) if not unicodedata.combining(letter))
+    bare = bare.replace("ß", "ss").replace("æ", "ae").replace("ø", "o").replace("œ", "oe").replace("ł", "l")
+    return "".join(letter for letter in bare if letter.isascii() and (letter.isalpha() or letter == "'"))
 
 
 def tidy(ipa: str) -> str:
@@ -216,7 +224,9 @@ class Words:
                     stem = self._entry(word[:-1])
                 if stem is not None:
                     return stem + _ending(stem, ending)
-        bare = "".join(letter for letter in word if letter.isascii() and (letter.isalpha() or letter == "'"))
+        bare = plain_letters(word)
+        if bare != word:
+            return self.alone(bare)
         return known(spelling.sounds(bare)) if bare else ""
 
     def clause(self, words: Sequence[str], mark: str = "", accent: str = "en-us") -> list[Sound]:

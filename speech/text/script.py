@@ -64,7 +64,12 @@ class Sentence:
 
 def joined(units: Iterable[Unit]) -> str:
     """The written text of units."""
-    return " ".join(unit.text for unit in units)
+    return written(unit.text for unit in units)
+
+
+def written(texts: Iterable[str]) -> str:
+    """Words as one text; a hyphen has no space behind it."""
+    return " ".join(texts).replace("- ", "-")
 
 
 def symbols_of(units: Sequence[Unit]) -> str:

@@ -17,6 +17,7 @@ from longtake.speech.text.phonemes import checked
 
 MOST_PAUSE = 60.0  # seconds of one pause
 _INLINE = re.compile(r"\[\[(?P<ipa>[^\[\]]*)\]\]|\[pause:(?P<pause>[^\[\]]*)\]", re.I)
+_LIST = re.compile(r"\n(?=[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t])")  # before a line that a list has
 _CUT = re.compile(r"\n\s*\n|(?P<word>\w*)[.!?…][\"”')\]]*(?P<gap>\s+)(?=[\"“'(\[]?[A-Z0-9])")
 
 
@@ -68,15 +69,22 @@ def inline(text: str, style: Style | None = None) -> Iterator[Segment]:
     style = style or Style()
     place = 0
     for match in _INLINE.finditer(text):
-        if text[place : match.start()].strip():
-            yield Segment(text[place : match.start()], style=style)
+        yield from _lines(text[place : match.start()], style)
         place = match.end()
         if match["ipa"] is not None:
             yield Segment(match["ipa"].strip(), ipa=checked(match["ipa"], f"[[{match['ipa']}]]"), style=style)
         else:
             yield Segment(pause=pause_seconds(match["pause"], f"[pause:{match['pause']}]"), style=style)
-    if text[place:].strip():
-        yield Segment(text[place:], style=style)
+    yield from _lines(text[place:], style)
+
+
+def _lines(text: str, style: Style) -> Iterator[Segment]:
+    """The text; each line of a list ends a sentence."""
+    for number, part in enumerate(_LIST.split(text)):
+        if number:
+            yield Segment(ends=True)
+        if part.strip():
+            yield Segment(part, style=style)
 
 
 def paragraphs(texts: str | Iterable[str]) -> Iterator[Paragraph]:
@@ -89,6 +97,8 @@ def paragraphs(texts: str | Iterable[str]) -> Iterator[Paragraph]:
             if match.end() == len(rest):
                 break  # more of the gap may come
             word = match["word"]
+            if word is not None and word.isdigit() and rest[: match.start()].rstrip(" \t")[-1:] in ("", "\n"):
+                continue  # the number of a list's line
             if word is not None and (word.lower() in ABBREVIATIONS or word == "No" or (len(word) == 1 and word != "I")):
                 continue
             if rest[place : match.end()].strip():

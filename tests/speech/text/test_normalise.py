@@ -20,7 +20,7 @@ def said(text: str) -> str:
         ("in 1905, 2000, 2024 and the 1920s", "in nineteen oh five, two thousand, twenty twenty four and the "
          "nineteen twenties"),
         ("3.5% or 1/2 or 3/4", "three point five percent or one half or three quarters"),
-        ("10:05 pm, 9:00, 14:00", "ten oh five p m, nine o'clock, fourteen hundred"),
+        ("10:05 pm, 9:00, 14:00", "ten oh five P M, nine o'clock, fourteen hundred"),
         ("2026-11-27; May 3rd, 1999; 27 Nov", "November twenty seventh twenty twenty six; May third nineteen ninety "
          "nine; November twenty seventh"),
         ("10-20 kids, 555-1234", "ten to twenty kids, five five five one two three four"),
@@ -31,6 +31,9 @@ def said(text: str) -> str:
          "two three four five six seven eight nine zero"),
         ("e.g. (old) “quote” don't — wait...", "for example, old, quote don't, wait."),
         ("No. 7 & 8", "number seven and eight"),
+        ("$5-10 million, the '90s, 24/7, and/or", "five to ten million dollars, the nineties, twenty four seven, "
+         "and or"),
+        ("St. Paul St. has a Ph.D. in C#", "saint Paul street has a P H D in C sharp"),
     ],
 )  # fmt: skip
 def test_text_is_spoken_so(written: str, spoken: str) -> None:
@@ -39,9 +42,10 @@ def test_text_is_spoken_so(written: str, spoken: str) -> None:
 
 def test_a_token_keeps_what_it_stood_for() -> None:
     assert [token.written for token in tokens("He paid $3.50, twice.")] == ["He", "paid", "$3.50,", "twice."]
+    assert [(token.written, token.joined) for token in tokens("well-known")] == [("well-", False), ("known", True)]
 
 
 def test_emoji_and_foreign_letters_are_left_out_and_counted() -> None:
     lost = LeftOut()
-    assert [token.spoken for token in tokens("Hello 😀 مرحبا naïve", lost)] == ["Hello", "naive"]
+    assert [token.spoken for token in tokens("Hello 😀 مرحبا naïve", lost)] == ["Hello", "naïve"]
     assert lost.emoji == 1 and lost.letters == 1 and len(lost.told()) == 2

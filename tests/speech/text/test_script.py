@@ -23,6 +23,11 @@ def test_sentences_and_paragraphs_are_told_apart() -> None:
     assert found[1].phones.endswith("?")
 
 
+def test_lines_of_a_list_are_sentences() -> None:
+    found = [sentence.text for sentence in read("1. First item\n2. Second item\n- third")]
+    assert found == ["1.", "First item", "2.", "Second item", "third"]
+
+
 def test_a_text_in_pieces_gives_its_first_sentence_before_it_ends() -> None:
     """C4: the input may be a generator."""
     given = []
