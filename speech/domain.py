@@ -19,7 +19,7 @@ from longtake.knob import Knob
 if TYPE_CHECKING:
     from longtake.distributed import Ranks
     from longtake.journal import Journal
-    from longtake.outputs import FileKind
+    from longtake.outputs import FileKind, Output
     from longtake.request import Request
     from longtake.speech.outputs import SpeechOutput
     from longtake.speech.pipeline import LongSpeechPipeline, Reading
@@ -123,6 +123,7 @@ class SpeechDomain(Domain):
         "[pause:1s] is silent for a second. Every word's time is known, so subtitles fit to the end."
     )
     MOST_SECONDS = 900.0
+    _seen: tuple[Request, LongSpeechPipeline, tuple[int, list[str]]] | None = None
 
     # ----------------------------------------------------------------------------------------- before a model is there
 
@@ -159,6 +160,7 @@ class SpeechDomain(Domain):
 
     def weights(self, request: Request) -> list[Path]:
         """The prior and the vocoder. Raises UserError that says what to do when one is missing."""
+        from longtake.speech.backends.load import needs_vocoder
         from longtake.speech.backends.own import vocoder_path
         from longtake.weights import shipped_priors
 
@@ -174,7 +176,7 @@ class SpeechDomain(Domain):
             if not path.exists():
                 raise UserError(f"the vocoder {vocoder} does not exist")
             return [folder, path]
-        return [folder] if (folder / "model_index.json").is_file() else [folder, vocoder_path(folder)]
+        return [folder, vocoder_path(folder)] if needs_vocoder(folder) else [folder]
 
     def input_mark(self, name: str, path: Path) -> str:
         """Hash of an input; of a run to redo, of its kept sentences."""
@@ -189,11 +191,14 @@ class SpeechDomain(Domain):
     # ----------------------------------------------------------------------------------------------------- with a model
 
     def load(self, request: Request, ranks: Ranks) -> LongSpeechPipeline:
+        from longtake.speech.backends.stock import StockVoice
         from longtake.speech.pipeline import LongSpeechPipeline
 
         given = request.settings
         pipe = LongSpeechPipeline.from_prior(given["prior"], vocoder=given["vocoder"])
         pipe.to(ranks.device)
+        if isinstance(pipe.voice, StockVoice):  # no module that the pipeline would move
+            pipe.voice.model.to(ranks.device)
         return pipe
 
     def reading(self, pipe: LongSpeechPipeline, request: Request) -> Reading:
@@ -213,25 +218,30 @@ class SpeechDomain(Domain):
             reading = replace(reading, redo=dict.fromkeys(chunks, 1))
         return reading
 
-    def check(self, pipe: LongSpeechPipeline, request: Request, ranks: Ranks) -> None:
-        """The whole text is looked at: what the voice cannot do, and SSML that is none, is found now."""
-        reading = self.reading(pipe, request)
-        pipe.form(reading).count(reading.text)
-        if ranks.world > 1 and reading.carry != "none":
-            raise UserError(f"carry {reading.carry} is made in order, on one rank: use carry none")
-
-    def warn(self, pipe: LongSpeechPipeline, request: Request) -> list[str]:
+    def _look(self, pipe: LongSpeechPipeline, request: Request) -> tuple[int, list[str]]:
+        """(chunks, what is left out) of the whole text, looked at once for a request. Raises UserError."""
+        seen = self._seen
+        if seen is not None and seen[0] is request and seen[1] is pipe:
+            return seen[2]
         reading = self.reading(pipe, request)
         form = pipe.form(reading)
-        form.count(reading.text)
-        return form.writer.told
+        found = form.count(reading.text), list(form.writer.told)
+        self._seen = (request, pipe, found)
+        return found
+
+    def check(self, pipe: LongSpeechPipeline, request: Request, ranks: Ranks) -> None:
+        """What the voice cannot do, and SSML that is none, is found now."""
+        if ranks.world > 1 and request.settings["carry"] != "none":
+            raise UserError(f"carry {request.settings['carry']} is made in order, on one rank: use carry none")
+        self._seen = None
+        self._look(pipe, request)
+
+    def warn(self, pipe: LongSpeechPipeline, request: Request) -> list[str]:
+        return self._look(pipe, request)[1]
 
     def most_ranks(self, pipe: LongSpeechPipeline, request: Request) -> int:
         """A chunk a rank, where each is made alone."""
-        if request.settings["carry"] != "none":
-            return 1
-        reading = self.reading(pipe, request)
-        return pipe.form(reading).count(reading.text)
+        return 1 if request.settings["carry"] != "none" else self._look(pipe, request)[0]
 
     def generate(
         self,
@@ -241,11 +251,11 @@ class SpeechDomain(Domain):
         journal: Journal | None,
         on_step: OnStep | None,
     ) -> SpeechOutput:
-        from longtake.speech.longform.pieces import Kept, Memory, OnDisk
+        from longtake.speech.longform.pieces import Kept, Memory, OnDisk, Store
         from longtake.speech.pipeline import text_of
 
         reading = self.reading(pipe, request)
-        store = Memory() if journal is None else OnDisk(journal)
+        store: Store = Memory() if journal is None else OnDisk(journal)
         if "redo" in request.inputs:
             store = Kept(request.inputs["redo"], store)
         _, title, book = text_of(request.prompt or None, request.inputs.get("text"))
@@ -258,10 +268,12 @@ class SpeechDomain(Domain):
         output.info["told"] = [] if book is None else book.notes
         return output
 
-    def keep(self, output: SpeechOutput, request: Request, folder: Path) -> None:
+    def keep(self, output: Output, request: Request, folder: Path) -> None:
         """Its sentences, for --redo."""
         from longtake.speech.longform.pieces import keep_pieces
+        from longtake.speech.outputs import SpeechOutput
 
+        assert isinstance(output, SpeechOutput)
         keep_pieces(output.pieces(), folder)
 
     def kept(self, pipe: LongSpeechPipeline, request: Request, folder: Path) -> SpeechOutput | None:

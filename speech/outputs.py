@@ -36,8 +36,8 @@ class SpeechOutput(Output):
     """A take.
 
     pieces: gives its pieces, as often as asked. rate: samples a second. length: samples. words: with marks, times in
-    samples of the take. chapters: (title, first sample). loudness: LUFS to bring files to, None leaves it. text: of
-    each sentence, by number.
+    samples of the take. chapters: (title, first sample). loudness: LUFS to bring files to, None leaves it.
+    again(sentence, times): the take with that sentence (from 1) made anew, otherwise for each number of times.
     """
 
     pieces: Callable[[], Iterator[Piece]]
@@ -48,6 +48,7 @@ class SpeechOutput(Output):
     meter: Meter
     loudness: float | None = None
     title: str | None = None
+    again: Callable[[int, int], SpeechOutput] | None = field(default=None, repr=False)
     _samples: np.ndarray | None = field(default=None, init=False, repr=False)
 
     @classmethod

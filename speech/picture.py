@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,16 +30,24 @@ def draw(output: SpeechOutput, path: Path) -> None:
     wave = resample(torch.from_numpy(head), output.rate, RATE)
     wave = torch.nn.functional.pad(wave, (0, max(0, 4 * PAD - len(wave))))
     mel, pitch = log_mel(wave).numpy(), track(wave)
-    figure = Figure(figsize=(12, 7), dpi=110, layout="constrained")
+    figure: Any = Figure(figsize=(12, 7), dpi=110, layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, height_ratios=(1, 2, 1.3))
     times = np.linspace(0, output.seconds, len(highs))
     top.fill_between(times, lows, highs, color="#3a6ea5", linewidth=0)
     top.set(xlim=(0, output.seconds), ylim=(-1, 1), ylabel="level", title=f"{output.seconds:.1f} s")
-    for title, start in output.chapters:
-        top.axvline(start / output.rate, color="#a33", linewidth=0.8)
-        top.text(start / output.rate, 0.98, title[:30], fontsize=7, color="#a33", va="top")
-    end = mel.shape[1] / FRAMES_A_SECOND
-    middle.imshow(mel, origin="lower", aspect="auto", extent=(0, end, 0, len(mel)), cmap="magma", vmin=-10, vmax=1)
+    for title, sample in output.chapters:
+        top.axvline(sample / output.rate, color="#a33", linewidth=0.8)
+        top.text(sample / output.rate, 0.98, title[:30], fontsize=7, color="#a33", va="top")
+    last = mel.shape[1] / FRAMES_A_SECOND
+    middle.imshow(
+        mel,
+        origin="lower",
+        aspect="auto",
+        extent=(0.0, float(last), 0.0, float(len(mel))),
+        cmap="magma",
+        vmin=-10,
+        vmax=1,
+    )
     middle.set(xlim=(0, shown), ylabel="mel band")
     heard = np.where(pitch > 0, pitch, np.nan)
     bottom.plot(np.arange(len(heard)) / FRAMES_A_SECOND, heard, color="#222", linewidth=1.4)

@@ -25,7 +25,7 @@ from longtake.speech.backends.own import kind_of
 from longtake.speech.backends.valle import REFERENCE, ValleVoice
 from longtake.speech.backends.voice import Utterance, Voice
 from longtake.speech.longform.engine import LongForm, OnChunk, Packet, Text
-from longtake.speech.longform.pieces import Memory, OnDisk, Piece, Store
+from longtake.speech.longform.pieces import Memory, OnDisk, Over, Piece, Store
 from longtake.speech.mel import log_mel
 from longtake.speech.outputs import SpeechOutput
 from longtake.speech.reference import read_reference
@@ -218,7 +218,14 @@ class LongSpeechPipeline(LongTakePipeline):
                     raise UserError(f"chunk {index + 1} of the take is gone or damaged: --resume makes it again")
                 yield piece
 
+        def again(sentence: int, times: int = 1) -> SpeechOutput:
+            redone = dict.fromkeys(form.chunks_of(reading.text, sentence), times)
+            return self.take(
+                replace(reading, redo=redone), seed, store=Over(kept), loudness=loudness, title=title, ranks=ranks
+            )
+
         output = SpeechOutput.of(pieces, form.voice.rate, loudness=loudness, title=title)
+        output.again = again if done == total and ranks.world == 1 else None
         told = list(dict.fromkeys(form.writer.told))
         output.info |= {"seed": seed, "steps": done, "completed": done == total, "voice": reading.voice, "told": told}
         if reading.redo is None and reading.reference is not None:

@@ -21,12 +21,17 @@ def prosody(**change) -> ProsodyVoice:
         model.encoder.proj_w.proj.bias.fill_(1.2)
         if model.config.tone:
             model.spk_tone.weight.normal_()
+    return ProsodyVoice.of(model, generator())
+
+
+def generator() -> vocoders.Vocoder:
+    """A small vocoder, loud enough that speech is told from silence: random weights whisper."""
     vocoder = vocoders.Vocoder(vocoders.Config(channels=16))
-    with torch.no_grad():  # random weights whisper: loud enough that speech is told from silence
+    with torch.no_grad():
         vocoder.conv_post.bias.zero_()
         level = torch.atanh(vocoder(torch.randn(1, 80, 64) - 5)).std()
         vocoder.conv_post.weight.mul_(0.2 / level)
-    return ProsodyVoice.of(model, vocoder)
+    return vocoder.eval()
 
 
 def write(folder: Path) -> Path:

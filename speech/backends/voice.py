@@ -25,7 +25,8 @@ State = Mapping[str, np.ndarray]  # what a voice hands from one chunk to the nex
 class Abilities:
     """What a voice can do. speakers: names, none for a voice of one; rate, pitch: whether the pace and the pitch can
     be set, for each word where within is True; times: whether it knows when each word is said, else the time is shared
-    out; carries: whether it goes on from the chunk before; clones: whether it speaks as a recording does. accents:
+    out; carries: whether it goes on from the chunk before; clones: whether it speaks as a recording does; phones:
+    whether it speaks phones, else it reads words. accents:
     speaker -> "en-us" or "en-gb"."""
 
     speakers: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Abilities:
     times: bool = False
     carries: bool = False
     clones: bool = False
+    phones: bool = True
     accents: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -76,6 +76,8 @@ class LongForm:
         source = text() if callable(text) else text
         seen: set[Style] = set()
         for chunk in self.planner.chunks(self.writer.sentences(source)):
+            if not self.voice.abilities.phones and not all(unit.spoken for unit in chunk.units):
+                raise UserError(f"the voice {self.name or type(self.voice).__name__} reads words: it knows no IPA")
             fresh = {unit.style for unit in chunk.units} - seen
             if fresh:
                 check(self.voice, fresh, self.asked, name=self.name)

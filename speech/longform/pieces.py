@@ -206,6 +206,17 @@ class Memory:
         return self._pieces.get(index)
 
 
+class Over(Memory):
+    """Pieces in memory over those of another store, which is left as it is."""
+
+    def __init__(self, below: Store) -> None:
+        super().__init__()
+        self._below = below
+
+    def get(self, index: int) -> Piece | None:
+        return super().get(index) or self._below.get(index)
+
+
 class OnDisk:
     """Pieces in the folder of a journal, a file each, written whole or not at all."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from longtake.speech.text.normalise import LeftOut, Token, tokens
 from longtake.speech.text.phonemes import Reader, pronounced, reader
@@ -23,7 +24,9 @@ _CLOSING = ("etc.", "a.m.", "p.m.", "inc.", "ltd.", "jr.", "sr.", "co.")
 
 @dataclass(frozen=True)
 class Unit:
-    """A word, or the few that a sign stands for. text: as written; phones: IPA, a space between words; after:
+    """A word, or the few that a sign stands for.
+
+    text: as written; phones: IPA, a space between words; spoken: its words, "" where it was given as IPA; after:
     punctuation; pause: seconds of silence asked for after it; marks: names for the moment before it; glued: it sounds
     as one with the unit before."""
 
@@ -34,6 +37,7 @@ class Unit:
     pause: float | None = None
     marks: tuple[str, ...] = ()
     glued: bool = False
+    spoken: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,18 +125,12 @@ class Writer:
             yield from paragraphs(text)
             return
         iterator = iter(text)
-        for first in iterator:
-            if isinstance(first, Paragraph):
-                yield first
-                continue
-
-            def rest(head: str = first) -> Iterator[str]:
-                yield head
-                for piece in iterator:
-                    assert isinstance(piece, str)
-                    yield piece
-
-            yield from paragraphs(rest())
+        first = next(iterator, None)
+        if isinstance(first, str):
+            yield from paragraphs(chain([first], (piece for piece in iterator if isinstance(piece, str))))
+        elif isinstance(first, Paragraph):
+            yield first
+            yield from (paragraph for paragraph in iterator if isinstance(paragraph, Paragraph))
 
     def _of_paragraph(self, paragraph: Paragraph) -> Iterator[Sentence]:
         """Sentences of a paragraph; a pause or a mark before the first word belongs to the sentence it leads to."""
@@ -153,8 +151,8 @@ class Writer:
                 found = tokens(segment.text, self.left_out)
                 if not found and words:
                     words[-1] = (_marked(words[-1][0], segment.text), words[-1][1])
-                elif found and words and (lead := _leading(segment.text)):
-                    words[-1] = (_marked(words[-1][0], lead), words[-1][1])
+                elif found and words and (mark := _leading(segment.text)):
+                    words[-1] = (_marked(words[-1][0], mark), words[-1][1])
                 words += [(token, segment) for token in found]
             if segment.ends:
                 ends.add(len(words))
@@ -186,7 +184,7 @@ class Writer:
                 mine = [next(sounds) for _ in token.spoken.split()]
                 phones = "".join(("" if not n or one.glued else " ") + one.phones for n, one in enumerate(mine)).strip()
                 glued = bool(mine) and (mine[0].glued or token.joined)
-                units.append(Unit(token.written, phones, token.after, segment.style, glued=glued))
+                units.append(Unit(token.written, phones, token.after, segment.style, glued=glued, spoken=token.spoken))
             clause.clear()
 
         for at, (token, segment) in enumerate(words):

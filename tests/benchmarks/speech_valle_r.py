@@ -55,12 +55,8 @@ def main() -> None:
         each = []
         for place in places:
             cache = ar.cache(TEXT + frames + 1)
-            ar(
-                text,
-                torch.zeros(1, int(place) + 1, dtype=torch.int64),
-                torch.zeros(1, int(place) + 1).long(),
-                cache=cache,
-            )
+            carried = torch.zeros(1, int(place) + 1, dtype=torch.int64)
+            ar(text, carried, carried, cache=cache)
             filled = cache.longest
 
             def step(cache=cache, filled=filled, place=int(place)):

@@ -305,6 +305,26 @@ def test_a_carried_take_is_refused_on_several_ranks() -> None:
         engine(carry="tail").make(TEXT, 1, Memory(), ranks)
 
 
+def test_pace_and_pitch_do_not_drift_over_half_an_hour() -> None:
+    """C7, with the toy voice: words a minute under 1 % in 10 minutes; its level, which is drawn by chance, under 5."""
+    text = "The old captain answered the telephone, and the committee finished the report in the garden. " * 700
+    form, counts, levels, at = engine(), {}, {}, 0
+    for packet in form.stream(text, 1):
+        for word in packet.words:
+            minute = word.start // (60 * RATE)
+            counts[minute] = counts.get(minute, 0) + 1
+        levels.setdefault(packet.start // (60 * RATE), []).append(float(np.square(packet.samples).mean()))
+        at = packet.start + len(packet.samples)
+    minutes = at // (60 * RATE)
+    assert minutes >= 30
+    for most, values in (
+        (0.01, [counts[n] for n in range(minutes)]),
+        (0.05, [np.mean(levels[n]) for n in range(minutes)]),
+    ):
+        slope = np.polyfit(np.arange(minutes), values, 1)[0] * 10 / np.mean(values)
+        assert abs(slope) < most
+
+
 MEMORY = """
 import sys, resource, time
 sys.path.insert(0, {tests!r})
