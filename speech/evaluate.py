@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
             for steps in args.steps:
                 speak = _speaker(prior, place, steps)
                 label = f"{prior.parent.name}/{prior.name}, {place.name}, {steps} steps"
-                rows.append(judges.row(label, told, lambda one, speak=speak: (speak(one.phones, one.voice)[0], 22050)))
+                rows.append(judges.row(label, told, _maker(speak)))
                 print(TABLE.markdown(rows), flush=True)
         if args.controls:
             some = told[: args.controls]
@@ -202,6 +202,12 @@ def run(args: argparse.Namespace) -> int:
     write_table(args.out, "speech", table, {**told_facts, "rows": TABLE.json(rows)})
     print(table)
     return 0
+
+
+def _maker(speak: Callable[[str, str], tuple[np.ndarray, list[int]]]) -> Callable[[Utterance], tuple[np.ndarray, int]]:
+    from longtake.speech.mel import RATE
+
+    return lambda one: (speak(one.phones, one.voice)[0], RATE)
 
 
 def _copier(place: Path) -> Callable[[Utterance], tuple[np.ndarray, int]]:
