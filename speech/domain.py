@@ -281,8 +281,7 @@ class SpeechDomain(Domain):
         from longtake.speech.outputs import SpeechOutput
 
         count = len(list(folder.glob("take*.piece")))
-        pieces = [Kept(folder).get(index) for index in range(count)]
-        if not pieces or None in pieces:
+        if not count or any(Kept(folder).get(index) is None for index in range(count)):
             return None
 
         def again() -> Any:

@@ -34,10 +34,11 @@ def draw(output: SpeechOutput, path: Path) -> None:
     top, middle, bottom = figure.subplots(3, 1, height_ratios=(1, 2, 1.3))
     times = np.linspace(0, output.seconds, len(highs))
     top.fill_between(times, lows, highs, color="#3a6ea5", linewidth=0)
-    top.set(xlim=(0, output.seconds), ylim=(-1, 1), ylabel="level", title=f"{output.seconds:.1f} s")
+    most = max(0.1, float(np.abs([highs, lows]).max()))
+    top.set(xlim=(0, output.seconds), ylim=(-most, most), ylabel="level", title=f"{output.seconds:.1f} s")
     for title, sample in output.chapters:
         top.axvline(sample / output.rate, color="#a33", linewidth=0.8)
-        top.text(sample / output.rate, 0.98, title[:30], fontsize=7, color="#a33", va="top")
+        top.text(sample / output.rate, 0.98 * most, title[:30], fontsize=7, color="#a33", va="top")
     last = mel.shape[1] / FRAMES_A_SECOND
     middle.imshow(
         mel,

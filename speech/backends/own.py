@@ -23,7 +23,9 @@ from longtake.reading import read_json_object
 from longtake.speech import vocoder as vocoders
 from longtake.speech.backends.voice import Said, State, Utterance
 from longtake.speech.mel import HOP, RATE
-from longtake.speech.text.script import Unit
+from longtake.speech.prosody_fm.breaks import RULED, marked
+from longtake.speech.prosody_fm.predict import BreakPredictor, RuleBreaks
+from longtake.speech.text.script import Unit, symbols_of
 
 VOCODER = "vocoder"  # a folder beside a prior's weights
 
@@ -108,6 +110,22 @@ def vocoder_path(folder: Path) -> Path:
     """The vocoder of a prior: in its folder, else the one that ships. Raises UserError when there is none."""
     beside = folder / VOCODER
     return beside if beside.is_dir() else vocoders.find()
+
+
+def row_of(units: Sequence[Unit], predictor: BreakPredictor | None = None) -> str:
+    """The row of symbols that the shipped models read: units with a mark at each break.
+
+    predictor: tells breaks from the written words; beside its own, punctuation is one.
+    """
+    told = (predictor or RuleBreaks()).predict([unit.text for unit in units])
+    breaks, words = set(), 0
+    for number, unit in enumerate(units):
+        words += len(unit.phones.split(" ")) - unit.glued
+        following = units[number + 1] if number + 1 < len(units) else None
+        paused = number in told or (unit.after and unit.after in RULED)
+        if following is not None and not following.glued and paused:
+            breaks.add(words - 1)
+    return marked(symbols_of(units), breaks)
 
 
 def places_of(units: Sequence[Unit], row: str, skipped: str) -> list[tuple[int, int]]:

@@ -15,12 +15,14 @@ import torch
 from diffusers import ModelMixin
 from longtake.errors import UserError
 from longtake.noise import noise
-from longtake.speech.backends.own import OwnVoice, places_of, times_of
+from longtake.speech.backends.own import OwnVoice, places_of, row_of, times_of
 from longtake.speech.backends.voice import Abilities, Said, State, Utterance
 from longtake.speech.mel import denormalise
 from longtake.speech.prosody_fm import convert
-from longtake.speech.prosody_fm.breaks import last_words, marked
+from longtake.speech.prosody_fm.breaks import last_words
 from longtake.speech.prosody_fm.model import ProsodyFM, whole_frames
+from longtake.speech.prosody_fm.predict import BreakPredictor
+from longtake.speech.prosody_fm.speak import CONTOUR
 from longtake.speech.text.script import symbols_of
 from longtake.speech.text.symbols import BREAK_MARK, ids, interspersed
 
@@ -38,6 +40,7 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
     def __init__(self, kind: str = KIND) -> None:
         super().__init__(kind=kind)
         self.model: ProsodyFM
+        self.predictor: BreakPredictor | None = None  # rules
 
     @classmethod
     def of(cls, model: ProsodyFM, vocoder: Any) -> ProsodyVoice:
@@ -80,8 +83,7 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
         model, config, device = self.model, self.model.config, self.model.device
         if config.dvector:
             raise UserError("this ProsodyFM speaks as a speaker's vector says; a name or a recording is not enough")
-        phones = symbols_of(asked.units)
-        row = marked(phones) if config.tokens else phones
+        row = row_of(asked.units, self.predictor) if config.tokens else symbols_of(asked.units)
         places = places_of(asked.units, row, " " + BREAK_MARK)
         numbers = self._ids(row)
         scale = torch.ones(len(row))
@@ -174,9 +176,10 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
         finals = torch.tensor([last_words(numbers, config.mark, blanks=config.blanks)], device=text.device)
         if config.aligner and config.aligner_reads:
             vectors = model.encoder.gst.stl(model.text_query(text, counts, finals))[0]
-        else:  # nothing reads the text: every token alike
-            alike = torch.full((1, finals.shape[1], config.tokens), 1 / config.tokens, device=text.device)
-            vectors = model.encoder.gst.by_hand(alike)
+        else:  # nothing reads the text: phrases end level
+            count = finals.shape[1]
+            level = torch.zeros(count, CONTOUR, device=text.device), torch.full((count,), CONTOUR, device=text.device)
+            vectors = model.encoder.gst.stl(model.encoder.gst.query(*level)[None])[0]
         return model.spread(vectors, finals, text.shape[1])
 
     # -------------------------------------------------------------------------------------------------- what is carried

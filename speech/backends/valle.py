@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from diffusers import ModelMixin
 from longtake.errors import UserError
-from longtake.speech.backends.own import OwnVoice, places_of, times_of
+from longtake.speech.backends.own import OwnVoice, places_of, row_of, times_of
 from longtake.speech.backends.voice import Abilities, Said, State, Utterance
 from longtake.speech.prosody_fm.breaks import marked
-from longtake.speech.text.script import symbols_of
 from longtake.speech.text.symbols import BREAK_MARK, ids
 from longtake.speech.valle_r import prior
 from longtake.speech.valle_r.decode import Prompt, Sampling
@@ -80,7 +79,7 @@ class ValleVoice(OwnVoice, ModelMixin):
         self.recorded = self.model.clone(mel, ids(marked(phones)))
 
     def say(self, asked: Utterance, state: State | None = None) -> Said:
-        row = marked(symbols_of(asked.units))
+        row = row_of(asked.units)
         prompts = [self._speaker(asked.speaker)]
         if state is not None:
             prompts.append(Prompt(*(torch.from_numpy(state[part]) for part in ("text", "codes", "pointer"))))

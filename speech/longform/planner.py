@@ -49,7 +49,7 @@ class Planner:
     target: float = 12.0
     most: float = 18.0
     first: float = 3.0
-    least: float = 0.8
+    least: float = 0.6
     symbol: float = 0.07
 
     def __post_init__(self) -> None:

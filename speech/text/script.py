@@ -96,6 +96,8 @@ class Writer:
         """What pronounces; looked for at the first word that needs it, so that IPA needs none."""
         if isinstance(self._reader, str):
             self._reader = reader(self._reader)
+            if self.accent != "en-us" and self._reader.name == "words":
+                self.notes.append("this voice is British, the word list American: espeak-ng would read it as British")
         return self._reader
 
     @property

@@ -15,6 +15,7 @@ from longtake.cli import main
 from longtake.domain import domain_of, installed
 from longtake.errors import UserError
 from longtake.records import read
+from longtake.speech.longform.loudness import Meter
 from speech_prior import write
 from speech_voice import Toy
 
@@ -230,6 +231,15 @@ def test_any_voice_of_the_protocol_is_a_pipeline() -> None:
         LongSpeechPipeline(Toy())(TEXT, loudness=3.0)
     with pytest.raises(UserError, match="nothing to say"):
         LongSpeechPipeline(Toy())("")
+
+
+def test_files_have_the_loudness_asked_for(tmp_path) -> None:
+    pipe = LongSpeechPipeline(Toy())
+    for target in (-19.0, -30.0):
+        path = pipe(TEXT, loudness=target, phonemes="words").save(tmp_path / f"{-target}.wav")
+        meter = Meter(8000)
+        meter.add(soundfile.read(path)[0])
+        assert abs(meter.integrated() - target) < 0.1 and meter.peak < 0.9
 
 
 def test_speech_is_a_domain_of_the_house() -> None:

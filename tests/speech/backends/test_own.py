@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from longtake.errors import UserError
 from longtake.speech.backends.load import load_voice
-from longtake.speech.backends.own import places_of, times_of
+from longtake.speech.backends.own import places_of, row_of, times_of
 from longtake.speech.backends.prosody import ProsodyVoice
 from longtake.speech.backends.voice import Utterance, shared_times, sounding
 from longtake.speech.longform.engine import LongForm
 from longtake.speech.prosody_fm.breaks import marked
+from longtake.speech.prosody_fm.speak import speak
 from longtake.speech.text.script import Unit, Writer, symbols_of
 from longtake.speech.text.segments import Style
 from speech_prior import prosody as voice
@@ -41,6 +42,23 @@ def test_a_chunk_is_said_with_times_of_its_words(change: dict) -> None:
     again = made.say(Utterance(UNITS, seed=3))
     assert np.array_equal(said.samples, again.samples)
     assert not np.array_equal(said.samples, made.say(Utterance(UNITS, seed=4)).samples)
+
+
+@pytest.mark.parametrize("change", [{}, {"blanks": True}, {"aligner": 0, "aligner_reads": False}])
+def test_the_voice_says_what_the_model_says(change: dict) -> None:
+    made = voice(**change)
+    said = made.say(Utterance(UNITS, seed=5, speaker="b", rate=1.25, pitch=2.0))
+    alone = speak(made.model, symbols_of(UNITS), voice="b", seed=5, rate=1.25, pitch=2.0)
+    assert np.allclose(said.samples, made.sound(alone.mel), atol=1e-5)
+
+
+def test_breaks_stand_at_punctuation_and_inside_long_runs() -> None:
+    assert row_of(UNITS) == marked(symbols_of(UNITS)) == " ðə ˈoʊld wˈʌn, ¿ wˈɛl. ¿"
+    words = "the old road by the river in the green valley is closed when it rains for days".split()
+    units = tuple(Unit(word, "a") for word in words)
+    assert row_of(units).count("¿") > 1
+    glued = (Unit("of", "ʌv", ","), Unit("the", "ðə", glued=True), Unit("old", "ˈoʊld tˈuː"), Unit("one", "wˈʌn"))
+    assert row_of(glued).count("¿") == 1
 
 
 @pytest.mark.parametrize("blanks", [False, True])

@@ -33,6 +33,7 @@ def test_a_sentence_of_a_word_goes_with_its_neighbour() -> None:
     chunks = plan("The old captain opened the window. No. The committee finished the long report.")
     assert [chunk.sentences for chunk in chunks] == [(0, 0), (1, 2)]
     assert plan("No.")[0].symbols == "nˈoʊ."
+    assert len(plan("Good evening. Was that a question?")) == 2, "each can be redone by itself"
 
 
 def test_long_sentences_are_cut_at_punctuation_and_else_at_a_space() -> None:
