@@ -142,6 +142,7 @@ def by_mask(visible: torch.Tensor) -> Attend:
     return lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def by_rule(mask: Any) -> Attend:
-    """Attention of whole sequences under a mask of ``longtake.kernels``, None: everything sees everything."""
-    return lambda _, q, k, v: attention(q, k, v, mask=mask)
+def by_rule(mask: Any, mesh: Any = None) -> Attend:
+    """Attention of whole sequences under a mask of ``longtake.kernels``, None: everything sees everything. mesh: the
+    ranks over which the rows are split, in order."""
+    return lambda _, q, k, v: attention(q, k, v, mask=mask, mesh=mesh)

@@ -167,11 +167,13 @@ class ValleR:
         sampling: Sampling | None = None,
         limits: Limits | None = None,
         alignment: torch.Tensor | None = None,
+        mesh: Any = None,
     ) -> Speech:
         """Speak phonemes (ids of ``longtake.speech.text.symbols``) in a voice.
 
         voice: the name of one that ships, a prompt, or several prompts, spoken one after the other before this (an
         anchor and the end of the last chunk). seed, chunk: decide all that is drawn. alignment: (T,), see ``decode``.
+        mesh: a ``Transport`` whose ranks share the layers that come at once; all call this with the same arguments.
         Raises UserError for an empty text or an unknown voice.
         """
         prompt = self._prompt(voice)
@@ -196,7 +198,7 @@ class ValleR:
         codes[0] = spoken.codes.to(device).repeat_interleave(merge)
         pointer = torch.cat([there.pointer, spoken.pointer.to(device) + len(prompt.text)]).repeat_interleave(merge)
         whole = torch.cat([there.codes, codes], 1)
-        made = self.nar.complete(torch.cat([there.text, text.to(device)]), whole, pointer, there.codes.shape[1])
+        made = self.nar.complete(torch.cat([there.text, text.to(device)]), whole, pointer, there.codes.shape[1], mesh)
         codes = made[:, there.codes.shape[1] :]
         return Speech(text, codes.cpu(), spoken.pointer, self.codec.decode(codes[None])[0].float().cpu())
 
