@@ -71,6 +71,10 @@ class Places(nn.Module):
         """(..., width) of places (...) int64 below ``PLACES``."""
         return self.alpha * F.embedding(places, self.table)
 
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """The same of any places, computed."""
+        return self.alpha * sinusoids(places, self.table.shape[1])
+
     def first(self, count: int) -> torch.Tensor:
         """(count, width) of the places 0..count-1, however many."""
         if count <= PLACES:

@@ -27,6 +27,7 @@ from longtake.speech.valle_r.ar import AR
 from longtake.speech.valle_r.corpus import projected
 from longtake.speech.valle_r.decode import Limits, Prompt, Sampling, decode
 from longtake.speech.valle_r.nar import NAR
+from longtake.speech.valle_r.network import PLACES
 
 KIND = "valle_r"
 CONFIG = "config.json"
@@ -174,10 +175,18 @@ class ValleR:
         voice: the name of one that ships, a prompt, or several prompts, spoken one after the other before this (an
         anchor and the end of the last chunk). seed, chunk: decide all that is drawn. alignment: (T,), see ``decode``.
         mesh: a ``Transport`` whose ranks share the layers that come at once; all call this with the same arguments.
-        Raises UserError for an empty text or an unknown voice.
+        Raises UserError for an empty or too long text, an id that is no phoneme's, and an unknown voice.
         """
         prompt = self._prompt(voice)
         text = torch.as_tensor(text, dtype=torch.int64)
+        wrong = text[(text < 0) | (text >= self.ar.symbols)]
+        if len(wrong):
+            raise UserError(f"a phoneme's id is 0 to {self.ar.symbols - 1}, got {int(wrong[0])}")
+        if len(text) + len(prompt.text) > PLACES:
+            raise UserError(
+                f"prompt and text together may have {PLACES} phonemes, got {len(text) + len(prompt.text)}: make shorter "
+                "chunks"
+            )
         device = self._device
         merge = self.codec.merge[0]
         limits = limits or self.limits
