@@ -182,11 +182,9 @@ class ValleR:
         wrong = text[(text < 0) | (text >= self.ar.symbols)]
         if len(wrong):
             raise UserError(f"a phoneme's id is 0 to {self.ar.symbols - 1}, got {int(wrong[0])}")
-        if len(text) + len(prompt.text) > PLACES:
-            raise UserError(
-                f"prompt and text together may have {PLACES} phonemes, got {len(text) + len(prompt.text)}: make shorter "
-                "chunks"
-            )
+        many = len(text) + len(prompt.text)
+        if many > PLACES:
+            raise UserError(f"prompt and text may have {PLACES} phonemes together, got {many}: make shorter chunks")
         device = self._device
         merge = self.codec.merge[0]
         limits = limits or self.limits
