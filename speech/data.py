@@ -226,7 +226,7 @@ def save(path: Path, utterances: Sequence[Utterance]) -> Path:
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         tones = list(pool.map(_tone, utterances))
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "sound": np.frombuffer(b"".join(one.sound for one in utterances), np.uint8),
         "sound_lengths": np.array([len(one.sound) for one in utterances], np.int64),
         "ids": np.concatenate([np.array(ids(one.phones), np.uint8) for one in utterances]),
@@ -269,8 +269,8 @@ def load(path: Path) -> Prepared:
         tones = np.split(arrays["tones"], np.cumsum(arrays["tone_lengths"])[:-1])
         rows = zip(facts["utterances"], sounds, lengths, arrays["begins"], strict=True)
         found = [
-            Utterance(*words, np.cumsum(parts), int(begin), sound.tobytes())  # type: ignore[misc]
-            for words, sound, parts, begin in rows
+            Utterance(name, voice, split, text, phones, np.cumsum(parts), int(begin), sound.tobytes())
+            for (name, voice, split, text, phones), sound, parts, begin in rows
         ]
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"the prepared speech lacks something or does not fit together: {one_line(error)}") from error

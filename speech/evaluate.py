@@ -121,6 +121,15 @@ def contours(speak: Callable[[str, str], tuple[np.ndarray, list[int]]], told: Se
     return float(np.mean(right))
 
 
+def slopes(speak: Callable[..., tuple[np.ndarray, list[int]]], told: Sequence[Utterance]) -> float:
+    """Share of sentences that end higher when their last word is told to rise than when it is told to fall."""
+    right = [
+        final_rise(speak(one.phones, one.voice, 4.0)[0]) > final_rise(speak(one.phones, one.voice, -4.0)[0])
+        for one in told
+    ]
+    return float(np.mean(right))
+
+
 def breaks(speak: Callable[[str, str], tuple[np.ndarray, list[int]]], told: Sequence[Utterance]) -> float:
     """Share of sentences in whose middle a break adds 80 ms or more between its two words."""
     from longtake.speech.mel import FRAMES_A_SECOND
@@ -190,18 +199,28 @@ def run(args: argparse.Namespace) -> int:
             for steps in args.steps:
                 speak = _speaker(prior, place, steps)
                 label = f"{prior.parent.name}/{prior.name}, {place.name}, {steps} steps"
-                rows.append(judges.row(label, told, lambda one, speak=speak: (speak(one.phones, one.voice)[0], 22050)))
+                rows.append(judges.row(label, told, _maker(speak)))
                 print(TABLE.markdown(rows), flush=True)
         if args.controls:
             some = told[: args.controls]
             speak = _speaker(prior, places[0], args.steps[0])
-            facts[str(prior)] = {"contour_right": contours(speak, some), "break_heard": breaks(speak, some)}
+            facts[str(prior)] = {
+                "contour_right": contours(speak, some),
+                "slope_right": slopes(speak, some),
+                "break_heard": breaks(speak, some),
+            }
             print(f"{prior}: {facts[str(prior)]}", flush=True)
     table = TABLE.markdown(rows)
     told_facts = {"command": told_command("speech"), "judge": judges.listener.name, "controls": facts}
     write_table(args.out, "speech", table, {**told_facts, "rows": TABLE.json(rows)})
     print(table)
     return 0
+
+
+def _maker(speak: Callable[[str, str], tuple[np.ndarray, list[int]]]) -> Callable[[Utterance], tuple[np.ndarray, int]]:
+    from longtake.speech.mel import RATE
+
+    return lambda one: (speak(one.phones, one.voice)[0], RATE)
 
 
 def _copier(place: Path) -> Callable[[Utterance], tuple[np.ndarray, int]]:
@@ -218,17 +237,20 @@ def _copier(place: Path) -> Callable[[Utterance], tuple[np.ndarray, int]]:
     return make
 
 
-def _speaker(prior: Path, place: Path, steps: int) -> Callable[[str, str], tuple[np.ndarray, list[int]]]:
-    """(symbols, voice) -> a wave at 22.05 kHz, and frames of each symbol, by a ProsodyFM prior."""
+def _speaker(prior: Path, place: Path, steps: int) -> Callable[..., tuple[np.ndarray, list[int]]]:
+    """(symbols, voice, slope of the last word or None) -> a wave at 22.05 kHz, and frames of each symbol, by a
+    ProsodyFM prior."""
     import torch
     from longtake.speech import vocoder
+    from longtake.speech.prosody_fm.breaks import words_of
     from longtake.speech.prosody_fm.convert import load
     from longtake.speech.prosody_fm.speak import speak
 
     model, net = load(prior), vocoder.load(place)
 
-    def make(phones: str, voice: str) -> tuple[np.ndarray, list[int]]:
-        said = speak(model, phones, voice=voice, steps=steps)
+    def make(phones: str, voice: str, slope: float | None = None) -> tuple[np.ndarray, list[int]]:
+        by_hand = None if slope is None else {len(words_of(phones)) - 1: slope}
+        said = speak(model, phones, voice=voice, steps=steps, slopes=by_hand)
         with torch.inference_mode():
             return net(said.mel[None])[0].numpy(), said.frames.tolist()
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +169,8 @@ def load(path: Path) -> Vocoder:
         if told.pop("kind", None) != KIND:
             raise UserError(f"{path / CONFIG} is not of a {KIND} generator")
         try:
-            config = Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+            sizes: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
+            config = Config(**sizes)
         except TypeError as error:
             raise UserError(f"{path / CONFIG} is no generator's: {error}") from error
         return from_state(_unpacked(load_state(path / WEIGHTS)), config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -215,17 +216,21 @@ class Estimator(nn.Module):
         masks = [mask, mask[..., ::2]]
         biases = [m[:, None] > 0 if self._strict else m[:, None] for m in masks]
         saved = []
-        for depth, (resnet, blocks, then) in enumerate(self.down_blocks):  # type: ignore[misc]
+        down, middle, up = ([tuple(level) for level in side] for side in self._sides())
+        for depth, (resnet, blocks, then) in enumerate(down):
             x = self._level(resnet, blocks, x, masks[depth], moment, biases[depth])
             saved.append(x)
             x = then(x * masks[depth])
-        for resnet, blocks in self.mid_blocks:  # type: ignore[misc]
+        for resnet, blocks in middle:
             x = self._level(resnet, blocks, x, masks[1], moment, biases[1])
-        for depth, (resnet, blocks, then) in zip((1, 0), self.up_blocks, strict=True):  # type: ignore[misc]
+        for depth, (resnet, blocks, then) in zip((1, 0), up, strict=True):
             x = torch.cat([x, saved.pop()], 1)
             x = self._level(resnet, blocks, x, masks[depth], moment, biases[depth])
             x = then(x * masks[depth])
         return self.final_proj(self.final_block(x, mask) * mask) * mask
+
+    def _sides(self) -> tuple[Any, Any, Any]:
+        return self.down_blocks, self.mid_blocks, self.up_blocks
 
     @staticmethod
     def _level(

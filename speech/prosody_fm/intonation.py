@@ -10,6 +10,7 @@ Shape legend: B texts, W words of each, S frames of pitch, C channels, K tokens,
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from longtake.errors import UserError
@@ -35,7 +36,7 @@ class ReferenceEncoder(nn.Module):
 
     def _states(self, x: torch.Tensor) -> torch.Tensor:
         """What the LSTM gives for (M, S, 1), step by step: plain operators, which a GPU can record."""
-        net = self.lstm
+        net: Any = self.lstm
         inputs = x @ net.weight_ih_l0.T + (net.bias_ih_l0 + net.bias_hh_l0)
         state = memory = inputs.new_zeros(len(x), net.hidden_size)
         found = []

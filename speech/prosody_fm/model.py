@@ -155,7 +155,7 @@ class ProsodyFM(nn.Module):
         self.encoder = TextEncoder(c)
         speaker = c.speaker_width if c.speaking else 0
         self.decoder = Decoder(
-            Estimator(c.mels, speaker, tuple(c.field), c.field_heads, c.field_width, c.field_middle, c.field_dropout),
+            Estimator(c.mels, speaker, c.field, c.field_heads, c.field_width, c.field_middle, c.field_dropout),
             c.spread,
         )
         if c.tokens and c.aligner:

@@ -48,6 +48,7 @@ def speak(
     contours: Mapping[int, Sequence[float]] | None = None,
     tokens: Mapping[int, Sequence[float]] | None = None,
     reference: torch.Tensor | None = None,
+    states: torch.Tensor | None = None,
     rate: float = 1.0,
     pitch: float = 0.0,
     frames: Sequence[int] | None = None,
@@ -61,8 +62,10 @@ def speak(
     its punctuation. slopes, contours, tokens: word -> intonation of a phrase-final word, as a straight line
     (``longtake.speech.pitch.line``), a row of pitches as the bank reads them, or weights of the tokens that sum to 1;
     a word may have one of the three. reference (R, C): intonations of another recording's phrase ends, among which the
-    align attention picks. rate: 1 is the model's own pace. pitch: semitones against the speaker's own. frames: of each
-    symbol of the marked row, instead of the model's. Raises UserError for what the model or the row does not have.
+    align attention picks. states (W, width): of a language model for the phrase-final words (``bert.word_states``), for
+    a model whose aligner reads those. rate: 1 is the model's own pace. pitch: semitones against the speaker's own.
+    frames: of each symbol of the marked row, instead of the model's. Raises UserError for what the model or the row
+    does not have.
     """
     config, device = model.config, model.device
     row = marked(phones, breaks) if config.tokens else phones
@@ -73,7 +76,7 @@ def speak(
     counts = torch.tensor([len(numbers)], device=device)
     _check(rate, pitch, config.tone)
     added, weights, finals = _intonation(
-        model, text, counts, row, slopes or {}, contours or {}, tokens or {}, reference
+        model, text, counts, row, slopes or {}, contours or {}, tokens or {}, reference, states
     )
     tone = torch.full((1,), float(pitch), device=device)
     speaker = model.speaker(_who(model, voice), tone)
@@ -137,6 +140,7 @@ def _intonation(
     contours: Mapping[int, Sequence[float]],
     tokens: Mapping[int, Sequence[float]],
     reference: torch.Tensor | None,
+    states: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, tuple[int, ...]]:
     config, device = model.config, model.device
     by_hand = [*slopes, *contours, *tokens]
@@ -156,7 +160,13 @@ def _intonation(
         raise UserError("a word has one of a slope, a contour and token weights, not several")
     places = torch.tensor([spans], device=device)
     bank = model.encoder.gst
-    if config.aligner and config.aligner_reads:
+    if states is not None:
+        wanted = (len(spans), config.aligner)
+        if not config.aligner or config.aligner_reads or tuple(states.shape) != wanted:
+            reads = f"states {wanted}" if config.aligner and not config.aligner_reads else "none"
+            raise UserError(f"this model reads {reads} of a language model; given {tuple(states.shape)}")
+        query = model.aligner.fc(states.to(device))
+    elif config.aligner and config.aligner_reads:
         query = model.text_query(text, counts, places)[0]
     else:  # the level line: what is neither read nor heard is level
         query = bank.query(torch.zeros(len(spans), CONTOUR, device=device), torch.full((len(spans),), CONTOUR))

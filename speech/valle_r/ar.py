@@ -144,7 +144,7 @@ class AR(nn.Module):
         """(B, n, d) of the codes (B, n) that rows carry, the begin among them, and of the phoneme ``pointer`` (B, n)
         into ``text`` stands on. places, spent: (B, n), where the rows are not the first n of a sequence."""
         row = self.code_emb(codes)
-        row = row + (self.code_place.first(codes.shape[1]) if places is None else self.code_place(places))
+        row = row + (self.code_place.first(codes.shape[1]) if places is None else self.code_place.at(places))
         if self.spoken is not None:
             assert pointer is not None
             row = row + self.spoken(text, pointer, spent)

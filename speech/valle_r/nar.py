@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from longtake.errors import UserError
+from longtake.kernels import Partition
 from longtake.speech.valle_r.ar import IGNORED, Spoken, softened
 from longtake.speech.valle_r.network import Places, Size, Transformer, by_mask, by_rule
 from torch import nn
@@ -125,11 +126,7 @@ class NAR(nn.Module):
         frame. prompt: (B,) how many frames are known in all layers. text_lengths, lengths: (B,) where rows are padded.
         """
         many = text.shape[1]
-        rows = self.known(codes, stage, prompt) + self.code_place.first(codes.shape[2])
-        if self.spoken is not None:
-            assert pointer is not None
-            rows = rows + self.spoken(text, pointer)
-        x = torch.cat([self.text_emb(text) + self.text_place.first(many), rows], 1)
+        x = self.rows(text, codes, pointer, stage, prompt)
         if text_lengths is None or lengths is None:
             attend = by_rule(None)
         else:
@@ -137,24 +134,65 @@ class NAR(nn.Module):
             sound = (place >= many) & (place < many + lengths[:, None])
             seen = ((place < text_lengths[:, None]) | sound)[:, None]
             attend = by_mask(seen.expand(-1, x.shape[1], -1))
-        hidden = self.transformer(x, attend, self.stages(stage))[:, many:]
+        return self.say(self.transformer(x, attend, self.stages(stage))[:, many:], stage)
+
+    def rows(
+        self,
+        text: torch.Tensor,
+        codes: torch.Tensor,
+        pointer: torch.Tensor | None,
+        stage: torch.Tensor,
+        prompt: torch.Tensor,
+    ) -> torch.Tensor:
+        """Rows (B, L + T, d) of text and sound; tensors as in ``forward``."""
+        sound = self.known(codes, stage, prompt) + self.code_place.first(codes.shape[2])
+        if self.spoken is not None:
+            assert pointer is not None
+            sound = sound + self.spoken(text, pointer)
+        return torch.cat([self.text_emb(text) + self.text_place.first(text.shape[1]), sound], 1)
+
+    def say(self, hidden: torch.Tensor, stage: torch.Tensor) -> torch.Tensor:
+        """Logits (B, n, K) of rows (B, n, d)."""
         return hidden @ self.heads().index_select(0, stage).to(hidden.dtype).transpose(1, 2)
 
     @torch.no_grad()
     def complete(
-        self, text: torch.Tensor, codes: torch.Tensor, pointer: torch.Tensor | None, prompt: int = 0
+        self, text: torch.Tensor, codes: torch.Tensor, pointer: torch.Tensor | None, prompt: int = 0, mesh: Any = None
     ) -> torch.Tensor:
         """All layers (D, T) of codes whose first layer is known, and the ``prompt`` first frames in all layers.
 
-        text: (L,). codes: (D, T). pointer: (T,). Greedy, layer by layer.
+        text: (L,). codes: (D, T). pointer: (T,). Greedy, layer by layer. mesh: a ``Transport`` over whose ranks the
+        rows of a long sequence are split; each gives the same tensors and gets all codes. None: this process alone.
         """
         codes = codes.clone()
         known = torch.tensor([prompt], device=codes.device)
         for stage in range(self.count - 1):
             asked = torch.tensor([stage], device=codes.device)
-            said = self(text[None], codes[None], None if pointer is None else pointer[None], asked, known)
-            codes[stage + 1, prompt:] = said[0, prompt:].argmax(-1)
+            where = None if pointer is None else pointer[None]
+            if mesh is None:
+                found = self(text[None], codes[None], where, asked, known).argmax(-1)
+            else:
+                found = self._shared(text[None], codes[None], where, asked, known, mesh)
+            codes[stage + 1, prompt:] = found[0, prompt:]
         return codes
+
+    def _shared(
+        self,
+        text: torch.Tensor,
+        codes: torch.Tensor,
+        pointer: torch.Tensor | None,
+        stage: torch.Tensor,
+        prompt: torch.Tensor,
+        mesh: Any,
+    ) -> torch.Tensor:
+        """The likeliest codes (1, T), each rank at work on its share of the rows."""
+        x = self.rows(text, codes, pointer, stage, prompt)
+        split = Partition.even(x.shape[1], mesh.world)
+        start, stop = split.pieces[mesh.rank]
+        hidden = self.transformer(x[:, start:stop], by_rule(None, mesh), self.stages(stage))
+        mine = self.say(hidden, stage).argmax(-1)
+        every = mesh.start_gather([mine], 1, split, range(x.shape[1])).wait()[0]
+        return every[:, text.shape[1] :]
 
 
 def objective(

@@ -71,6 +71,10 @@ class Places(nn.Module):
         """(..., width) of places (...) int64 below ``PLACES``."""
         return self.alpha * F.embedding(places, self.table)
 
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """The same of any places, computed."""
+        return self.alpha * sinusoids(places, self.table.shape[1])
+
     def first(self, count: int) -> torch.Tensor:
         """(count, width) of the places 0..count-1, however many."""
         if count <= PLACES:
@@ -142,6 +146,7 @@ def by_mask(visible: torch.Tensor) -> Attend:
     return lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def by_rule(mask: Any) -> Attend:
-    """Attention of whole sequences under a mask of ``longtake.kernels``, None: everything sees everything."""
-    return lambda _, q, k, v: attention(q, k, v, mask=mask)
+def by_rule(mask: Any, mesh: Any = None) -> Attend:
+    """Attention of whole sequences under a mask of ``longtake.kernels``, None: everything sees everything. mesh: the
+    ranks over which the rows are split, in order."""
+    return lambda _, q, k, v: attention(q, k, v, mask=mask, mesh=mesh)

@@ -27,6 +27,7 @@ from longtake.speech.valle_r.ar import AR
 from longtake.speech.valle_r.corpus import projected
 from longtake.speech.valle_r.decode import Limits, Prompt, Sampling, decode
 from longtake.speech.valle_r.nar import NAR
+from longtake.speech.valle_r.network import PLACES
 
 KIND = "valle_r"
 CONFIG = "config.json"
@@ -167,15 +168,23 @@ class ValleR:
         sampling: Sampling | None = None,
         limits: Limits | None = None,
         alignment: torch.Tensor | None = None,
+        mesh: Any = None,
     ) -> Speech:
         """Speak phonemes (ids of ``longtake.speech.text.symbols``) in a voice.
 
         voice: the name of one that ships, a prompt, or several prompts, spoken one after the other before this (an
         anchor and the end of the last chunk). seed, chunk: decide all that is drawn. alignment: (T,), see ``decode``.
-        Raises UserError for an empty text or an unknown voice.
+        mesh: a ``Transport`` whose ranks share the layers that come at once; all call this with the same arguments.
+        Raises UserError for an empty or too long text, an id that is no phoneme's, and an unknown voice.
         """
         prompt = self._prompt(voice)
         text = torch.as_tensor(text, dtype=torch.int64)
+        wrong = text[(text < 0) | (text >= self.ar.symbols)]
+        if len(wrong):
+            raise UserError(f"a phoneme's id is 0 to {self.ar.symbols - 1}, got {int(wrong[0])}")
+        many = len(text) + len(prompt.text)
+        if many > PLACES:
+            raise UserError(f"prompt and text may have {PLACES} phonemes together, got {many}: make shorter chunks")
         device = self._device
         merge = self.codec.merge[0]
         limits = limits or self.limits
@@ -196,7 +205,7 @@ class ValleR:
         codes[0] = spoken.codes.to(device).repeat_interleave(merge)
         pointer = torch.cat([there.pointer, spoken.pointer.to(device) + len(prompt.text)]).repeat_interleave(merge)
         whole = torch.cat([there.codes, codes], 1)
-        made = self.nar.complete(torch.cat([there.text, text.to(device)]), whole, pointer, there.codes.shape[1])
+        made = self.nar.complete(torch.cat([there.text, text.to(device)]), whole, pointer, there.codes.shape[1], mesh)
         codes = made[:, there.codes.shape[1] :]
         return Speech(text, codes.cpu(), spoken.pointer, self.codec.decode(codes[None])[0].float().cpu())
 

@@ -66,13 +66,13 @@ def test_a_row_judges_each_sentence(tmp_path):
 def test_questions_and_breaks_are_counted(tmp_path):
     told = load_zip(write_zip(tmp_path / "aligned_val.zip"), "val")
 
-    def speak(phones, voice):
-        rise = 60 if "?" in phones else -20
+    def speak(phones, voice, slope=0.0):
+        rise = (60 if "?" in phones else -20) + 10 * slope
         track = 150 + np.concatenate([np.zeros(60), np.linspace(0, rise, 30)])
         phase = 2 * np.pi * np.cumsum(np.repeat(track, 256)) / RATE
         wave = sum(np.sin(k * phase) / k for k in range(1, 6)).astype(np.float32) * 0.2
         return wave, [12 if symbol == "¿" else 3 for symbol in phones]
 
     assert evaluate.contours(speak, told) == 1.0
-    assert evaluate.breaks(speak, told) == 1.0
+    assert evaluate.breaks(speak, told) == 1.0 and evaluate.slopes(speak, told) == 1.0
     assert evaluate.breaks(lambda phones, voice: (None, [1] * len(phones)), told) == 0.0

@@ -73,6 +73,42 @@ def test_a_references_intonations_are_used(model):
     assert not torch.equal(speak(model, PHONES, reference=reference).mel, speak(model, PHONES).mel)
 
 
+def test_a_language_models_states_make_the_intonation():
+    from longtake.speech.prosody_fm.bert import word_states
+    from transformers import BertConfig, BertModel
+
+    class Pieces:
+        cls_token_id, sep_token_id = 1, 2
+
+        def tokenize(self, word):
+            return [letter for letter in word if letter.isalpha()]
+
+        def convert_tokens_to_ids(self, pieces):
+            return [3 + ord(letter) % 50 for letter in pieces]
+
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 40}
+    bert = BertModel(BertConfig(vocab_size=60, hidden_size=16, **sizes)).eval()
+    words = "is that true or not".split()
+    states = word_states(bert, Pieces(), words, [2, 4])
+    numbers = torch.tensor([[1, *Pieces().convert_tokens_to_ids("isthattrueornot"), 2]])
+    whole = bert(numbers).last_hidden_state[0]
+    assert torch.allclose(states[0], whole[7:11].mean(0), atol=1e-5)
+    reads = made(aligner_reads=False)
+    one, other = (speak(reads, PHONES, states=given) for given in (states, -states))
+    assert not torch.equal(one.weights, other.weights)
+    with pytest.raises(UserError, match=r"reads states \(2, 16\) of a language model; given \(1, 16\)"):
+        speak(reads, PHONES, states=states[:1])
+    with pytest.raises(UserError, match="reads none of a language model"):
+        speak(made(), PHONES, states=states)
+    with pytest.raises(UserError, match="no word 5: the text has 5"):
+        word_states(bert, Pieces(), words, [5])
+    with pytest.raises(UserError, match="no token for '!'"):
+        word_states(bert, Pieces(), ["!"], [0])
+    with pytest.raises(UserError, match="reads 40 tokens; the text has 62"):
+        word_states(bert, Pieces(), ["abcdef"] * 10, [0])
+
+
 def test_rate_and_frames_and_pitch(model):
     plain, fast = speak(model, PHONES), speak(model, PHONES, rate=2.0)
     assert int(fast.frames.sum()) < 0.7 * int(plain.frames.sum())

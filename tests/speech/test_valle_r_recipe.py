@@ -196,3 +196,6 @@ def test_a_folder_that_is_no_prior_or_a_damaged_one_is_refused(model, tmp_path):
         ValleR.load(folder)
     with pytest.raises(UserError, match="allowed are ann, bob"):
         model.synthesize([60], "carl")
+    for text, why in (([178], "0 to 177, got 178"), ([], "at least one phoneme"), ([60] * 4096, "4096 phonemes")):
+        with pytest.raises(UserError, match=why):
+            model.synthesize(text, "ann")
