@@ -72,8 +72,9 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
     def abilities(self) -> Abilities:
         names = self.speakers
         accents = {name: "en-gb" if name[:3] in ("bf_", "bm_") else "en-us" for name in names}
-        tone = self.model.config.tone
-        return Abilities(names, rate=True, pitch=tone, within=True, times=True, carries=True, accents=accents)
+        config = self.model.config
+        carries = not config.blanks  # what is carried are rows as the shipped models read them
+        return Abilities(names, rate=True, pitch=config.tone, within=True, times=True, carries=carries, accents=accents)
 
     def say(self, asked: Utterance, state: State | None = None) -> Said:
         with torch.inference_mode():
@@ -185,7 +186,7 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
     # -------------------------------------------------------------------------------------------------- what is carried
 
     def _before(self, state: State | None) -> dict[str, np.ndarray] | None:
-        if state is None or not len(state["ids"]) or self.model.config.blanks:
+        if state is None or not len(state["ids"]):
             return None
         return dict(state)
 

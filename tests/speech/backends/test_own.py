@@ -54,7 +54,7 @@ def test_the_voice_says_what_the_model_says(change: dict) -> None:
 
 def test_breaks_stand_at_punctuation_and_inside_long_runs() -> None:
     assert row_of(UNITS) == marked(symbols_of(UNITS)) == " ðə ˈoʊld wˈʌn, ¿ wˈɛl. ¿"
-    words = "the old road by the river in the green valley is closed when it rains for days".split()
+    words = "the old road by the river in the green valley is closed when it rains for days and the people of the town stay at home".split()
     units = tuple(Unit(word, "a") for word in words)
     assert row_of(units).count("¿") > 1
     glued = (Unit("of", "ʌv", ","), Unit("the", "ðə", glued=True), Unit("old", "ˈoʊld tˈuː"), Unit("one", "wˈʌn"))
@@ -98,6 +98,11 @@ def test_a_long_take_is_made_with_and_without_carry() -> None:
         packets = list(form.stream("The old captain waited. And then the captain went home again. So it was.", 1))
         words = [word.text for packet in packets for word in packet.words]
         assert words == "The old captain waited. And then the captain went home again. So it was.".split()
+
+
+def test_public_models_with_blanks_carry_nothing_and_say_so() -> None:
+    with pytest.raises(UserError, match="carry must be none"):
+        LongForm(voice(blanks=True), Writer("words"), carry="tail")
 
 
 def test_a_voice_is_saved_and_loaded(tmp_path: Path) -> None:
