@@ -37,6 +37,8 @@ def _views() -> list[Any]:
             anew = gr.Button("Make it anew", min_width=140)
         name = gr.Textbox("", label="Take", visible=False)
         file = gr.File(label="The take with it", interactive=False, elem_classes="files")
+    with gr.Accordion("Pauses, pronunciation, prosody: what a text may hold", open=False):
+        gr.Markdown(_HELP)
     anew.click(_again, [name, number], [player, table, name, file], api_name="speech_again")
     _picked.__annotations__["event"] = gr.SelectData  # by which gradio knows that it wants the event
     table.select(_picked, None, number, api_name="speech_sentence")
@@ -126,6 +128,19 @@ def _frame(text: str) -> str:
     )
 
 
+_HELP = """
+In plain text: `[pause:1s]` is silent for a second, `[[kˈoʊkəɹoʊ]]` is said as this IPA. In SSML:
+
+```xml
+<speak>
+  <p>Wait <break time="700ms"/> a <mark name="here"/> moment.</p>
+  <s>You say <phoneme ph="təmˈeɪtoʊ">tomato</phoneme>, the <sub alias="World Wide Web">WWW</sub> says
+    <say-as interpret-as="characters">AB1</say-as>.</s>
+  <prosody rate="slow" pitch="+2st">Slow and high</prosody>, <emphasis level="strong">strong</emphasis>.
+  <voice name="af_bella">Somebody else.</voice>
+</speak>
+```
+"""
 _STYLE = """
 <style>
 :root { color-scheme: light dark; }
