@@ -172,13 +172,14 @@ def _no_stub_files() -> Iterator[None]:
 
 def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None) -> tuple[Any, str]:
     """Start the server in a thread; (the page, its address). Raises UserError when the port is taken."""
+    from longtake.demos import speech_api
     from starlette.middleware import Middleware
 
     demo, look = build(bench)
     os.environ["GRADIO_SERVER_NAME"] = host
     names = frozenset() if auth is not None else frozenset({host.lower(), "localhost", "127.0.0.1", "[::1]"})
     try:
-        _, url, _ = demo.launch(
+        app, url, _ = demo.launch(
             server_name=host,
             server_port=port or _free_port(host),
             auth=None if auth is None else Login(*auth),
@@ -202,6 +203,7 @@ def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None
         )
     except OSError as error:
         raise UserError(f"cannot serve on {host}:{port}: {one_line(error)}") from error
+    speech_api.add(app, bench, auth)
     return demo, url
 
 

@@ -21,6 +21,7 @@ _PUBLIC = {
     "LongTakePipeline": "longtake.pipeline",
     "LongVideoPipeline": "longtake.video.pipeline",
     "LongMotionPipeline": "longtake.motion.pipeline",
+    "LongSpeechPipeline": "longtake.speech.pipeline",
     "MDM": "longtake.motion.model",
 }
 

@@ -25,7 +25,7 @@ LONGEST_NAME = 240  # bytes: what stands beside a result has its name and an end
 def add_arguments(parser: Any, domain: Domain) -> None:
     """The options of a domain: its knobs, its files, and those of every request."""
     if domain.PROMPT is not None:
-        parser.add_argument("prompt", help=domain.PROMPT)
+        parser.add_argument("prompt", nargs="?" if domain.PROMPT_INPUT else None, help=domain.PROMPT)
     for knob in domain.KNOBS:
         knob.add_to(parser)
     parser.add_argument("--seed", type=int, default=0, help="another seed, another take (default 0)")

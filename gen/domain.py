@@ -101,6 +101,7 @@ class Domain:
 
     NAME, ABOUT: as `longtake --help` lists it. PROMPT: help of the prompt, None for a modality without one; TIMELINE:
     whether a prompt may say when (`Timeline`), FPS: frames a second of such times where no setting "fps" says another.
+    PROMPT_INPUT: name of an input that may stand in the prompt's place, None where a prompt is always needed.
     KNOBS: settings, "prior" among them where there are priors. INPUTS, SIDES: files in, files beside the result.
     OUT: name of the result where none is asked for; USUAL: suffixes that a job writes unless it says.
     PIPELINE: its class in Python.
@@ -110,6 +111,7 @@ class Domain:
     NAME: str = ""
     ABOUT: str = ""
     PROMPT: str | None = 'text, a Timeline "0s: ... | 4s: ...", or a .json or .csv file of one'
+    PROMPT_INPUT: str | None = None
     TIMELINE: bool = True
     FPS: float | None = None
     KNOBS: tuple[Knob, ...] = ()

@@ -126,6 +126,8 @@ class Request:
             if prompt is not None:
                 raise UserError(f"{domain.NAME} takes no prompt")
         else:
+            if prompt is None and domain.PROMPT_INPUT in (inputs or {}):
+                prompt = ""
             if not isinstance(prompt, str):
                 raise UserError(f"a prompt is text; given {in_brief(prompt)}")
             if len(prompt) > MOST_PROMPT:

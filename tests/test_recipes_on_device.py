@@ -9,9 +9,11 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import speech_codes
 import torch
 from longtake.train import Settings
 from motion_data import write_motions
+from speech_data import write_corpus
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -84,6 +86,7 @@ def one_step(monkeypatch, recipe, *, then=None):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_clips(folder / "emoji_train.zip")
+    write_corpus(folder)
     return write_motions(folder)
 
 
@@ -162,7 +165,55 @@ def modulated_pair(data, out):
     train.train_block(around, prepared(data), out, Settings(1), seed=0)
 
 
-RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair]
+def speech_codec(data, out):
+    from longtake.speech.valle_r import train
+
+    train.train_codec(speech_codes.flat(), None, out, Settings(1), rows=2, seed=0, mean=-5.5, deviation=2.1)
+
+
+def first_codes(data, out):
+    from longtake.speech.valle_r import train
+
+    books = torch.randn(8, 1024, 64)
+    train.train_ar(speech_codes.coded(), None, out, Settings(1), places=128, seed=0, books=books)
+
+
+def other_codes(data, out):
+    from longtake.speech.valle_r import train
+
+    books = torch.randn(8, 1024, 64)
+    train.train_nar(speech_codes.coded(), None, out, Settings(1), places=128, seed=0, books=books)
+
+
+VALLE_R = [speech_codec, first_codes, other_codes]
+
+
+def corpora(data):
+    from longtake import train
+    from longtake.speech.data import Corpus, load_corpora, prepared
+
+    source, place = prepared(load_corpora(data)), train.training_device()
+    return Corpus.of(source, "train", place), Corpus.of(source, "val", place)
+
+
+def prosody(data, out):
+    from longtake.speech.prosody_fm import train
+
+    seen, unseen = corpora(data)
+    config = train.config_for(seen, layers=1, channels=32, inner=32, field=(32, 32), speaker_width=32)
+    train.train_model(seen, unseen, out, Settings(1), batch=3, frames=32, limits=(16,), seed=0, config=config)
+
+
+def vocoder(data, out):
+    from longtake.speech import distil
+    from longtake.speech.vocoder import Config, Vocoder
+
+    teacher = Vocoder(Config(channels=32)).requires_grad_(False)
+    distil.train_vocoder(*corpora(data), teacher, out, Settings(1), batch=2, seed=0)
+
+
+SPEECH = [prosody, vocoder, *VALLE_R]
+RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *SPEECH]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
@@ -170,8 +221,8 @@ def test_a_step_stays_on_the_device_and_does_not_wait_for_it(recipe, data, tmp_p
     one_step(monkeypatch, lambda: recipe(data, tmp_path))
 
 
-@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair], ids=lambda recipe: recipe.__name__)
-def test_a_step_of_motion_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *SPEECH], ids=lambda recipe: recipe.__name__)
+def test_a_recorded_step_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
     one_step(monkeypatch, lambda: recipe(data, tmp_path), then=NothingSent())
 
 

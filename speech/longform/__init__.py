@@ -1,0 +1,1 @@
+"""From sentences to hours: planner, chunk engine, journal, joins, writer, subtitles, loudness."""

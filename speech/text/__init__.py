@@ -1,0 +1,1 @@
+"""Text before it is spoken: symbols, normalisation, phonemes, lexicon, SSML, books."""
