@@ -90,6 +90,15 @@ def records(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def product_format(device: torch.device) -> torch.dtype | None:
+    """The number format in which a CPU multiplies several times as fast as in float32: bfloat16 where it has AMX tiles.
+
+    For nets that forgive eight bits. None: there is none, or the device is no CPU.
+    """
+    tiles = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if tiles else None
+
+
 def activate(device: torch.device) -> None:
     """Make `device` the current one of this process, as NCCL needs. Nothing to do off CUDA."""
     if device.type == "cuda":

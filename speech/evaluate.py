@@ -228,7 +228,7 @@ def _copier(place: Path) -> Callable[[Utterance], tuple[np.ndarray, int]]:
     import torch
     from longtake.speech import data, mel, vocoder
 
-    net = vocoder.load(place)
+    net = vocoder.load(place).quicken()
 
     def make(one: Utterance) -> tuple[np.ndarray, int]:
         with torch.inference_mode():
@@ -246,7 +246,7 @@ def _speaker(prior: Path, place: Path, steps: int) -> Callable[..., tuple[np.nda
     from longtake.speech.prosody_fm.convert import load
     from longtake.speech.prosody_fm.speak import speak
 
-    model, net = load(prior), vocoder.load(place)
+    model, net = load(prior), vocoder.load(place).quicken()
 
     def make(phones: str, voice: str, slope: float | None = None) -> tuple[np.ndarray, list[int]]:
         by_hand = None if slope is None else {len(words_of(phones)) - 1: slope}

@@ -94,7 +94,7 @@ class OwnVoice(ModelMixin, ConfigMixin):
     def with_vocoder(self, path: Path | None) -> OwnVoice:
         """With the generator in a file or folder; None: the one beside the prior, else the one that ships."""
         assert path is not None or self.source is not None
-        self.vocoder = vocoders.load(path or vocoder_path(self.source or Path()))
+        self.vocoder = vocoders.load(path or vocoder_path(self.source or Path())).quicken()
         return self
 
 

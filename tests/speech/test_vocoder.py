@@ -75,6 +75,18 @@ def test_a_stream_speaks_before_its_mels_end():
     assert len(taken) == 1 and len(first) == 4 * 256
 
 
+def test_the_quick_way_on_a_cpu_is_the_plain_one(monkeypatch):
+    net = made(vocoder.Config(channels=64))
+    mel = torch.randn(2, 80, 30, generator=torch.Generator().manual_seed(0)) - 4
+    plain = net(mel)
+    monkeypatch.setattr(vocoder, "product_format", lambda device: None)
+    assert net.quicken() is net and (net(mel) - plain).abs().max() < 1e-5
+    assert sorted(net.state_dict()) == sorted(made(vocoder.Config(channels=64)).state_dict())
+    monkeypatch.setattr(vocoder, "product_format", lambda device: torch.bfloat16)
+    rounded = net.quicken()(mel)
+    assert rounded.dtype == torch.float32 and (rounded - plain).square().mean() < 0.01 * plain.square().mean()
+
+
 def test_an_empty_stream_is_empty():
     assert list(vocoder.stream(made(), iter(()))) == []
 
