@@ -210,8 +210,12 @@ class MelCodec(nn.Module):
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Log mels (B, C, T) of codes (B, D', T) of the first D' layers. UserError for more layers than there are."""
-        said = quantiser.decode(codes.transpose(0, 1), list(self.books)).transpose(1, 2)
-        return (self.decoder(said) * self.deviation + self.mean).transpose(1, 2)
+        return self.decode_latent(quantiser.decode(codes.transpose(0, 1), list(self.books)).transpose(1, 2))
+
+    @torch.no_grad()
+    def decode_latent(self, latent: torch.Tensor) -> torch.Tensor:
+        """Log mels (B, C, T) of sums of code vectors, or of what is expected of them (B, T, c)."""
+        return (self.decoder(latent) * self.deviation + self.mean).transpose(1, 2)
 
     def stream(self) -> MelStream:
         """A decoder of one sequence that takes codes in pieces and gives the same mels."""

@@ -155,7 +155,6 @@ class NAR(nn.Module):
         """Logits (B, n, K) of rows (B, n, d)."""
         return hidden @ self.heads().index_select(0, stage).to(hidden.dtype).transpose(1, 2)
 
-    @torch.no_grad()
     def complete(
         self, text: torch.Tensor, codes: torch.Tensor, pointer: torch.Tensor | None, prompt: int = 0, mesh: Any = None
     ) -> torch.Tensor:
@@ -164,35 +163,61 @@ class NAR(nn.Module):
         text: (L,). codes: (D, T). pointer: (T,). Greedy, layer by layer. mesh: a ``Transport`` over whose ranks the
         rows of a long sequence are split; each gives the same tensors and gets all codes. None: this process alone.
         """
-        codes = codes.clone()
-        known = torch.tensor([prompt], device=codes.device)
-        for stage in range(self.count - 1):
-            asked = torch.tensor([stage], device=codes.device)
-            where = None if pointer is None else pointer[None]
-            if mesh is None:
-                found = self(text[None], codes[None], where, asked, known).argmax(-1)
-            else:
-                found = self._shared(text[None], codes[None], where, asked, known, mesh)
-            codes[stage + 1, prompt:] = found[0, prompt:]
-        return codes
+        return self._fill(text, codes, pointer, prompt, None, mesh)[0]
 
-    def _shared(
+    def expect(
         self,
         text: torch.Tensor,
         codes: torch.Tensor,
         pointer: torch.Tensor | None,
-        stage: torch.Tensor,
-        prompt: torch.Tensor,
+        prompt: int,
+        books: torch.Tensor,
+        mesh: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``complete``'s codes (D, T), and the latent (T, c) that is to be expected: the first layer's vector and for
+        each other layer the mean of its codebook (K, c) of ``books`` (D, K, c) under the probabilities of its codes.
+
+        Layers whose codes are close to chance add next to nothing to that, where their likeliest code would add noise.
+        In the prompt, too, it is what is expected, not what is known.
+        """
+        codes, more = self._fill(text, codes, pointer, prompt, books, mesh)
+        assert more is not None
+        return codes, books[0][codes[0]] + more
+
+    @torch.no_grad()
+    def _fill(
+        self,
+        text: torch.Tensor,
+        codes: torch.Tensor,
+        pointer: torch.Tensor | None,
+        prompt: int,
+        books: torch.Tensor | None,
         mesh: Any,
-    ) -> torch.Tensor:
-        """The likeliest codes (1, T), each rank at work on its share of the rows."""
-        x = self.rows(text, codes, pointer, stage, prompt)
-        split = Partition.even(x.shape[1], mesh.world)
-        start, stop = split.pieces[mesh.rank]
-        hidden = self.transformer(x[:, start:stop], by_rule(None, mesh), self.stages(stage))
-        mine = self.say(hidden, stage).argmax(-1)
-        every = mesh.start_gather([mine], 1, split, range(x.shape[1])).wait()[0]
-        return every[:, text.shape[1] :]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The codes, and the sum (T, c) of the expected vectors of layers 2 to D where ``books`` are given."""
+        codes = codes.clone()
+        known = torch.tensor([prompt], device=codes.device)
+        where = None if pointer is None else pointer[None]
+        total = None if books is None else torch.zeros_like(books[0][codes[0]])
+        for stage in range(self.count - 1):
+            asked = torch.tensor([stage], device=codes.device)
+            x = self.rows(text[None], codes[None], where, asked, known)
+            if mesh is None:
+                said = self.say(self.transformer(x, by_rule(None), self.stages(asked))[:, text.shape[0] :], asked)
+                found, vector = said.argmax(-1), None if books is None else said.softmax(-1) @ books[stage + 1]
+            else:
+                split = Partition.even(x.shape[1], mesh.world)
+                start, stop = split.pieces[mesh.rank]
+                said = self.say(self.transformer(x[:, start:stop], by_rule(None, mesh), self.stages(asked)), asked)
+                found, vector = said.argmax(-1), None if books is None else said.softmax(-1) @ books[stage + 1]
+                every = range(x.shape[1])
+                found = mesh.start_gather([found], 1, split, every).wait()[0][:, text.shape[0] :]
+                if vector is not None:
+                    vector = mesh.start_gather([vector.contiguous()], 1, split, every).wait()[0][:, text.shape[0] :]
+            codes[stage + 1, prompt:] = found[0, prompt:]
+            if total is not None and vector is not None:
+                total = total + vector[0]
+        return codes, total
 
 
 def objective(

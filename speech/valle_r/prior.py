@@ -33,6 +33,7 @@ KIND = "valle_r"
 CONFIG = "config.json"
 PARTS = ("codec", "ar", "nar", "voices")
 TRAINED_ONLY = ("sizes", "sums")  # of a codec: only its training needs them
+DETAILS = ("expected", "codes")
 USUAL = Sampling(top_p=0.9)
 PACKET = 32  # frames of a streamed packet
 
@@ -168,15 +169,19 @@ class ValleR:
         sampling: Sampling | None = None,
         limits: Limits | None = None,
         alignment: torch.Tensor | None = None,
+        detail: str = "expected",
         mesh: Any = None,
     ) -> Speech:
         """Speak phonemes (ids of ``longtake.speech.text.symbols``) in a voice.
 
         voice: the name of one that ships, a prompt, or several prompts, spoken one after the other before this (an
         anchor and the end of the last chunk). seed, chunk: decide all that is drawn. alignment: (T,), see ``decode``.
+        detail: "expected" decodes what is to be expected of the later layers (``NAR.expect``), "codes" their codes.
         mesh: a ``Transport`` whose ranks share the layers that come at once; all call this with the same arguments.
         Raises UserError for an empty or too long text, an id that is no phoneme's, and an unknown voice.
         """
+        if detail not in DETAILS:
+            raise UserError(f"detail must be {' or '.join(DETAILS)}, got {shorten(detail)!r}")
         prompt = self._prompt(voice)
         text = torch.as_tensor(text, dtype=torch.int64)
         wrong = text[(text < 0) | (text >= self.ar.symbols)]
@@ -205,9 +210,15 @@ class ValleR:
         codes[0] = spoken.codes.to(device).repeat_interleave(merge)
         pointer = torch.cat([there.pointer, spoken.pointer.to(device) + len(prompt.text)]).repeat_interleave(merge)
         whole = torch.cat([there.codes, codes], 1)
-        made = self.nar.complete(torch.cat([there.text, text.to(device)]), whole, pointer, there.codes.shape[1], mesh)
-        codes = made[:, there.codes.shape[1] :]
-        return Speech(text, codes.cpu(), spoken.pointer, self.codec.decode(codes[None])[0].float().cpu())
+        known = there.codes.shape[1]
+        both = torch.cat([there.text, text.to(device)])
+        if detail == "codes":
+            made = self.nar.complete(both, whole, pointer, known, mesh)[:, known:]
+            mel = self.codec.decode(made[None])
+        else:
+            made, latent = self.nar.expect(both, whole, pointer, known, self.codec.books, mesh)
+            made, mel = made[:, known:], self.codec.decode_latent(latent[None, known:])
+        return Speech(text, made.cpu(), spoken.pointer, mel[0].float().cpu())
 
     def stream(
         self, text: Sequence[int] | torch.Tensor, voice: str | Prompt | Sequence[Prompt], **told: Any

@@ -261,7 +261,9 @@ def train_nar(
         rows = bucket.rows(places)
         joined = seen.join(chosen_pairs(bucket, rows, dice), bucket.symbols, bucket.frames)
         pointer = joined.labels.repeat_interleave(seen.merge, 1)
-        stage = (dice.strata(rows) * stages).long().clamp_max(stages - 1)
+        stage = (
+            (dice.strata(rows) ** 2 * stages).long().clamp_max(stages - 1)
+        )  # the first ones most often: they carry most
         lengths, prompt = joined.lengths * seen.merge, joined.prompt * seen.merge
         heard = misheard(joined.codes, model.entries, MISHEARD_LATER, dice)
         return joined.text, joined.text_lengths, joined.codes, pointer, lengths, prompt, stage, heard
@@ -295,6 +297,26 @@ def nar_figures(model: NAR, coded: Coded) -> dict[int, float]:
         target = other_layers.targets(joined.codes, asked, prompt, lengths)
         found[stage + 2] = round(float(first_layer.accuracy(said, target)), 4)
     return found
+
+
+@torch.no_grad()
+def detail_errors(model: NAR, codec: MelCodec, coded: Coded, rows: int = 16) -> dict[str, float]:
+    """Mean absolute difference of log mels to those of all true codes, on held-out targets whose first codes are known:
+    of the first codes alone, with the other layers' likeliest codes, and with what is expected of them."""
+    joined = _held_out(coded, rows)
+    found = {"first": 0.0, "codes": 0.0, "expected": 0.0}
+    count = len(joined.lengths)
+    for row in range(count):
+        end, prompt = int(joined.lengths[row]) * coded.merge, int(joined.prompt[row]) * coded.merge
+        text, true = joined.text[row, : int(joined.text_lengths[row])], joined.codes[row, :, :end]
+        pointer = joined.labels[row].repeat_interleave(coded.merge)[:end]
+        codes, latent = model.expect(text, true, pointer, prompt, codec.books)
+        first = codec.decode(true[None, :1])
+        made = {"first": first, "codes": codec.decode(codes[None]), "expected": codec.decode_latent(latent[None])}
+        want = codec.decode(true[None])[..., prompt:]
+        for name, mel in made.items():
+            found[name] += float((mel[..., prompt:] - want).abs().mean()) / count
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def _pairs(coded: Coded, seed: int, device: torch.device) -> list[Bucket]:
@@ -394,6 +416,7 @@ def train(
         figures["codec_error_by_codebooks"] = {count: round(error, 4) for count, error in errors.items()}
         figures["ar"] = ar_figures(ar, heard)
         figures["nar_accuracy"] = nar_figures(nar, heard)
+        figures["error_by_detail"] = detail_errors(nar, codec, heard)
     model = ValleR(codec, ar, nar, choose_voices(spoken, corpus.voices), Aligner.fit(seen, ar.symbols))
     folder = model.save(out / "prior")
     figures["bytes"] = sum(path.stat().st_size for path in folder.iterdir())

@@ -395,3 +395,19 @@ def test_padding_changes_no_logits_of_the_other_layers():
         wide = torch.cat([text, torch.zeros(2, 3, dtype=torch.int64)], 1)
         padded = model(wide, codes, where, stage, prompt, torch.tensor([5, 5]), torch.tensor([6, 10]))
     assert (padded[:1, :6] - alone).abs().max() <= 1e-5
+
+
+def test_what_is_expected_is_the_mean_of_each_codebook_under_its_probabilities():
+    model = nar(tie="same")
+    text, where = text_of(5), torch.arange(10) // 2
+    generator = torch.Generator().manual_seed(0)
+    codes, books = torch.randint(40, (8, 10), generator=generator), torch.randn(8, 40, 6, generator=generator)
+    made, latent = model.expect(text, codes, where, 4, books)
+    assert torch.equal(made, model.complete(text, codes, where, 4))
+    want = books[0][codes[0]]
+    for stage in range(7):
+        known = torch.where(torch.arange(8)[:, None] <= stage, made, 0)
+        known[:, :4] = codes[:, :4]
+        said = model(text[None], known[None], where[None], torch.tensor([stage]), torch.tensor([4]))
+        want = want + said[0].softmax(-1) @ books[stage + 1]
+    assert (latent - want).abs().max() <= 1e-5

@@ -17,7 +17,10 @@ def completed(rank, world, frames):
     pointer = torch.arange(frames) * 7 // frames
     alone = model.complete(text, codes, pointer, 5)
     shared = model.complete(text, codes, pointer, 5, mesh=Transport())
-    return bool(torch.equal(alone, shared)), shared.tolist()
+    books = torch.randn(4, 40, 6, generator=generator, dtype=torch.float64)
+    expected = [model.expect(text, codes, pointer, 5, books, mesh)[1] for mesh in (None, Transport())]
+    same = torch.equal(alone, shared) and float((expected[0] - expected[1]).abs().max()) < 1e-12
+    return same, shared.tolist()
 
 
 @pytest.mark.distributed

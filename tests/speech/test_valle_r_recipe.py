@@ -118,6 +118,7 @@ def test_the_recipe_leaves_a_prior_that_speaks_and_figures(tmp_path, monkeypatch
     figures = json.loads((tmp_path / "out" / "valle_r.json").read_text())
     assert set(figures["codec_error_by_codebooks"]) == {str(n) for n in range(1, 9)}
     assert set(figures["nar_accuracy"]) == {str(n) for n in range(2, 9)}
+    assert set(figures["error_by_detail"]) == {"first", "codes", "expected"}
     assert 0 <= figures["ar"]["code_accuracy"] <= 1 and figures["bytes"] < 24e6
     model = ValleR.load(path)
     assert {"ann", "bob"} <= set(model.voices)
@@ -154,6 +155,15 @@ def test_other_seeds_and_chunks_draw_other_codes_and_packets_are_the_whole(model
     assert all(not torch.equal(made.codes, other.codes) for other in others)
     packets = [packet for packet, _ in model.stream(text, "ann", seed=1, limits=short)]
     assert torch.equal(torch.cat(packets, -1), made.mel)
+
+
+def test_later_layers_are_decoded_as_their_codes_or_as_what_is_expected_of_them(model):
+    text, short = model.voice("ann").text, Limits(vowel=5, consonant=5)
+    usual, codes = (model.synthesize(text, "ann", detail=each, limits=short) for each in ("expected", "codes"))
+    assert torch.equal(usual.codes, codes.codes) and not torch.equal(usual.mel, codes.mel)
+    assert torch.equal(codes.mel, model.codec.decode(codes.codes[None])[0])
+    with pytest.raises(UserError, match="expected or codes"):
+        model.synthesize(text, "ann", detail="much")
 
 
 def test_a_chunk_goes_on_from_an_anchor_and_the_end_of_the_last(model):
