@@ -134,7 +134,8 @@ class Quick:
 
     def _run(self, name: str, x: torch.Tensor) -> torch.Tensor:
         weight, bias, told, up = self.layers[name]
-        return (F.conv_transpose2d if up else F.conv2d)(x, weight, bias, **told)  # type: ignore[arg-type]
+        convolve: Any = F.conv_transpose2d if up else F.conv2d
+        return convolve(x, weight, bias, **told)
 
     @torch.no_grad()
     def __call__(self, mel: torch.Tensor) -> torch.Tensor:

@@ -30,11 +30,11 @@ def word_states(model: Any, tokenizer: Any, words: Sequence[str], finals: Sequen
     most = getattr(model.config, "max_position_embeddings", len(numbers))
     if len(numbers) > most:
         raise UserError(f"the language model reads {most} tokens; the text has {len(numbers)}: give shorter sentences")
-    for word in finals:
-        if not 0 <= word < len(words):
-            raise UserError(f"there is no word {word}: the text has {len(words)}")
-        if spans[word][0] == spans[word][1]:
-            raise UserError(f"the language model has no token for {words[word]!r}")
+    for final in finals:
+        if not 0 <= final < len(words):
+            raise UserError(f"there is no word {final}: the text has {len(words)}")
+        if spans[final][0] == spans[final][1]:
+            raise UserError(f"the language model has no token for {words[final]!r}")
     device = next(model.parameters()).device
     states = model.eval()(torch.tensor([numbers], device=device)).last_hidden_state[0].float()
-    return torch.stack([states[slice(*spans[word])].mean(0) for word in finals])
+    return torch.stack([states[slice(*spans[final])].mean(0) for final in finals])
