@@ -127,7 +127,8 @@ def test_a_first_take_keeps_what_a_control_holds_and_hooks_see_every_step() -> N
 
 def test_rows_mode_is_the_released_sampler() -> None:
     pipe = make_pipe(padding="attend")
-    run, _ = pipe.prepare(TIMELINE, FRAMES, text=texts(), seed=7, handshake=10, num_inference_steps=6, guidance_scale=2.5)
+    settings = {"handshake": 10, "num_inference_steps": 6, "guidance_scale": 2.5}
+    run, _ = pipe.prepare(TIMELINE, FRAMES, text=texts(), seed=7, **settings)
     with torch.no_grad():
         got, _ = pipe.solve(run, Ranks.single("cpu"), mode=Mode.ROWS)
     from longtake.motion.first_take import ROWS, numbers
