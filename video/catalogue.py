@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from longtake.errors import UserError
 from longtake.priors import KNOWS, known_texts
 from longtake.reading import read_json
 from longtake.video.data import UNSAID, Clip, Corpus
+from longtake.video.metrics import motion
 from longtake.video.subjects import SUBJECTS
 
 ABOUT = "prior.json"  # beside a prior's weights: facts of its training
@@ -26,7 +28,7 @@ class Catalogue:
 
     named: what the prior says that it knows (of a prior that says nothing: all of its corpus). unseen: what it was
     never trained on, ``unseen_label`` says in which way. looping: the subjects among ``named`` whose real clips are
-    loops, fit for long films; all others where there are none.
+    loops and lively, fit for long films; all others where there are none.
     """
 
     named: dict[str, str]
@@ -56,9 +58,18 @@ class Catalogue:
             )
         if not kaykit:
             unseen = {subject: SUBJECTS[subject].held_out[0] for subject in named}
-        loops = {clip.subject for clip in clips if clip.loops}
+        loops = _lively([clip for clip in clips if clip.loops])
         looping = tuple(subject for subject in named if subject in loops) or tuple(named)
         return cls(named, unseen, "pairs never seen" if kaykit else "wordings never seen", looping)
+
+
+def _lively(loops: Sequence[Clip]) -> set[str]:
+    """The subjects of those clips that move at least as much as half of them do: who sits or stands says nothing of how
+    a long film keeps its pace."""
+    if not loops:
+        return set()
+    moved = np.array([motion(clip.frames) for clip in loops])
+    return {clip.subject for clip, moves in zip(loops, moved >= np.median(moved), strict=True) if moves}
 
 
 def corpus_of(folder: Path, given: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """Timelines beside real films: actions that are seen, turns in time, who is seen; what a prior is asked to make."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,12 @@ def test_a_kaykit_prior_is_asked_for_what_it_names_and_for_pairs_it_never_saw():
     assert asked.named == {"knight circle": "a knight does a circle", "knight jump": "a knight does a jump"}
     assert asked.unseen == {"mage jump": "a mage does a jump"} and asked.unseen_label == "pairs never seen"
     assert asked.looping == ("knight circle",)
+    every = catalogue.Catalogue.of(CLIPS, [])
+    assert every.looping and set(every.looping) < {clip.subject for clip in CLIPS if clip.loops}
+    still = replace(
+        CLIPS[0], subject="knight stand", caption="a knight stands", frames=CLIPS[0].frames[:1].repeat(20, 0)
+    )
+    assert "knight stand" not in catalogue.Catalogue.of([*CLIPS, still], []).looping
     assert len(catalogue.Catalogue.of(CLIPS, []).named) == 5
     with pytest.raises(UserError, match="--corpus"):
         catalogue.Catalogue.of(CLIPS, ["woman running"])
