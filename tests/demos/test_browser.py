@@ -99,14 +99,14 @@ def test_a_motion_is_made_seen_and_played(visit) -> None:
 
 def test_an_example_is_one_click_stop_keeps_what_is_done_and_a_reload_begins_anew(visit) -> None:
     seen = visit("Video", width=390, scheme="dark")
-    seen.panel.get_by_role("button", name="Penguin").click()
+    seen.panel.get_by_role("button", name="A knight walks").click()
     seen.panel.locator("img.glimpse").wait_for(timeout=60_000)
     top = seen.progress.bounding_box()["y"]
     assert 0 <= top < 860, "the page scrolled to the progress"
     seen.panel.get_by_role("button", name="Stop").click()
     seen.panel.locator(".done").wait_for(timeout=60_000)
     assert "stopped after step" in seen.progress.inner_text()
-    assert seen.prompts() == ["a penguin waddles"]
+    assert seen.prompts() == ["a knight walks"]
     seen.window.wait_for_function("document.querySelector('video')?.readyState >= 2", timeout=20_000)
     seen.panel.get_by_text("Figures: what each frame").click()
     seen.panel.locator(".plots svg").nth(1).wait_for(timeout=10_000)
@@ -114,7 +114,7 @@ def test_an_example_is_one_click_stop_keeps_what_is_done_and_a_reload_begins_ane
     assert seen.window.evaluate("document.documentElement.scrollWidth <= innerWidth"), "fits a phone"
     seen.window.reload()
     seen.window.wait_for_selector(".timeline .row")
-    assert seen.panel.locator(".done").count() == 0 and seen.prompts() == ["person running"]
+    assert seen.panel.locator(".done").count() == 0 and seen.prompts() == ["a barbarian runs"]
 
 
 def test_two_users_at_once_and_the_second_sees_its_place(visit) -> None:
