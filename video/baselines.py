@@ -4,7 +4,7 @@ All three are the stock UNet3DConditionModel without `parallelize`, denoised by 
 with the same scheduler, guidance and counter-based noise. Legend: B videos, F frames of each, c h w latent channels
 and grid.
 
-    latents = sample(pipe, ["person running"], first_noise(0, [0], 16, shape), steps=16, guidance=4.0)
+    latents = sample(pipe, ["a barbarian runs"], first_noise(0, [0], 16, shape), steps=16, guidance=4.0)
     with windowed_attention(pipe.unet):          # FreeNoise, arXiv 2310.15169
         ...
 """

@@ -1,6 +1,6 @@
 """Video as a modality: its settings, files, cost, and how a request becomes a call of the pipeline.
 
-longtake video "person running" --frames 240 --out running.mp4 --preview running.png
+longtake video "a barbarian runs" --frames 240 --out running.mp4 --preview running.png
 longtake video "person swimming" --extend running.mp4 --frames 120 --out longer.mp4
 
 Frames added to a run begin with its last prompt, which the run's record holds, and fade into the new one: kept frames

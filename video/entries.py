@@ -3,7 +3,7 @@
 Each generated video is kept without loss under a name made of all that decides it, so that a rerun makes only what is
 missing.
 
-    videos = make_all(pipe, [Entry(Method.LONGTAKE, "running", "person running", 240, seed=0)], settings, folder)
+    videos = make_all(pipe, [Entry(Method.LONGTAKE, "running", "a barbarian runs", 240, seed=0)], settings, folder)
 """
 
 from __future__ import annotations

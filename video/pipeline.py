@@ -1,7 +1,7 @@
 """LongVideoPipeline: minutes of video from a 16-frame model, the same from one process or many.
 
     pipe = LongVideoPipeline.from_prior("kaykit-small")
-    pipe("person running", frames=240, seed=1).save("running.mp4")
+    pipe("a barbarian runs", frames=240, seed=1).save("running.mp4")
 
 The way of a prompt: Timeline -> text states per frame -> noise per frame -> a denoising loop in which the parallelized
 UNet sees this rank's frames -> chunks of frames in order (Video-Infinity, arXiv 2406.16260; noise option: FreeNoise,
