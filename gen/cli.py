@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn
 
 from longtake.domain import domain_of, installed
@@ -163,7 +164,18 @@ def _run(prog: str, about: str, add: Callable[[Any], None], run: Callable[..., A
         args = parser.parse_args(argv)
     except SystemExit as end:  # --help
         return int(end.code or 0)
+    for name in ("out", "prepare"):
+        _check_folder(getattr(args, name, None), name)
     return int(run(args) or 0)
+
+
+def _check_folder(path: Path | None, name: str) -> None:
+    """UserError before anything is computed where no file can come to be: a file stands in its way."""
+    for place in (path, *path.parents) if isinstance(path, Path) else ():
+        if place.exists():
+            if not place.is_dir() and (place != path or name == "out"):
+                raise UserError(f"--{name} {path}: {place} is a file, not a folder")
+            return
 
 
 # ---------------------------------------------------------------------------------------------------- completions

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -55,6 +58,8 @@ def recipes() -> dict[str, Whole]:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare or train every domain; returns 1 when one of them failed, after the others have ended."""
+    if not (math.isfinite(args.minutes) and args.minutes > 0):
+        raise UserError(f"--minutes must be a number of minutes above 0, got {args.minutes}")
     known = recipes()
     if (args.data is None) != (args.prepare is None):
         raise UserError("longtake train all takes --prepared DIR, or --data DIR and --prepare DIR together")
@@ -92,6 +97,9 @@ def _side_by_side(chains: dict[str, list[list[str]]], out: Path) -> int:
                     return code
         return 0
 
+    # a scheduler ends a job with SIGTERM: the trainings must not outlive this process
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number)) if mine else None
     with ThreadPoolExecutor(max(1, len(chains))) as pool:
         waiting = {name: pool.submit(follow, name) for name in chains}
         try:
@@ -102,6 +110,9 @@ def _side_by_side(chains: dict[str, list[list[str]]], out: Path) -> int:
             for process in running.values():
                 process.terminate()
             raise
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
     codes = {name: task.result() for name, task in waiting.items()}
     for name, code in codes.items():
         if code:

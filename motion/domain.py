@@ -92,7 +92,8 @@ def _prior_for(settings: Mapping[str, Any]) -> str:
         return PRIOR
     from longtake.motion.pair.pipeline import prior_of
 
-    return prior_of(settings.get("pair_block") or PAIR) or PRIOR
+    name = settings.get("pair_block")
+    return prior_of(PAIR if name is None else name) or PRIOR
 
 
 class MotionDomain(Domain):
@@ -184,7 +185,7 @@ class MotionDomain(Domain):
 
         folders = super().weights(request)
         if request.settings["people"] == 2:
-            name = request.settings["pair_block"] or PAIR
+            name = PAIR if request.settings["pair_block"] is None else request.settings["pair_block"]
             folders.append(resolve(name, kind="two-person block", priors_package=self.package))
         return folders
 

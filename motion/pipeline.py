@@ -451,7 +451,7 @@ class LongMotionPipeline(LongTakePipeline):
         self, run: MotionRun, mode: Mode, ranks: Ranks, people: int = 1, block: ComMDM | str | Path | None = None
     ) -> FirstTake:
         if people == 2:
-            model = block if isinstance(block, ComMDM) else kept_block(self, block or DEFAULT_BLOCK)
+            model = block if isinstance(block, ComMDM) else kept_block(self, DEFAULT_BLOCK if block is None else block)
             return pair_take(run, self.schedule(run.steps), model, ranks)
         if mode is Mode.ROWS:
             return rows_take(run, self.schedule(run.steps))

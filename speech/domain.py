@@ -191,10 +191,13 @@ class SpeechDomain(Domain):
     # ----------------------------------------------------------------------------------------------------- with a model
 
     def load(self, request: Request, ranks: Ranks) -> LongSpeechPipeline:
+        import torch
         from longtake.speech.backends.stock import StockVoice
         from longtake.speech.pipeline import LongSpeechPipeline
 
         given = request.settings
+        if ranks.device.type == "cpu" and ranks.choice.dtype != torch.float32:
+            raise UserError("speech is computed in float32: leave --dtype out, or give --dtype float32")
         pipe = LongSpeechPipeline.from_prior(given["prior"], vocoder=given["vocoder"])
         pipe.to(ranks.device)
         if isinstance(pipe.voice, StockVoice):  # no module that the pipeline would move

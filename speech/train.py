@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"prepared data written to {data.save(args.prepare, data.load_corpora(args.data))}")
         return 0
     source = data.load(args.prepared) if args.prepared is not None else data.prepared(data.load_corpora(args.data))
-    share = sum(SHARES[stage] for stage in args.stages)
-    for stage in dict.fromkeys(args.stages):
+    stages = list(dict.fromkeys(args.stages))
+    share = sum(SHARES[stage] for stage in stages)
+    for stage in stages:
         print(f"{stage} prior written to {_STAGES[stage](source, args, SHARES[stage] / share)}")
     return 0
 

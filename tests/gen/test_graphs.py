@@ -63,6 +63,26 @@ def test_each_set_of_shapes_is_recorded_once_and_gives_its_own_gradients():
     assert all(torch.equal(got, loss) for got, loss in kept)  # a loss of its own, that no replay overwrites
 
 
+def test_what_a_forward_keeps_is_kept_once_a_step():
+    """Statistics of a norm: recording runs the forward more often than it counts."""
+    from copy import deepcopy
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    plain = deepcopy(model)
+
+    def value(net, x):
+        return net(x).square().mean()
+
+    graphs = Graphs(value, model, nullcontext, Tape(model.parameters()))
+    for _ in range(3):
+        x = torch.randn(8, 3)
+        wanted(plain, value, x)
+        graphs([x])
+    assert int(model[1].num_batches_tracked) == 3
+    assert torch.equal(model[1].running_var, plain[1].running_var)
+
+
 def test_a_loss_in_two_parts_is_a_loss():
     model = torch.nn.Linear(2, 1)
     loss = Split(lambda step: (torch.full((1, 2), float(step)),), lambda net, x: net(x).sum())

@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +63,41 @@ def test_missing_files_and_half_an_order_are_one_line(chains, tmp_path):
         together.add_arguments(parser)
         with pytest.raises(UserError, match=expected):
             together.run(parser.parse_args(words))
+
+
+def test_trainings_end_with_the_command_that_was_told_to_end(tmp_path):
+    script = f"""
+import subprocess, sys
+from pathlib import Path
+from longtake import together
+real = subprocess.Popen
+child = "import os, time; open('child', 'w').write(str(os.getpid())); time.sleep(120)"
+subprocess.Popen = lambda words, **more: real([sys.executable, "-c", child], **more)
+together._side_by_side({{"one": [["train", "one"]]}}, Path({str(tmp_path)!r}))
+"""
+    running = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "child").exists() and (tmp_path / "child").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(30) == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{(tmp_path / 'child').read_text()}").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--prepare"])
+def test_a_file_in_the_way_is_told_before_anything_is_read(tmp_path, option, capsys):
+    (tmp_path / "afile").touch()
+    words = ["--data", str(tmp_path / "no such data"), option, str(tmp_path / "afile" / "x")]
+    assert cli.main(["train", "motion", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "is a file, not a folder" in said and len(said.splitlines()) == 1
+
+
+def test_minutes_that_are_no_number_are_one_line(chains, tmp_path, capsys):
+    assert (
+        cli.main(["train", "all", "--prepared", str(tmp_path), "--minutes", "nan", "--out", str(tmp_path / "o")]) == 2
+    )
+    assert "--minutes" in capsys.readouterr().err and not chains
 
 
 def test_what_was_reached_is_the_last_line_of_the_newest_record(tmp_path):

@@ -259,3 +259,9 @@ def test_the_page_has_a_tab_for_it(prior, monkeypatch, tmp_path) -> None:
         assert any("longtake speech" in str(part) and "--rate 1.5" in str(part) for part in end), end
     finally:
         bench.close()
+
+
+def test_another_number_format_than_float32_is_refused_not_ignored(say, capsys):
+    assert say("Good evening.", "--out", "a.wav", "--dtype", "bfloat16") == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert "float32" in said[-1] and not Path("a.wav").exists()
