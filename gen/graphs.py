@@ -62,7 +62,7 @@ class Graphs:
     ) -> None:
         self.value, self.model, self.autocast = value, model, autocast
         self.parameters: list[nn.Parameter] = list(model.parameters())
-        self.state: list[torch.Tensor] = [*self.parameters, *model.buffers()]
+        self.kept: list[torch.Tensor] = list(model.buffers())
         self.record = record or CudaRecord()
         self.tapes: dict[tuple[Any, ...], Tape] = {}
 
@@ -90,11 +90,11 @@ class Graphs:
             value.backward()
             return value.detach()
 
-        kept = [tensor.detach().clone() for tensor in self.state]
+        before = [buffer.clone() for buffer in self.kept]
         value, replay = self.record(run, self.forget)
         with torch.no_grad():  # what warming up made of statistics and codebooks is not a step's
-            for place, tensor in zip(self.state, kept, strict=True):
-                place.copy_(tensor)
+            for buffer, value_before in zip(self.kept, before, strict=True):
+                buffer.copy_(value_before)
         gradients = [parameter.grad for parameter in self.parameters]
         self.forget()
         return Tape(inputs, value, gradients, replay)

@@ -358,9 +358,9 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     if not keys:
         return "its plan differs"
     key = keys[0]
-    if key == "weights":
-        return "it was made with the weights of another prior: name that one with --prior"
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    if key == "weights":  # a hash says nothing to a reader
+        return f"it was made with the weights of another prior: name that one with --prior{more}"
     return f"{key} was {_brief(old.get(key))}, is {_brief(new.get(key))}{more}"
 
 

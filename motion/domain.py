@@ -86,8 +86,10 @@ KNOBS = (
 )  # fmt: skip
 
 
-def _prior_for(settings: Mapping[str, Any]) -> str:
-    """The prior where none is named: two people need the one that their block was trained around."""
+def _prior_of(settings: Mapping[str, Any]) -> Any:
+    """The prior that is named; where none is, the default, and of two people the one of their block."""
+    if settings["prior"] is not None:
+        return settings["prior"]
     if settings.get("people") != 2:
         return PRIOR
     from longtake.motion.pair.pipeline import prior_of
@@ -140,8 +142,7 @@ class MotionDomain(Domain):
         """Of the prior: it says so beside its weights."""
         from longtake.weights import resolve
 
-        name = _prior_for(settings) if settings["prior"] is None else settings["prior"]
-        folder = resolve(name, kind="motion prior", priors_package=self.package)
+        folder = resolve(_prior_of(settings), kind="motion prior", priors_package=self.package)
         try:
             fps = float(json.loads((folder / "space" / "config.json").read_text(encoding="utf-8"))["fps"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -152,8 +153,7 @@ class MotionDomain(Domain):
         settings = dict(request.settings)
         if settings["frames"] is not None and settings["seconds"] is not None:
             raise UserError("frames and seconds both say how long: give one of them")
-        if settings["prior"] is None:
-            settings["prior"] = _prior_for(settings)
+        settings["prior"] = _prior_of(settings)
         fps = self.fps_of(settings)
         if settings["seconds"] is not None:
             settings["frames"] = max(2, round(settings["seconds"] * fps))

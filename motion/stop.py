@@ -16,6 +16,7 @@ from longtake.motion.captions import ACTIONS, MANNERS
 from longtake.motion.data import FPS, Clip, features_of
 from longtake.motion.metrics import bone_variation, diversity, foot_skate, frame_jerk, root_speed
 from longtake.motion.objective import SCHEDULE
+from longtake.motion.pipeline import GUIDANCE, STEPS
 
 if TYPE_CHECKING:
     from longtake.motion.model import MDM
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 FRAMES, SEEDS = 80, 8
 TOE = 0.03  # metres: how far above its lowest place a foot counts as down
-STEPS, GUIDANCE = 30, 1.25  # as the command's
 MOST_REAL = 60  # clips of an action that the made ones are set beside
 
 
