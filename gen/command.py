@@ -24,15 +24,17 @@ LONGEST_NAME = 240  # bytes: what stands beside a result has its name and an end
 
 def add_arguments(parser: Any, domain: Domain) -> None:
     """The options of a domain: its knobs, its files, and those of every request."""
+    for item in domain.INPUTS:
+        if item.positional:
+            parser.add_argument(item.name, type=Path, metavar=item.metavar, help=item.help)
     if domain.PROMPT is not None:
         parser.add_argument("prompt", nargs="?" if domain.PROMPT_INPUT else None, help=domain.PROMPT)
     for knob in domain.KNOBS:
         knob.add_to(parser)
     parser.add_argument("--seed", type=int, default=0, help="another seed, another take (default 0)")
     for item in domain.INPUTS:
-        parser.add_argument(
-            "--" + item.name.replace("_", "-"), type=Path, default=None, metavar=item.metavar, help=item.help
-        )
+        if not item.positional:
+            parser.add_argument(item.option, type=Path, default=None, metavar=item.metavar, help=item.help)
     kinds = ", ".join(suffix or "a folder of png files" for suffix in domain.file_kinds())
     said = f"a file to write, as often as wanted: {kinds} (default {domain.OUT})"
     parser.add_argument("--out", type=Path, action="append", help=said)

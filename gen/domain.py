@@ -48,11 +48,20 @@ class Forecast:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file or folder that a request may start from (--extend RUN; a job's "inputs": {"extend": "dog.mp4"})."""
+    """A file or folder that a request may start from (--extend RUN; a job's "inputs": {"extend": "dog.mp4"}).
+
+    positional: it stands first on the command line, without an option, and every request must have it.
+    """
 
     name: str
     help: str
     metavar: str = "FILE"
+    positional: bool = False
+
+    @property
+    def option(self) -> str:
+        """As the command line spells it."""
+        return "--" + self.name.replace("_", "-")
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,9 @@ class Request:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
             shown = in_brief(seed)
             raise UserError(f"a seed is a whole number, must not be negative, {MOST_SEED} at most; given {shown}")
+        for item in domain.INPUTS:
+            if item.positional and item.name not in (inputs or {}):
+                raise UserError(f"{domain.NAME} needs the input {item.name}: {item.help}")
         read = read_settings(domain.KNOBS, settings, domain.NAME)
         timeline = None
         if domain.PROMPT is None:
@@ -159,20 +162,19 @@ class Request:
 
     def as_command(self, stem: str, sides: Mapping[str, str] | None = None) -> str:
         """The line to type in a terminal for the same result, files named by ``stem``."""
-        words = ["longtake", self.modality]
-        if self.prompt is not None:
-            words += ["--", self.prompt] if self.prompt.startswith("-") else [self.prompt]
+        first = [str(self.inputs[item.name]) for item in self.domain.INPUTS if item.positional]
+        first += [] if self.prompt is None else [self.prompt]
+        dashed = any(word.startswith("-") for word in first)
         more = [word for knob in self.domain.KNOBS for word in knob.words(self.settings[knob.name])]
         more += ["--seed", str(self.seed)]
-        named = [("--" + name.replace("_", "-"), str(path)) for name, path in self.inputs.items()]
+        inputs = {item.name: item for item in self.domain.INPUTS if not item.positional}
+        named = [(inputs[name].option, str(path)) for name, path in self.inputs.items() if name in inputs]
         named += [("--out", stem + suffix) for suffix in self.outputs]
         named += [(self.domain.side(name).option, path) for name, path in (sides or {}).items()]
         for option, word in named:
             more += [f"{option}={word}"] if word.startswith("-") else [option, word]
-        if "--" in words:  # options stand before a prompt that looks like one
-            words = [*words[:2], *more, *words[2:]]
-            more = []
-        return shlex.join([*words, *more])
+        said = [*more, "--", *first] if dashed else [*first, *more]  # options stand before words that look like one
+        return shlex.join(["longtake", self.modality, *said])
 
     def as_python(self, stem: str) -> str:
         """The same in Python."""

@@ -207,9 +207,9 @@ def test_every_folder_with_code_is_installed() -> None:
     assert set(settings["package-dir"].values()) == {path.relative_to(ROOT).parts[0] for path in SOURCES}
 
 
-def test_only_kernels_motion_and_speech_have_wings() -> None:
+def test_only_kernels_and_domains_have_wings() -> None:
     wings = {path.relative_to(ROOT).parts[0] for path in SOURCES if len(path.relative_to(ROOT).parts) > 2}
-    assert wings <= {"kernels", "motion", "speech"}
+    assert wings <= {"kernels", *DOMAINS}
     assert max(len(path.relative_to(ROOT).parts) for path in SOURCES) <= 3
 
 

@@ -1,0 +1,1 @@
+"""``longtake watch``: the minute of a long film that a question asks for."""
