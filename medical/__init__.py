@@ -1,1 +1,1 @@
-"""longtake.medical: the next scan of a patient from the earlier ones (SADM), with an interval that covers what it says."""
+"""longtake.medical: the next scan of a patient from earlier ones (SADM), with an interval that covers what it says."""
