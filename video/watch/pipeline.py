@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PRIOR = "words-small"
 RATE = 4.0  # pictures a second
+CLOSE_RATE = 6.0  # pictures a second around the best of a moment
 UNSEEN = 0.15  # a best score below this is told as "hardly anything like it"
 HEARD_FLOOR, HEARD_TOP = 0.25, 0.75  # likeness of a subtitle to a question: nothing of it, all of it
 
@@ -71,10 +72,10 @@ class WatchPipeline:
     ) -> Answer:
         """The moments of a film that a question asks for, best first.
 
-        film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at. subtitles:
-        an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so that the
-        next question is answered at once (default: the user's cache). model: local folder of a vision-language model of
-        transformers, which then answers in words from the found moments, within ``budget`` visual tokens. seed: of that
+        film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at.
+        subtitles: an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so that
+        the next question is answered at once (default: the user's cache). model: local folder of a vision-language
+        model of transformers, which then answers in words from the found moments, within ``budget`` visual tokens. seed: of that
         model's words. on_block(done, of): told as the film is read; when it asks to stop, what was read is answered
         from. Raises UserError for a film, question or model that cannot be used.
         """
@@ -145,16 +146,13 @@ class WatchPipeline:
         """The best picture of each of the first moments, and the map of it."""
         maps: list[np.ndarray] = []
         for one in answer.moments[:SHOWN]:
-            taken: dict[str, Any] = {}
-            for time, frame in film.frames(25.0, start=max(0.0, one.best - 0.5), end=one.best + 0.5):
-                taken["frame"] = frame
-                if time >= one.best:
-                    break
-            if not taken:
+            around = list(film.frames(CLOSE_RATE, start=max(0.0, one.best - 0.5), end=one.best + 0.5))
+            if not around:
                 break
-            answer.pictures.append(taken["frame"])
-            small = _square(taken["frame"], self.tower.size)
-            maps.append(self.tower.map(small[None], answer.asked)[0].numpy())
+            place = int(np.argmin([abs(time - one.best) for time, _ in around]))
+            answer.pictures.append(around[place][1])
+            small = np.stack([_square(frame, self.tower.size) for _, frame in around])
+            maps.append(self.tower.map(small, answer.asked)[place].numpy())
         if maps:
             from longtake.video.watch.picture import spread
 
