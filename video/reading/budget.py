@@ -51,7 +51,8 @@ def tokens_of(size: Triple, kernel: Triple) -> int:
 def kernel_for(size: Triple, tokens: int, most_frames: int | None = None) -> Triple:
     """The windows for a film of `size` (T, H, W) tokens so that at most `tokens` are left.
 
-    Among all that use at least 0.9 of the best use: the one nearest the shape 2 x 3 x 3 that PPLLaVA was trained with.
+    Among all that use at least 0.9 of the best use: the one nearest the shape 2 x 3 x 3 that PPLLaVA was trained with,
+    and whose last windows are nearest to full.
     most_frames: frames that a window may span at most. Raises UserError when nothing fits.
     """
     frames, rows, columns = size
@@ -63,6 +64,7 @@ def kernel_for(size: Triple, tokens: int, most_frames: int | None = None) -> Tri
                 count = tokens_of(size, (kt, kh, kw))
                 if count <= tokens:
                     apart = abs(math.log(kt / 2) - math.log(math.sqrt(kh * kw) / 3)) + abs(math.log(kh / kw))
+                    apart += math.log(count * kt * kh * kw / math.prod(size))  # last windows that are not full
                     best.append((count, apart, (kt, kh, kw)))
     if not best:
         least = tokens_of(size, (min(frames, most_frames or frames), rows, columns))

@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the zips of clips")
     parser.add_argument("--reader", type=Path, required=True, help="reader.safetensors of the recipe")
     parser.add_argument("--films", type=int, default=600, help="films, with a question each")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1024, 256, 64])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1024, 512, 128, 64])
     parser.add_argument("--reducers", nargs="+", choices=list(REDUCERS), default=list(REDUCERS))
     parser.add_argument("--seen", action="store_true", help="films of the clips that the reader was trained on")
     parser.add_argument("--seed", type=int, default=1)
