@@ -48,18 +48,19 @@ def compare(
     with torch.inference_mode():
         for first in range(0, films, BATCH):
             batch = cast.batch(min(BATCH, films - first), Dice(seed, first, cast.device))
-            kinds.append(batch.kind.cpu())
+            kind = batch.kind[:, 0]
+            kinds.append(kind.cpu())
             found = reader.reduced(batch.films, batch.words, ["average"], [every])
             found = {(ALL, every): found["average", every]}
             found |= reader.reduced(batch.films, batch.words, reducers, budgets)
             for key, logits in found.items():
-                hits.setdefault(key, []).append((chosen(logits, batch.kind) == batch.answer).float().cpu())
-    kind = torch.cat(kinds)
+                hits.setdefault(key, []).append((chosen(logits, kind) == batch.answer[:, 0]).float().cpu())
+    every_kind = torch.cat(kinds)
     rows = []
     for (name, budget), parts in hits.items():
         right = torch.cat(parts)
         share = float(right.mean())
-        by = [100 * float(right[kind == number].mean()) for number in range(len(KINDS))]
+        by = [100 * float(right[every_kind == number].mean()) for number in range(len(KINDS))]
         half = 196 * math.sqrt(max(share * (1 - share), 1e-9) / len(right))
         rows.append(Row(name, budget, 100 * share, half, *by))
     return rows
@@ -104,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
             "reducer": lambda row: row.reducer,
             "tokens": lambda row: str(row.tokens),
             "right %": lambda row: f"{figure(row.right, 1)} ({figure(row.half, 1)})",
-            **{kind: (lambda row, kind=kind: figure(getattr(row, kind), 1)) for kind in KINDS},
+            "when": lambda row: figure(row.when, 1),
+            "where": lambda row: figure(row.where, 1),
+            "what": lambda row: figure(row.what, 1),
         }
     )
     text = table.markdown(rows)

@@ -29,6 +29,11 @@ from torch import Tensor, nn
 class ClipHead(nn.Module):
     """The parts of CLIP that a guide needs; keys as in PPLLaVA's projector less their "clip_"."""
 
+    text_model: Any
+    visual_ln: nn.Module
+    visual_projection: nn.Module
+    text_projection: nn.Module
+
     def __init__(self, text_model: nn.Module, hidden: int, text_hidden: int, width: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.text_model = text_model
@@ -51,6 +56,10 @@ class ClipHead(nn.Module):
         """hidden (B, T, H, W, C), text (B, P) -> scores (B, T, H, W) in float32: exp(logit_scale) * cosine."""
         return self.logit_scale.float().exp() * self.cosine(hidden, text)
 
+    def weights(self, hidden: Tensor, text: Tensor) -> Tensor:
+        """g (B, T, H, W), the released first softmax: over all tokens of a film."""
+        return global_weights(self.scores(hidden, text))
+
     def cosine(self, hidden: Tensor, text: Tensor) -> Tensor:
         """hidden (B, T, H, W, C), text (B, P) -> cosine (B, T, H, W) in float32."""
         seen = F.normalize(self.patches(hidden).float(), dim=-1)
@@ -59,8 +68,10 @@ class ClipHead(nn.Module):
 
 class SiglipHead(ClipHead):
     """SigLIP's: a patch goes through the value slice of the pooling head and its MLP. `logit_bias` has no effect on a
-    softmax and is kept for its key alone. sharpen: PPLLaVA's `valuew_plus`, scores + log of the head's own attention,
-    which multiplies g by it (the factor 1000 of the release divides out when g sums to 1)."""
+    softmax and is kept for its key alone. sharpen: PPLLaVA's `valuew_plus`: `weights` are g times 1000 times the
+    head's own attention, as released (they do not sum to 1); `scores` have its logarithm added."""
+
+    visual_head: Any
 
     def __init__(self, text_model: nn.Module, visual_ln: nn.Module, head: nn.Module, sharpen: bool = False) -> None:
         nn.Module.__init__(self)
@@ -83,6 +94,10 @@ class SiglipHead(ClipHead):
     def scores(self, hidden: Tensor, text: Tensor) -> Tensor:
         scores = super().scores(hidden, text)
         return scores + self.attention_share(hidden).log() if self.sharpen else scores
+
+    def weights(self, hidden: Tensor, text: Tensor) -> Tensor:
+        g = global_weights(super().scores(hidden, text))
+        return 1000 * g * self.attention_share(hidden) if self.sharpen else g
 
     def attention_share(self, hidden: Tensor) -> Tensor:
         """Mean over heads of the attention that the head's probe pays each patch of its frame: (B, T, H, W)."""

@@ -46,11 +46,12 @@ class PPLLaVAProjector(nn.Module):
     ) -> Tensor:
         """patches: (B, T, H, W, C), for a picture T is its tiles and the kernel `IMAGE_KERNEL`. ids: (B, L)."""
         projected = self.linear_2(F.gelu(self.linear_1(patches)))
-        scores = self.guide.scores(patches, self.guide.text(ids))
-        guided = None if WeightMode(mode) is WeightMode.UNIFORM else scores
+        text, mode = self.guide.text(ids), WeightMode(mode)
         pooled = prompt_guided_pool3d(
-            projected, logits=guided, kernel=kernel, tail=tail, weight_mode=mode, layout="bthwc"
-        )
+            projected, kernel=kernel, tail=tail, weight_mode=mode, layout="bthwc",
+            logits=self.guide.scores(patches, text) if mode is WeightMode.LOCAL else None,
+            weights=self.guide.weights(patches, text) if mode is WeightMode.PPLLAVA else None,
+        )  # fmt: skip
         return pooled.flatten(1, 3)
 
 

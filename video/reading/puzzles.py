@@ -4,7 +4,7 @@ A film has 16 frames of 64 x 64 pixels in four scenes. In each scene stand one c
 in a quadrant of its own, over white; the four characters differ. Questions, in words of the captions: when the
 character is seen (which scene), where (which quadrant), what it does (which of `ACTIONS`).
 
-Shapes: B films, clips at 32 x 32 pixels.
+Shapes: B films, Q questions of each, clips at 32 x 32 pixels.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ SCENES, SCENE, SIDE = 4, 4, 64
 FRAMES = SCENES * SCENE
 HALF = SIDE // 2
 STEP = 3  # frames of a clip between two of a scene
-ACTIONS = ("walk", "sit", "lie", "cheer", "kick", "punch", "run", "jump")
+ACTIONS = ("lie", "sit", "run", "cheer", "kick", "jump")
 KINDS = ("when", "where", "what")
 SCENE_NAMES = ("in the first scene", "in the second scene", "in the third scene", "in the last scene")
 PLACES = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")
 ANSWERS = (*SCENE_NAMES, *PLACES, *ACTIONS)
-SPANS = {"when": slice(0, 4), "where": slice(4, 8), "what": slice(8, 16)}
+SPANS = {"when": slice(0, 4), "where": slice(4, 8), "what": slice(8, 8 + len(ACTIONS))}
 FORMS = {"when": "when does the {} appear", "where": "where is the {}", "what": "what does the {} do"}
 WORDS = ("when", "where", "what", "does", "is", "do", "appear", "the", "hooded", "knight", "barbarian", "mage", "rogue")
 
@@ -43,8 +43,8 @@ def words_of(question: str) -> list[int]:
 
 @dataclass
 class Batch:
-    """films: (B, 16, 3, 64, 64) float32 in [-1, 1]. words: (B, 5) int64, 0 behind the end. kind: (B,) of `KINDS`.
-    answer: (B,) of `ANSWERS`. asked: (B, 16, 64, 64) bool, where the character that is asked for stands."""
+    """films: (B, 16, 3, 64, 64) float32 in [-1, 1]. words: (B, Q, 6) int64, 0 behind the end. kind: (B, Q) of `KINDS`.
+    answer: (B, Q) of `ANSWERS`. asked: (B, Q, 16, 64, 64) bool, where the character that is asked for stands."""
 
     films: Tensor
     words: Tensor
@@ -87,32 +87,31 @@ class Cast:
         others = load_clips(path, "emoji")
         return cls(characters, others[:: max(1, len(others) // emoji)], device)
 
-    def batch(self, count: int, dice: Dice) -> Batch:
-        """`count` random films, each with one question."""
+    def batch(self, count: int, dice: Dice, questions: int = 1) -> Batch:
+        """`count` random films with so many questions each."""
         place = self.device
         who = dice.uniform(count, len(self.names)).argsort(1)[:, :SCENES]  # (B, scene)
         clip = torch.multinomial(self.odds[who.flatten()], 1, generator=dice.generator).view(count, SCENES)
         emoji = self.emoji[dice.integers(len(self.emoji), count, SCENES)]
         quadrant = dice.uniform(count, SCENES, 4).argsort(2)[:, :, :2]
         films = torch.full((count, SCENES, SCENE, 3, 2, HALF, 2, HALF), 255, dtype=torch.uint8, device=place)
+        there = torch.zeros(count, SCENES, SCENE, 2, HALF, 2, HALF, dtype=torch.bool, device=place)
         rows, scenes = torch.arange(count, device=place)[:, None], torch.arange(SCENES, device=place)[None]
-        asked_scene = dice.integers(SCENES, count)
-        asked = torch.zeros(count, SCENES, SCENE, 2, HALF, 2, HALF, dtype=torch.bool, device=place)
-        for which, actors in enumerate((clip, emoji)):
+        for which, actors in enumerate((emoji, clip)):
             moving = self._moving(actors, dice)  # (B, scene, frame, 3, 32, 32)
             y, x = quadrant[:, :, which] // 2, quadrant[:, :, which] % 2
             films[rows, scenes, :, :, y, :, x] = moving
-            if which == 0:
-                seen = (moving < 250).any(3) & (scenes == asked_scene[:, None])[:, :, None, None, None]
-                asked[rows, scenes, :, y, :, x] = seen
-        kind = dice.integers(len(KINDS), count)
-        one = torch.arange(count, device=place)
-        each = torch.stack([asked_scene, 4 + quadrant[one, asked_scene, 0], 8 + self.action[clip[one, asked_scene]]], 1)
-        words = torch.stack(
-            [self._question(k, w) for k, w in zip(kind.tolist(), who[one, asked_scene].tolist(), strict=True)]
-        )
+            if which == 1:
+                there[rows, scenes, :, y, :, x] = (moving < 250).any(3)
+        kind, scene = dice.integers(len(KINDS), count, questions), dice.integers(SCENES, count, questions)
+        each = torch.stack([scene, 4 + quadrant[rows, scene, 1], 8 + self.action[clip[rows, scene]]], -1)
+        asks = zip(kind.flatten().tolist(), who[rows, scene].flatten().tolist(), strict=True)
+        words = torch.stack([self._question(*ask) for ask in asks]).view(count, questions, -1)
+        only = scene[..., None] == torch.arange(SCENES, device=place)  # (B, Q, scene)
+        asked = there.view(count, 1, SCENES, SCENE, SIDE, SIDE) & only[..., None, None, None]
         pixels = films.view(count, FRAMES, 3, SIDE, SIDE).float() / 127.5 - 1
-        return Batch(pixels, words.to(place), kind, each[one, kind], asked.view(count, FRAMES, SIDE, SIDE))
+        answer = each.gather(-1, kind[..., None])[..., 0]
+        return Batch(pixels, words.to(place), kind, answer, asked.view(count, questions, FRAMES, SIDE, SIDE))
 
     def _question(self, kind: int, who: int) -> Tensor:
         said = words_of(FORMS[KINDS[kind]].format(self.names[who]))

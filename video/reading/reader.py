@@ -4,7 +4,8 @@ reducer leaves of them and answers.
 It exists to measure reducers where the answer is known (see `compare`): one set of weights for all of them, 4,096
 tokens a film (16 frames x 16 x 16). It is no tool for films of people.
 
-Shapes: B films, T frames, 16 x 16 tokens of a frame, D width, N tokens that are read.
+Shapes: B films, Q questions of each, T frames, 16 x 16 tokens of a frame, D width, N tokens that are read, L latents
+of a question.
 """
 
 from collections.abc import Sequence
@@ -46,16 +47,15 @@ class Local(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.space = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.time = nn.Conv1d(width, width, 3, padding=1, groups=width)
+        self.time = nn.Parameter(torch.tensor([0.25, 0.5, 0.25])[:, None].repeat(1, width))
         self.norm = nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, H, W, D) -> the same."""
-        films, frames, rows, columns, width = x.shape
         y = self.space(x.flatten(0, 1).movedim(-1, 1)).movedim(1, -1).view(x.shape)
-        line = y.permute(0, 2, 3, 4, 1).reshape(-1, width, frames)
-        y = self.time(line).view(films, rows, columns, width, frames).permute(0, 4, 1, 2, 3)
+        wide = F.pad(y, (0, 0) * 3 + (1, 1))
+        y = self.time[0] * wide[:, :-2] + self.time[1] * y + self.time[2] * wide[:, 2:]
         return x + self.down(F.gelu(self.up(self.norm(y))))
 
 
@@ -75,9 +75,10 @@ class Block(nn.Module):
         self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
-        """latents (B, L, D), tokens (B, N, D) -> latents."""
+        """latents (B * Q, L, D), tokens (B, N, D) -> latents. The latents of one question see only each other."""
         key, value = self.key_value(self.norm_kv(tokens)).chunk(2, -1)
-        latents = latents + self.out(self._attend(self.query(self.norm_q(latents)), key, value))
+        query = self.query(self.norm_q(latents)).view(len(tokens), -1, latents.shape[-1])
+        latents = latents + self.out(self._attend(query, key, value)).view(latents.shape)
         latents = latents + self.own_out(self._attend(*self.own(self.norm_s(latents)).chunk(3, -1)))
         return latents + self.think(self.norm_m(latents))
 
@@ -111,54 +112,60 @@ class Reader(nn.Module):
         return self.seen(self.local(F.gelu(x)))
 
     def question(self, words: Tensor) -> Tensor:
-        """words (B, L), 0 where there is none -> (B, D)."""
+        """words (..., n), 0 where there is none -> (..., D)."""
         real = (words > 0).float()[..., None]
-        return self.said((self.words(words) * real).sum(1) / real.sum(1))
+        return self.said((self.words(words) * real).sum(-2) / real.sum(-2))
 
     def scores(self, tokens: Tensor, question: Tensor) -> Tensor:
-        """(B, T, H, W, D) and (B, D) -> how well each token fits the question, (B, T, H, W)."""
-        seen = F.normalize(self.token_side(tokens).float(), dim=-1)
-        said = F.normalize(self.word_side(question).float(), dim=-1)[:, None, None, None]
-        return self.sharpness.exp().clamp(max=MOST_SHARP) * (seen * said).sum(-1)  # no matrix product: float32 stays
+        """(B, T, H, W, D) and (B, Q, D) -> how well each token fits each question, (B, Q, T, H, W), float32."""
+        seen, said = self.token_side(tokens), self.word_side(question)
+        with torch.autocast(seen.device.type, enabled=False):
+            seen, said = F.normalize(seen.float(), dim=-1), F.normalize(said.float(), dim=-1)
+            return self.sharpness.exp().clamp(max=MOST_SHARP) * torch.einsum("bthwc,bqc->bqthw", seen, said)
 
     def read(self, tokens: Tensor, places: Tensor, question: Tensor) -> Tensor:
-        """Tokens (B, N, D) at places (B, N, 3) and the question (B, D) -> logits of `ANSWERS`, (B, 16)."""
+        """Tokens (B, N, D) at places (B, N, 3) and the questions (B, Q, D) -> logits of `ANSWERS`, (B, Q, answers)."""
         part = places / torch.tensor(SIZE, device=places.device)
         waves = part[..., None] * torch.pi * torch.tensor([1.0, 2.0, 4.0, 8.0], device=places.device)
         tokens = tokens + self.place(torch.cat([waves.sin(), waves.cos()], -1).flatten(2))
-        latents = torch.cat([question[:, None], self.latents.expand(len(tokens), -1, -1)], 1)
-        latents = latents + question[:, None]
+        asked = question.flatten(0, 1)[:, None]
+        latents = asked + torch.cat([torch.zeros_like(asked), self.latents.expand(len(asked), -1, -1)], 1)
         for block in self.blocks:
             latents = block(latents, tokens)
-        return self.answer(latents[:, 0])
+        return self.answer(latents[:, 0]).unflatten(0, question.shape[:2])
 
     def pooled(self, films: Tensor, words: Tensor, kernel: Triple, mode: WeightMode | str) -> tuple[Tensor, Tensor]:
-        """Logits (B, 16) through windows of `kernel`, and the scores; gradients reach all of it."""
+        """films (B, ...) and words (B, Q, n) -> logits (B, Q, answers) through windows of `kernel`, and the scores
+        (B, Q, T, H, W); gradients reach all of it."""
         tokens, question = self.tower(films), self.question(words)
         scores = self.scores(tokens, question)
-        places = places_of(SIZE, films.device).expand(len(films), *SIZE, 3)
-        guide = None if WeightMode(mode) is WeightMode.UNIFORM else scores
-        both = torch.cat([tokens, places], -1)
+        both = torch.cat([tokens, places_of(SIZE, films.device).expand(len(films), *SIZE, 3)], -1)
+        guided = max(kernel) > 1 and WeightMode(mode) is not WeightMode.UNIFORM
+        if guided:  # every question has its own windows
+            both = both.repeat_interleave(question.shape[1], 0)
+            question = question.flatten(0, 1)[:, None]
         if max(kernel) > 1:
             both = prompt_guided_pool3d(
-                both, logits=guide, kernel=kernel, tail=Tail.KEEP, weight_mode=mode, layout="bthwc"
-            )
+                both, logits=scores.flatten(0, 1) if guided else None, kernel=kernel, tail=Tail.KEEP, weight_mode=mode,
+                layout="bthwc",
+            )  # fmt: skip
         both = both.flatten(1, 3)
-        return self.read(both[..., :-3], both[..., -3:], question), scores
+        logits = self.read(both[..., :-3], both[..., -3:], question)
+        return logits.view(*words.shape[:2], -1), scores
 
     def reduced(
         self, films: Tensor, words: Tensor, reducers: Sequence[str], budgets: Sequence[int]
-    ) -> dict[Any, Tensor]:
-        """Logits (B, 16) for each pair of a reducer and a budget; the tower sees each film once."""
-        tokens, question = self.tower(films), self.question(words)
-        scores = self.scores(tokens, question)
+    ) -> dict[tuple[str, int], Tensor]:
+        """Logits (B, answers) of the first question for each reducer and budget; the tower sees each film once."""
+        tokens, question = self.tower(films), self.question(words)[:, :1]
+        scores = self.scores(tokens, question)[:, 0]
         found = {}
         for name in reducers:
             for budget in budgets:
-                rows = [
-                    self.read(*(x[None] for x in reduce(name, tokens[i], scores[i], budget)), question[i : i + 1])
-                    for i in range(len(films))
-                ]
+                rows = []
+                for i in range(len(films)):
+                    kept, places = reduce(name, tokens[i], scores[i], budget)
+                    rows.append(self.read(kept[None], places[None], question[i : i + 1])[0])
                 found[name, budget] = torch.cat(rows)
         return found
 
@@ -182,8 +189,8 @@ class Reader(nn.Module):
 
 
 def chosen(logits: Tensor, kind: Tensor) -> Tensor:
-    """The answer (B,) among those that a question of its kind may have."""
+    """The answer (...) by logits (..., answers) among those that a question of its kind (...) may have."""
     allowed = torch.full((len(KINDS), len(ANSWERS)), float("-inf"), device=logits.device)
     for number, name in enumerate(KINDS):
         allowed[number, SPANS[name]] = 0
-    return (logits + allowed[kind]).argmax(1)
+    return (logits + allowed[kind]).argmax(-1)

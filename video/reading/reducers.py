@@ -84,6 +84,12 @@ def uniform(features: Tensor, scores: Tensor, budget: int) -> Reduced:
     return _taken(features, number.flatten())
 
 
+def _averaged(x: Tensor, kernel: Triple) -> Tensor:
+    """Means of windows, short last ones kept: (T, H, W, D) -> (T', H', W', D)."""
+    uniform = WeightMode.UNIFORM
+    return prompt_guided_pool3d(x[None], kernel=kernel, tail=Tail.KEEP, weight_mode=uniform, layout="bthwc")[0]
+
+
 def _windows(mode: WeightMode) -> Reducer:
     def pooled(features: Tensor, scores: Tensor, budget: int) -> Reduced:
         size = _size(features)
@@ -104,9 +110,8 @@ def merge(features: Tensor, scores: Tensor, budget: int) -> Reduced:
     size = _size(features)
     if size[1] * size[2] > budget:  # a token of each place is too much: places are joined first
         kernel = kernel_for((1, size[1], size[2]), budget)
-        grid = {"kernel": kernel, "tail": Tail.KEEP, "weight_mode": WeightMode.UNIFORM, "layout": "bthwc"}
-        places = prompt_guided_pool3d(places_of(size, features.device)[None], **grid)[0]
-        features = prompt_guided_pool3d(features[None], **grid)[0]
+        places = _averaged(places_of(size, features.device), kernel)
+        features = _averaged(features, kernel)
     else:
         places = places_of(size, features.device)
     alike = F.cosine_similarity(features[1:].float(), features[:-1].float(), dim=-1)

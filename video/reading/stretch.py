@@ -73,7 +73,7 @@ def stretch_text_tower(model: Any, tokenizer: Any = None, keep: int = KEEP, rati
     Raises UserError for a model without such a tower, and for one that has been stretched before.
     """
     tower = getattr(model, "text_model", model)
-    embeddings = getattr(tower, "embeddings", None)
+    embeddings: Any = getattr(tower, "embeddings", None)
     if not isinstance(getattr(embeddings, "position_embedding", None), nn.Embedding):
         raise UserError(f"{type(model).__name__} has no CLIP or SigLIP text tower to stretch")
     old = embeddings.position_embedding

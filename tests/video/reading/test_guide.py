@@ -39,6 +39,9 @@ def test_p6_what_moves_the_guide_and_what_does_not(make):
             sharp = PromptGuide(model, sharpen=True).scores(hidden, text)
             share = PromptGuide(model).head.attention_share(hidden)
             assert (share.sum((2, 3)) - 1).abs().max() <= 1e-5
+            released = PromptGuide(model, sharpen=True).head.weights(hidden, text)
+            assert (released - 1000 * g * share).abs().max() <= 1e-6
+            assert torch.equal(PromptGuide(model).head.weights(hidden, text), g)
             assert (global_weights(sharp) - g * share / (g * share).sum((1, 2, 3), keepdim=True)).abs().max() <= 1e-6
         else:
             cut = ids.clone()

@@ -40,20 +40,20 @@ def test_puzzles_are_what_they_say(cast):
     again = cast.batch(64, Dice(0, 0, CPU))
     assert torch.equal(batch.films, again.films) and batch.films.shape == (64, 16, 3, 64, 64)
     for row in range(64):
-        kind = KINDS[int(batch.kind[row])]
+        kind = KINDS[int(batch.kind[row, 0])]
         span = SPANS[kind]
-        assert span.start <= int(batch.answer[row]) < span.stop
-        where = batch.asked[row].nonzero()
+        assert span.start <= int(batch.answer[row, 0]) < span.stop
+        where = batch.asked[row, 0].nonzero()
         scene, top, left = where[:, 0] // 4, where[:, 1] // 32, where[:, 2] // 32
         assert len(scene.unique()) == len(top.unique()) == len(left.unique()) == 1
         if kind == "when":
-            assert int(scene[0]) == int(batch.answer[row])
+            assert int(scene[0]) == int(batch.answer[row, 0])
         if kind == "where":
-            assert 4 + 2 * int(top[0]) + int(left[0]) == int(batch.answer[row])
+            assert 4 + 2 * int(top[0]) + int(left[0]) == int(batch.answer[row, 0])
         pixel = batch.films[row, where[0, 0], :, where[len(where) // 2, 1], where[len(where) // 2, 2]]
         number = round(float((pixel[0] + 1) * 127.5) / 40)
-        assert [w for w in batch.words[row].tolist() if w > 8] == words_of(NAMES[number])
-    assert len(set(batch.answer.tolist())) > 10
+        assert [w for w in batch.words[row, 0].tolist() if w > 8] == words_of(NAMES[number])
+    assert len(set(batch.answer.flatten().tolist())) > 10
 
 
 def test_questions_are_read_in_the_words_that_are_known():
@@ -72,18 +72,24 @@ def test_all_reducers_at_full_budget_read_the_same_and_guided_windows_have_gradi
         every = 16 * 16 * 16
         found = reader.reduced(batch.films, batch.words, list(REDUCERS), [every])
         first = reader.pooled(batch.films, batch.words, (1, 1, 1), "local")[0]
-        assert all((logits - first).abs().max() <= 1e-5 for logits in found.values())
+        assert all((logits - first[:, 0]).abs().max() <= 1e-5 for logits in found.values())
         small = reader.reduced(batch.films, batch.words, ["local", "average", "ppllava"], [1024])
         for name, mode in (("local", "local"), ("average", "uniform"), ("ppllava", "ppllava")):
             # the recipe trains on what the comparison measures: the same windows, the same weights
-            trained = reader.pooled(batch.films, batch.words, kernel_for(SIZE, 1024), mode)[0]
+            trained = reader.pooled(batch.films, batch.words, kernel_for(SIZE, 1024), mode)[0][:, 0]
             assert kernel_for(SIZE, 1024) in KERNELS and (small[name, 1024] - trained).abs().max() <= 1e-5
-    for step in (1, 6, 11):
+    several = cast.batch(2, Dice(0, 3, CPU), 4)
+    with torch.no_grad():
+        for kernel, mode in (((1, 1, 1), "local"), ((2, 2, 2), "local"), ((2, 2, 2), "uniform")):
+            together = reader.pooled(several.films, several.words, kernel, mode)[0]
+            alone = [reader.pooled(several.films, several.words[:, q : q + 1], kernel, mode)[0] for q in range(4)]
+            assert (together - torch.cat(alone, 1)).abs().max() <= 1e-5
+    for step in (1, 2, 3):
         reader.zero_grad()
         value(reader.pooled, batch, step).backward()
         assert reader.token_side.weight.grad.abs().max() > 0
-    right = guide_loss(torch.nn.functional.max_pool2d(100 * batch.asked.float(), 4), batch.asked)
-    assert right < guide_loss(torch.zeros(3, *SIZE), batch.asked)
+    right = guide_loss(torch.nn.functional.max_pool2d(100 * batch.asked[:, 0].float(), 4)[:, None], batch.asked)
+    assert right < guide_loss(torch.zeros(3, 1, *SIZE), batch.asked)
     assert chosen(
         torch.zeros(2, len(ANSWERS)).index_fill(1, torch.tensor([0]), 9.0), torch.tensor([0, 2])
     ).tolist() == [0, 8]
