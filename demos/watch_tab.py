@@ -71,10 +71,9 @@ def timeline(answer: Answer) -> str:
             f'<li><button type="button" class="moment" onclick="{seek}">▶ {clock(one.start)} to {clock(one.end)}'
             f"</button> score {one.score:.2f}{heard}</li>"
         )
-    words = f"<p>{html.escape(answer.words)}</p>" if answer.words else ""
     caption = html.escape(f"likeness to “{answer.asked}” over {clock(seconds)}")
     return (
-        f'{words}<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{caption}">'
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{caption}">'
         f'<polyline points="{points}"/>{"".join(marks)}</svg><figcaption>{caption}</figcaption></figure>'
         f'<ol class="moments">{"".join(buttons)}</ol>'
     )

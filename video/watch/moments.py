@@ -24,8 +24,9 @@ MOST_SUBTITLES = 20_000_000  # bytes
 
 @dataclass(frozen=True)
 class Moment:
-    """start, end: seconds; score: 0 or below nothing of what is asked for, about 1 what is usual where it is; best: seconds, the
-    middle of the segment that fits best; heard: the subtitle by which it was found, None when it was seen."""
+    """start, end: seconds; score: 0 or below nothing of what is asked for, about 1 what is usual where it is;
+    best: seconds, the middle of the segment that fits best; heard: the subtitle by which it was found,
+    None when it was seen."""
 
     start: float
     end: float

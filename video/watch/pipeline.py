@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -65,19 +65,16 @@ class WatchPipeline:
         rate: float = RATE,
         subtitles: str | os.PathLike[str] | None = None,
         index: str | os.PathLike[str] | None = None,
-        model: str | os.PathLike[str] | None = None,
-        budget: int = 2000,
         seed: int = 0,
         on_block: Callable[[int, int], bool] | None = None,
     ) -> Answer:
         """The moments of a film that a question asks for, best first.
 
         film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at.
-        subtitles: an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so that
-        the next question is answered at once (default: the user's cache). model: local folder of a vision-language
-        model of transformers, which then answers in words from the found moments, within ``budget`` visual tokens. seed: of that
-        model's words. on_block(done, of): told as the film is read; when it asks to stop, what was read is answered
-        from. Raises UserError for a film, question or model that cannot be used.
+        subtitles: an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so
+        that the next question is answered at once (default: the user's cache). seed: taken as every pipeline takes it,
+        and without effect: nothing here is drawn. on_block(done, of): told as the film is read; when it asks to stop,
+        what was read is answered from. Raises UserError for a film or a question that cannot be used.
         """
         from longtake.video.watch.index import ClipIndex
 
@@ -102,12 +99,7 @@ class WatchPipeline:
             info={"completed": found.complete, "steps": found.blocks, "told": told, "segments": len(found)},
         )  # fmt: skip
         self._look_closely(whole, answer)
-        if model is None:
-            told.append("no language model was given (--model FOLDER): the answer is the moments and their scores")
-        else:
-            from longtake.video.watch.words import answer_in_words
-
-            answer.words = answer_in_words(Path(model), whole, answer, budget=budget, seed=seed)
+        told.append("no language model reads the film here: the answer is the moments and their scores")
         return answer
 
     def asked(self, question: str) -> str:

@@ -205,10 +205,10 @@ class PairTower(Tower):
     def map(self, frames: np.ndarray, caption: str) -> Tensor:
         from longtake.video.reading.guide import PromptGuide
 
-        guide = PromptGuide.from_model(self.model, self.tokenizer)
-        with torch.inference_mode():
-            found: Tensor = guide.scores(self._pixels(frames), [caption]).float().cpu()
-        return found
+        guide = PromptGuide(self.model, self.tokenizer)
+        with torch.no_grad():
+            found: Tensor = guide(self._pixels(frames)[None], [caption])[0].float().cpu()
+        return found - found.amin()
 
     def to(self, device: torch.device | str) -> Tower:
         super().to(device)
