@@ -34,10 +34,12 @@ HEARD_FLOOR, HEARD_TOP = 0.25, 0.75  # likeness of a subtitle to a question: not
 
 
 def index_folder(told: str | os.PathLike[str] | None = None) -> Path:
-    """Where indices are kept: the folder that was told, else longtake/watch in the user's cache folder."""
+    """Where indices are kept: the folder that was told, else watch in LONGTAKE_CACHE, else longtake/watch in the user's
+    cache folder."""
     if told is not None:
         return Path(told)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtake" / "watch"
+    ours = os.environ.get("LONGTAKE_CACHE")
+    return Path(ours or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtake") / "watch"
 
 
 class WatchPipeline:
