@@ -179,6 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, resuming what is there, calibrate, and export the prior to ``--out``/prior; or write what a training
     needs."""
+    import torch
     from longtake.medical import corpus
     from longtake.medical.net import LongitudinalNet
     from longtake.train import Settings, count, schedule
@@ -193,9 +194,21 @@ def run(args: argparse.Namespace) -> int:
     train = train + corpus.simulated(corpus.SIMULATED, 0)
     aside = aside + corpus.simulated(6, 10_000)
     settings = Settings(count(args.steps, args, STEPS), 1e-3, warmup=200, ema=0.998, **schedule(args))
-    import torch
-
     torch.manual_seed(args.seed)
     model = train_model(LongitudinalNet(), train, aside, args.out, settings, seed=args.seed)
-    print(f"prior written to {export(model, args.out / 'prior')}")
+    print(f"prior written to {finished(model, aside, args.out / 'prior')}")
     return 0
+
+
+def finished(model: LongitudinalNet, aside: Sequence[Subject], folder: Path) -> Path:
+    """Calibrate on the subjects set aside and write the prior, its numbers as a half-precision file will give them."""
+    import torch
+    from longtake.medical.held_out import calibration_of
+    from longtake.medical.net import LongitudinalNet
+    from longtake.medical.pipeline import LongitudinalPipeline
+
+    net = LongitudinalNet(**{name: value for name, value in model.config.items() if not name.startswith("_")})
+    net.load_state_dict({name: value.cpu().to(torch.float16).float() for name, value in model.state_dict().items()})
+    pipe = LongitudinalPipeline(net)
+    pipe.calibration = calibration_of(pipe, aside)
+    return pipe.save(folder)
