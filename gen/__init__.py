@@ -22,6 +22,7 @@ _PUBLIC = {
     "LongVideoPipeline": "longtake.video.pipeline",
     "LongMotionPipeline": "longtake.motion.pipeline",
     "LongSpeechPipeline": "longtake.speech.pipeline",
+    "LongitudinalPipeline": "longtake.medical.pipeline",
     "MDM": "longtake.motion.model",
 }
 

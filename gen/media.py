@@ -78,7 +78,8 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str], overwrit
         raise UserError(f"cannot write {text!r}: a part of its name is no UTF-8 text") from None
     if path.name.lower() in suffixes:
         raise UserError(f"cannot write {path}: a name before {path.name} is missing")
-    if path.suffix.lower() not in suffixes:
+    double = tuple(suffix for suffix in suffixes if suffix.count(".") > 1)  # .nii.gz
+    if path.suffix.lower() not in suffixes and not path.name.lower().endswith(double):
         allowed = ", ".join(suffix or "a folder" for suffix in suffixes)
         raise UserError(f"cannot write {path}: unknown kind of file; allowed are {allowed}")
     if len(path.name.encode()) > 255 or len(text.encode()) > 4000:
