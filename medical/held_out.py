@@ -26,7 +26,8 @@ MOST_VOXELS = 20_000  # of a case, that a calibration looks at
 @dataclass(frozen=True)
 class Case:
     """series: the earlier visits. time: of the target, in the series' unit. truth: (D, H, W) float32 in 0..255. scored:
-    (D, H, W) bool, where the truth has data. times: how many different earlier times there are."""
+    (D, H, W) bool, where the truth and the last earlier visit have data. times: how many different earlier times there
+    are."""
 
     series: Series
     time: float
@@ -56,7 +57,8 @@ def forecasts(subject: Subject, *, last: bool = False) -> Iterator[Case]:
         earlier = np.flatnonzero(subject.times < subject.times[k])
         if not len(earlier):
             continue
-        scored = np.ones(subject.images.shape[1:], bool) if subject.valid is None else subject.valid[k]
+        every = np.ones(subject.images.shape[1:], bool)
+        scored = every if subject.valid is None else subject.valid[k] & subject.valid[earlier[-1]]
         truth = subject.images[k].astype(np.float32)
         different = len(np.unique(subject.times[earlier]))
         yield Case(as_series(subject, earlier), float(subject.times[k]), truth, scored, different)
