@@ -297,7 +297,7 @@ class MedicalDomain(Domain):
             on_sample=None if on_step is None else lambda done, of: on_step(done, of, None),
         )  # fmt: skip
         complete = len(made.samples) == given["samples"]
-        made.info |= {"prior": given["prior"], "register": given["register"]}
+        made.info["register"] = given["register"]
         steps = math.ceil(len(made.samples) / 2)
         return MedicalOutput(
             made, self.truth(request, series), info={"completed": complete, "steps": steps, "seed": request.seed}

@@ -36,8 +36,8 @@ def upright(image: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def window_of(images: np.ndarray) -> tuple[float, float]:
-    """The range that is shown: percentiles 0.5 and 99.5."""
-    low, high = (float(value) for value in np.percentile(images, (0.5, 99.5)))
+    """The range that is shown: percentiles 0.5 and 99.9."""
+    low, high = (float(value) for value in np.percentile(images, (0.5, 99.9)))
     return low, high if high > low else low + 1
 
 

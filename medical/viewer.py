@@ -2,7 +2,7 @@
 
 write_viewer(output, Path("pred.html"))
 
-Grey values are stored in 8 bits between percentiles 0.5 and 99.5 of the history: for looking, never for measuring.
+Grey values are stored in 8 bits between percentiles 0.5 and 99.9 of the history: for looking, never for measuring.
 """
 
 from __future__ import annotations
