@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from longtake.errors import UserError, explain_disk_errors
 from longtake.journal import atomic_path, partial_path
-from longtake.media import check_output, check_picture
+from longtake.media import FOLDER_RECORD, check_output, check_picture
 from longtake.medical.files.nifti import DESCRIPTION, check_nifti, write_nifti
 from longtake.medical.series import Geometry, convert
 from longtake.outputs import FileKind, Output
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 WARNING = "synthetic image, not for clinical use"
 MAPS = ("std", "lower", "upper")  # beside the mean
-RECORD = "longtake.json"  # of a folder
 _BIDS_VERSION = "1.8.0"
 
 
@@ -187,8 +186,8 @@ def _whole_npz(path: Path) -> None:
 
 def _write_folder(output: MedicalOutput, path: Path) -> None:
     """As the input was. An earlier folder of ours is replaced, another is refused."""
-    if path.exists() and not (path / RECORD).is_file():
-        raise UserError(f"cannot overwrite {path}: it holds no {RECORD}, so it was not written here")
+    if path.exists() and not (path / FOLDER_RECORD).is_file():
+        raise UserError(f"cannot overwrite {path}: it holds no {FOLDER_RECORD}, so it was not written here")
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)
     kinds: dict[str, Callable[[MedicalOutput, Path], None]] = {"dicom": _dicom, "bids": _bids}
@@ -200,7 +199,7 @@ def _write_folder(output: MedicalOutput, path: Path) -> None:
                 file.relative_to(partial).as_posix(): file.stat().st_size
                 for file in sorted(partial.rglob("*")) if file.is_file()
             }  # fmt: skip
-            _write_json(partial / RECORD, {**output.facts(), "files": files})
+            _write_json(partial / FOLDER_RECORD, {**output.facts(), "files": files})
             if path.exists():
                 shutil.rmtree(path)
             os.replace(partial, path)
@@ -264,7 +263,7 @@ def _bids(output: MedicalOutput, folder: Path) -> None:
 
 
 def _whole_folder(path: Path) -> None:
-    for name, size in read_json_object(path / RECORD)["files"].items():
+    for name, size in read_json_object(path / FOLDER_RECORD)["files"].items():
         if (path / name).stat().st_size != size:
             raise UserError(f"{path / name} is cut off")
 

@@ -55,7 +55,8 @@ def read_nifti(path: Path) -> Image:
     try:
         image = nibabel.load(path)
         dtype = np.dtype(image.get_data_dtype())
-        stored = image.header["pixdim"][1:4]
+        with nibabel.openers.ImageOpener(str(path)) as file:  # as it stands there: nibabel makes 1 of a 0
+            stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
         if dtype.fields is not None or dtype.kind not in "iuf":
             raise UserError(f"{path} holds colours or complex numbers ({dtype}); an image of one grey value is needed")
         data = np.asarray(image.dataobj, dtype=np.float32)
@@ -113,10 +114,10 @@ def _is_scaled(image: Any) -> bool:
 
 
 def kind_of_name(path: Path) -> str:
-    """What kind of image a name tells of: "T1w" of sub-01_ses-02_T1w.nii.gz; "" for none."""
+    """What kind of image a name tells of, as BIDS has it: "T1w" of sub-01_ses-02_T1w.nii.gz; "" for none."""
     stem = path.name.split(".")[0]
     last = stem.rpartition("_")[2]
-    return last if "_" in stem and "-" not in last and last[:1].isalpha() else ""
+    return last if stem.startswith("sub-") and "-" not in last and last[:1].isalpha() else ""
 
 
 def write_nifti(path: Path, image: np.ndarray, geometry: Geometry, step: tuple[float, str] | None = None) -> None:
