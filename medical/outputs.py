@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from longtake.errors import UserError, explain_disk_errors
 from longtake.journal import atomic_path, partial_path
-from longtake.media import FOLDER_RECORD, check_output, check_picture
+from longtake.media import FOLDER_RECORD, check_film, check_output, check_picture
 from longtake.medical.files.nifti import DESCRIPTION, check_nifti, write_nifti
 from longtake.medical.series import Geometry, convert
 from longtake.outputs import FileKind, Output
@@ -297,7 +297,7 @@ FILES: dict[str, FileKind] = {
     ".nii": _NIFTI,
     ".npz": FileKind(_write_npz, _whole_npz),
     ".html": FileKind(_write_html, _whole_html),
-    ".gif": FileKind(_write_gif, check_picture),
+    ".gif": FileKind(_write_gif, check_film),
     ".png": FileKind(lambda output, path: output.preview(path, overwrite=True), check_picture),
     "": FileKind(_write_folder, _whole_folder),
 }
