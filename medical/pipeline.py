@@ -138,7 +138,7 @@ class LongitudinalPipeline:
         samples: int = 8,
         num_inference_steps: int = STEPS,
         guidance_scale: float = 1.0,
-        scheduler: str = "ddim",
+        scheduler: str = "dpm",
         history: str = "observed",
         causal: bool = False,
         window: Sequence[int] | None = None,

@@ -31,7 +31,7 @@ class Recipe:
 
     steps: int = 12
     guidance: float = 1.0
-    scheduler: str = "ddim"
+    scheduler: str = "dpm"
     seed: int = 0
 
 
