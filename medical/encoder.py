@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from longtake.medical.ranks import Team
 from torch import nn
 from torch.nn import functional as F
 
@@ -124,6 +125,7 @@ class SequenceEncoder(nn.Module):
         observed: torch.Tensor,
         kind: torch.Tensor,
         valid: torch.Tensor | None = None,
+        team: Team | None = None,
     ) -> Context:
         """visits: (B, K, D, H, W), in about [-1, 1]; a missing visit may hold anything. H and W: multiples of
         ``patch``. delta: (B, K), time of each visit minus the target's, in units of the scale. observed: (B, K) bool.
@@ -134,9 +136,9 @@ class SequenceEncoder(nn.Module):
             there = there & valid
         visits = torch.where(there, visits, 0.0)
         delta = torch.where(observed, delta, 0.0).to(visits.dtype)
-        tokens, seen = self.read(visits, delta, observed, there, kind)
+        tokens, seen = self.read(visits, delta, observed, there, kind, team)
         rows, columns = visits.shape[3] // self.patch, visits.shape[4] // self.patch
-        weights = self.weights(tokens, seen, there, rows, columns)
+        weights = self.weights(tokens, seen, there, rows, columns, team)
         maps = torch.einsum("bnkdhw,bkdhw->bndhw", weights, visits)
         nearest, slope, spread = plain(visits, delta, observed, there)
         painted = self.paint(self.norm(seen)).view(
@@ -145,7 +147,7 @@ class SequenceEncoder(nn.Module):
         painted = painted.permute(0, 4, 1, 2, 5, 3, 6).reshape(len(visits), self.features, *visits.shape[2:])
         anything = there.any(1, keepdim=True).to(visits.dtype)
         volume = torch.cat([maps, nearest, slope, spread, anything, painted], 1)
-        return Context(volume, maps[:, :1], nearest, self.summary(delta, observed, seen))
+        return Context(volume, maps[:, :1], nearest, self.summary(delta, observed, seen, team))
 
     def read(
         self,
@@ -154,8 +156,14 @@ class SequenceEncoder(nn.Module):
         observed: torch.Tensor,
         there: torch.Tensor,
         kind: torch.Tensor,
+        team: Team | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of the visits (B, K, D, P, C), and what each place found among them (B, D, P, C)."""
+        """Tokens of the visits (B, K, D, P, C), and what each place found among them (B, D, P, C). team: tokens are of
+        this rank's visits alone."""
+        none = ~observed.any(1)
+        if team is not None:
+            own = team.own_visits
+            visits, delta, observed, there = visits[:, own], delta[:, own], observed[:, own], there[:, own]
         batch, count, depth, height, width = visits.shape
         stacked = torch.stack([visits, there.to(visits.dtype)], 3).flatten(0, 2)  # (B K D, 2, H, W)
         tokens = self.embed(stacked).flatten(2).transpose(1, 2)
@@ -171,10 +179,12 @@ class SequenceEncoder(nn.Module):
         )  # (B, K, D, P, h, c)
         score = torch.einsum("bphc,bkdphc->bkdph", ask, keys) / math.sqrt(self.width // self.heads)
         score = score.float().masked_fill(~observed[:, :, None, None, None], -torch.inf)
-        none = ~observed.any(1)
-        score = torch.where(none[:, None, None, None, None], 0.0, score)
-        share = score.softmax(1).to(values.dtype)
-        found = torch.einsum("bkdph,bkdphc->bdphc", share, values).flatten(-2)
+        blind = ~observed.any(1)[:, None, None, None, None]
+        share = torch.where(blind, 0.0, score).softmax(1).to(values.dtype)
+        found = torch.einsum("bkdph,bkdphc->bdphc", share, values)
+        if team is not None:
+            found = team.merged(torch.where(blind[:, 0], -torch.inf, score.logsumexp(1)), found)
+        found = found.flatten(-2)
         found = torch.where(none[:, None, None, None], self.null.to(found.dtype), self.joined(found)) + position
         seen = found.flatten(0, 1)
         for layer in self.place:
@@ -182,19 +192,31 @@ class SequenceEncoder(nn.Module):
         return tokens, seen.unflatten(0, (batch, depth))
 
     def weights(
-        self, tokens: torch.Tensor, seen: torch.Tensor, there: torch.Tensor, rows: int, columns: int
+        self,
+        tokens: torch.Tensor,
+        seen: torch.Tensor,
+        there: torch.Tensor,
+        rows: int,
+        columns: int,
+        team: Team | None = None,
     ) -> torch.Tensor:
         """(B, N, K, D, H, W) weights of the visits at each voxel; they sum to 1 where any visit has data, else to 0."""
         batch, count, depth = tokens.shape[:3]
         pairs = torch.cat([tokens, seen[:, None].expand(-1, count, -1, -1, -1)], -1)
-        coarse = self.weigh(pairs).unflatten(3, (rows, columns)).permute(0, 1, 2, 5, 3, 4)  # (B, K, D, N, r, c)
+        weighed = self.weigh(pairs)
+        if team is not None:
+            weighed = team.gathered(weighed)
+            count = weighed.shape[1]
+        coarse = weighed.unflatten(3, (rows, columns)).permute(0, 1, 2, 5, 3, 4)  # (B, K, D, N, r, c)
         fine = F.interpolate(coarse.flatten(0, 2).float(), size=there.shape[3:], mode="bilinear", align_corners=False)
         score = fine.view(batch, count, depth, self.maps, *there.shape[3:]).permute(0, 3, 1, 2, 4, 5)
         mask = there[:, None]
         score = torch.where(mask, score, -1e4)
         return torch.where(mask, score.softmax(2), 0.0)
 
-    def summary(self, delta: torch.Tensor, observed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    def summary(
+        self, delta: torch.Tensor, observed: torch.Tensor, seen: torch.Tensor, team: Team | None = None
+    ) -> torch.Tensor:
         """(B, E) of first, nearest and mean time, the number of visits, and the mean of what was found."""
         count = observed.sum(1)
         some = count > 0
@@ -205,7 +227,9 @@ class SequenceEncoder(nn.Module):
         number = count.to(delta.dtype)
         counted = torch.stack([number.log1p(), (number > 1).to(delta.dtype)], 1)
         told = time_features(times, self.frequencies).flatten(1)
-        return self.tell(torch.cat([told, counted, seen.mean((1, 2)).to(told.dtype)], 1))
+        found = seen.mean((1, 2)) if team is None else team.mean_over_slices(seen)
+        out: torch.Tensor = self.tell(torch.cat([told, counted, found.to(told.dtype)], 1))
+        return out
 
 
 def plain(

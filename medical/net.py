@@ -20,6 +20,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from longtake.medical.encoder import Context, SequenceEncoder
 from longtake.medical.modalities import SLOTS
+from longtake.medical.ranks import Team
 from longtake.medical.unet import Neighbours, UNet
 from torch import nn
 from torch.nn import functional as F
@@ -81,17 +82,18 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         observed: torch.Tensor,
         kind: torch.Tensor,
         valid: torch.Tensor | None = None,
-        neighbours: Neighbours | None = None,
+        team: Team | None = None,
     ) -> Outlook:
         """What is known of the target. visits: (B, K, D, H, W) of any size; kind: (B,) rows of the table of kinds;
-        the others as ``SequenceEncoder`` has them."""
+        the others as ``SequenceEncoder`` has
+        them."""
         size = (visits.shape[3], visits.shape[4])
         visits = self.padded(torch.where(observed[:, :, None, None, None], visits, 0.0))
         there = None if valid is None else self.padded(valid.float()) > 0.5
         told = self.kinds(kind)
-        context: Context = self.encoder(visits, delta, observed, told, there)
+        context: Context = self.encoder(visits, delta, observed, told, there, team)
         condition = context.summary + told
-        out = self.expect(context.volume, condition, neighbours).float()
+        out = self.expect(context.volume, condition, neighbours_of(team)).float()
         mean = (context.reference.float() + out[:, :1]).clamp(-EDGE, EDGE)
         scale = (USUAL + out[:, 1:]).clamp(LEAST, MOST).exp()
         seen = torch.cat([context.volume, mean.detach(), scale.detach().log() / 2], 1)
@@ -111,7 +113,7 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         level: torch.Tensor,
         outlook: Outlook,
         keep: torch.Tensor | None = None,
-        neighbours: Neighbours | None = None,
+        team: Team | None = None,
     ) -> torch.Tensor:
         """v of the rest, (B, 1, D, H', W') float32. noisy: (B, 1, D, H', W'), sizes padded as in ``outlook``. level:
         (B,), the share of the clean signal's variance. keep: (B,) bool, False for a row that must not know its visits;
@@ -124,7 +126,7 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         waves = angle[:, None] * (2.0 ** torch.arange(8, device=angle.device) * math.pi / 2)
         features = torch.cat([waves.sin(), waves.cos(), angle[:, None]], 1)
         condition = condition + self.noise(features.to(condition.dtype))
-        return self.denoiser(torch.cat([noisy, told.to(noisy.dtype)], 1), condition, neighbours).float()
+        return self.denoiser(torch.cat([noisy, told.to(noisy.dtype)], 1), condition, neighbours_of(team)).float()
 
     @staticmethod
     def repeated(outlook: Outlook, times: int) -> Outlook:
@@ -133,3 +135,8 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
             name: getattr(outlook, name).repeat_interleave(times, 0) for name in ("mean", "scale", "told", "condition")
         }
         return replace(outlook, **parts)
+
+
+def neighbours_of(team: Team | None) -> Neighbours | None:
+    """Where slices of other ranks come from; None where slices are not dealt out."""
+    return team.neighbours if team is not None and team.slices is not None else None

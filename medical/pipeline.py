@@ -28,6 +28,7 @@ from longtake.medical.intensity import IntensityMap
 from longtake.medical.modalities import number_of, scale_of
 from longtake.medical.net import LongitudinalNet
 from longtake.medical.prediction import Prediction
+from longtake.medical.ranks import SPLITS, Team
 from longtake.medical.sampling import Recipe, View, draw_rest, finished, look, start_noise
 from longtake.medical.series import Series, convert
 from longtake.medical.windows import windows
@@ -138,13 +139,14 @@ class LongitudinalPipeline:
         samples: int = 8,
         num_inference_steps: int = STEPS,
         guidance_scale: float = 1.0,
-        scheduler: str = "ddim",
+        scheduler: str = "dpm",
         history: str = "observed",
         causal: bool = False,
         window: Sequence[int] | None = None,
         level: float = 0.9,
         seed: int = 0,
         ranks: Ranks | None = None,
+        split: str = "samples",
         store: Journal | None = None,
         on_sample: OnSample | None = None,
     ) -> Prediction:
@@ -153,17 +155,23 @@ class LongitudinalPipeline:
         at: times in ``unit`` (default: the series' own). samples: S; two by two from one noise and its mirror image.
         guidance_scale: 1 is none. scheduler: "ddim", "ddpm" or "dpm". history: "observed" predicts each time from
         observed visits alone; "all" adds what the sample has predicted. causal: a time is predicted from earlier visits
-        alone. window: (slices, rows, columns) that the net sees at once. ranks: several share the samples. store: a
+        alone. window: (slices, rows, columns) that the net sees at once. ranks: several share the work; split: what is
+        dealt out among them, "samples", or the "slices" or "visits" of each scan; all get the whole result. store: a
         journal that keeps each finished sample, and from which a killed run goes on to the same result. on_sample:
         called with (samples done, S) after each; True ends the run with the samples there are.
         Raises UserError for settings that cannot be and for a series without an observed visit.
         """
         times = checked_times(series, at, unit)
         _check(samples, num_inference_steps, guidance_scale, scheduler, history, seed)
+        if split not in SPLITS:
+            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        shared = ranks is not None and ranks.world > 1 and split != "samples"
+        if shared and window is not None:
+            raise UserError("a window and ranks that split slices or visits do not go together: split samples")
         factor = self.calibration.factor(series.modality, level)
         recipe = Recipe(num_inference_steps, float(guidance_scale), scheduler, seed)
         patient = self.patient(series)
-        plan = Rollout(self, series, patient, times, recipe, history == "all", causal, window)
+        plan = Rollout(self, series, patient, times, recipe, history == "all", causal, window, ranks, split)
         done = _each_pair(plan, samples, ranks, store, on_sample)
         drawn, means, scales = (np.stack([one[name] for one in done]) for name in ("sample", "mean", "scale"))
         expected = means.mean(0, dtype=np.float64)
@@ -219,11 +227,18 @@ class LongitudinalPipeline:
             intensity.forward(shown), series.times / scale, np.asarray(series.observed), valid, scale, intensity, kind
         )
 
-    def view(self, patient: _Patient, time: float, window: Sequence[int] | None = None) -> View:
-        """What the net knows of a patient's scan at a time (in units of the patient's scale)."""
+    def view(
+        self, patient: _Patient, time: float, window: Sequence[int] | None = None, team: Team | None = None
+    ) -> View:
+        """What the net knows of a patient's scan at a time (in units of the patient's scale); with a team that deals
+        out slices, of this rank's."""
         device, dtype = self.net.device, self.net.dtype
         visits = patient.visits[None].to(device, dtype)
         valid = None if patient.valid is None else patient.valid[None].to(device)
+        own = None if team is None else team.own_slices
+        if own is not None:
+            visits = visits[:, :, own]
+            valid = None if valid is None else valid[:, :, own]
         shape = (visits.shape[2], *(side + -side % self.net.step for side in visits.shape[3:]))
         cut = windows(shape, window, self.net.step)
         size = (visits.shape[3], visits.shape[4])
@@ -238,6 +253,7 @@ class LongitudinalPipeline:
             torch.from_numpy(patient.observed)[None].to(device),
             torch.tensor([patient.number], device=device),
             valid,
+            team,
         )
         found.outlook.size = size
         return found
@@ -256,6 +272,8 @@ class Rollout:
     chained: bool
     causal: bool
     window: Sequence[int] | None
+    ranks: Ranks | None = None
+    split: str = "samples"
 
     def __post_init__(self) -> None:
         observed = np.flatnonzero(self.series.observed)
@@ -291,13 +309,10 @@ class Rollout:
                     self.views[place] = self.seen(self.patient, time)
                 groups = [(rows, self.views[place])]
             for held, view in groups:
-                for (_, one), sample in zip(
-                    held, self.drawn(view, place, [row[0] for row in held], spread), strict=True
-                ):
-                    height, width = view.outlook.size
-                    one["sample"][place] = sample
-                    one["mean"][place] = view.outlook.mean[0, 0, :, :height, :width].float().cpu().numpy()
-                    one["scale"][place] = view.outlook.scale[0, 0, :, :height, :width].float().cpu().numpy()
+                drawn = self.drawn(view, place, [row[0] for row in held], spread)
+                mean, scale = (self.whole(known(view, part)[None])[0] for part in ("mean", "scale"))
+                for (_, one), sample in zip(held, drawn, strict=True):
+                    one["sample"][place], one["mean"][place], one["scale"][place] = sample, mean, scale
             if self.chained:
                 histories = [
                     _grown(patient, one["sample"][place], time) for patient, one in zip(histories, out, strict=True)
@@ -311,22 +326,42 @@ class Rollout:
             if not earlier.any():
                 raise UserError("causal: a time before the first observed visit has nothing to be predicted from")
             patient = _Patient(**{**vars(patient), "observed": earlier})
-        return self.pipe.view(patient, time, self.window)
+        return self.pipe.view(patient, time, self.window, self.team(len(patient.times)))
+
+    def team(self, visits: int) -> Team | None:
+        """Who shares the work on one scan; None where samples are dealt out, or there is one rank."""
+        if self.ranks is None or self.ranks.world == 1 or self.split == "samples":
+            return None
+        from longtake.kernels.ranks.transport import Transport
+
+        return Team.over(self.split, Transport(self.ranks.group), visits, self.patient.visits.shape[1])
+
+    def whole(self, part: np.ndarray) -> np.ndarray:
+        """(S, D, H, W) of all slices, from each rank's own where slices are dealt out."""
+        if self.ranks is None or self.ranks.world == 1 or self.split != "slices":
+            return part
+        return np.concatenate(self.ranks.gather_object(part), 1)
 
     def drawn(self, view: View, place: int, numbers: Sequence[int], spread: float) -> np.ndarray:
         """(S, D, H, W) float32 on the net's scale."""
         shape = view.outlook.mean.shape[2:]
-        target = self.stream(place)
-        start = torch.stack(
-            [start_noise(self.recipe.seed, n, target, range(shape[0]), (shape[1], shape[2])) for n in numbers]
-        )
-        rest = draw_rest(view, self.recipe, start, numbers, first=0)
-        drawn: np.ndarray = finished(view.outlook, rest, spread).float().cpu().numpy()
-        return drawn
+        own = None if view.team is None else view.team.own_slices
+        first = 0 if own is None else own.start
+        target, slices = self.stream(place), range(first, first + shape[0])
+        start = torch.stack([start_noise(self.recipe.seed, n, target, slices, (shape[1], shape[2])) for n in numbers])
+        rest = draw_rest(view, self.recipe, start, numbers, first=first)
+        return self.whole(finished(view.outlook, rest, spread).float().cpu().numpy())
 
     def stream(self, place: int) -> int:
         """The number of a time's noise: its rank among the times asked for."""
         return int(np.argsort(np.argsort(self.times))[place])
+
+
+def known(view: View, part: str) -> np.ndarray:
+    """(D, H, W) float32 "mean" or "scale" of a view, cut back to the size that was asked for."""
+    height, width = view.outlook.size
+    found: np.ndarray = getattr(view.outlook, part)[0, 0, :, :height, :width].float().cpu().numpy()
+    return found
 
 
 def _grown(patient: _Patient, scan: np.ndarray, time: float) -> _Patient:
@@ -381,9 +416,11 @@ def _each_pair(
     from longtake.journal import piece_name
 
     pairs = [list(range(first, min(first + 2, samples))) for first in range(0, samples, 2)]
-    rank, world = (ranks.rank, ranks.world) if ranks is not None else (0, 1)
+    dealt = ranks is not None and plan.split == "samples"
+    rank, world = (ranks.rank, ranks.world) if ranks is not None and dealt else (0, 1)
+    writes = dealt or ranks is None or ranks.is_main
     kept = store.complete_sets("sample") if store is not None else {}
-    if ranks is not None and world > 1:
+    if ranks is not None:
         ranks.barrier()  # nobody writes before all have looked
     mine: dict[int, dict[str, np.ndarray]] = {}
     ended = False
@@ -397,12 +434,14 @@ def _each_pair(
         else:
             for number, one in zip(numbers, plan.pair(numbers), strict=True):
                 mine[number] = one
-                if store is not None:
+                if store is not None and writes:
                     store.write_tensors(
                         piece_name("sample", number), {name: torch.from_numpy(value) for name, value in one.items()}
                     )
         if on_sample is not None:
-            ended = bool(on_sample(len(mine), len(pairs[rank::world])))
-    everyone = [mine] if ranks is None else ranks.gather_object(mine)
+            ended = bool(on_sample(len(mine), sum(map(len, pairs[rank::world]))))
+        if ranks is not None and not dealt:
+            ended = ranks.broadcast_object(ended)
+    everyone = [mine] if ranks is None or not dealt else ranks.gather_object(mine)
     joined = {number: one for part in everyone for number, one in part.items()}
     return [joined[number] for number in sorted(joined)]

@@ -17,7 +17,7 @@ import torch
 from longtake.denoising import frame_noise
 from longtake.medical.diffusion import guided, scheduler
 from longtake.medical.net import EDGE, LongitudinalNet, Outlook
-from longtake.medical.unet import Neighbours
+from longtake.medical.ranks import Team
 from longtake.medical.windows import Windows
 from longtake.noise import noise
 
@@ -31,7 +31,7 @@ class Recipe:
 
     steps: int = 12
     guidance: float = 1.0
-    scheduler: str = "ddim"
+    scheduler: str = "dpm"
     seed: int = 0
 
 
@@ -49,7 +49,7 @@ class View:
     outlook: Outlook
     windows: Windows | None = None
     parts: list[Outlook] | None = None
-    neighbours: Neighbours | None = None
+    team: Team | None = None
 
     @torch.inference_mode()
     def velocity(self, x: torch.Tensor, level: float, guidance: float) -> torch.Tensor:
@@ -66,12 +66,12 @@ class View:
         seen = self.net.repeated(outlook, count) if len(outlook.mean) == 1 and count > 1 else outlook
         levels = torch.full((count,), level, device=x.device)
         if guidance == 1:
-            return self.net(x, levels, seen, neighbours=self.neighbours)
+            return self.net(x, levels, seen, team=self.team)
         blind = torch.zeros(count, dtype=torch.bool, device=x.device)
-        without = self.net(x, levels, seen, keep=blind, neighbours=self.neighbours)
+        without = self.net(x, levels, seen, keep=blind, team=self.team)
         if guidance == 0:
             return without
-        return guided(without, self.net(x, levels, seen, neighbours=self.neighbours), guidance)
+        return guided(without, self.net(x, levels, seen, team=self.team), guidance)
 
 
 def look(
@@ -82,13 +82,13 @@ def look(
     observed: torch.Tensor,
     kind: torch.Tensor,
     valid: torch.Tensor | None,
-    neighbours: Neighbours | None = None,
+    team: Team | None = None,
 ) -> View:
     """What a net knows of a target, through windows where there are any. visits: (1, K, D, H, W), H and W padded where
     there are windows; the others as ``LongitudinalNet.outlook`` has them."""
     with torch.inference_mode():
         if windows is None:
-            return View(net, net.outlook(visits, delta, observed, kind, valid, neighbours), neighbours=neighbours)
+            return View(net, net.outlook(visits, delta, observed, kind, valid, team), team=team)
         parts = []
         mean = torch.zeros_like(visits[:, :1])
         scale = torch.zeros_like(mean)
