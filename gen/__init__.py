@@ -23,6 +23,7 @@ _PUBLIC = {
     "LongMotionPipeline": "longtake.motion.pipeline",
     "LongSpeechPipeline": "longtake.speech.pipeline",
     "LongitudinalPipeline": "longtake.medical.pipeline",
+    "WatchPipeline": "longtake.video.watch.pipeline",
     "MDM": "longtake.motion.model",
 }
 
