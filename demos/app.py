@@ -20,7 +20,8 @@ from typing import Any
 from longtake.errors import UserError, one_line
 
 QUEUE = 256  # runs that may wait
-MOST_UPLOAD = "1kb"  # nothing is taken in at all
+MOST_UPLOAD = "512mb"  # a file
+MOST_UPLOADS = 4 * 2**30  # bytes that the page's folder may hold before it takes no more
 WRONG_LOGIN_SECONDS = 1.0
 WARM_UP_AFTER = 2.0  # seconds: the first page comes first
 KEEP_SECONDS = 3600  # files of the page's cache
@@ -196,7 +197,7 @@ def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None
             pwa=False,
             footer_links=["api"],
             app_kwargs={
-                "middleware": [Middleware(Guard, names=names)],
+                "middleware": [Middleware(Guard, names=names, folder=bench.folder)],
                 **dict.fromkeys(("openapi_url", "docs_url", "redoc_url")),
             },
             **look,
@@ -241,11 +242,11 @@ def warm_up(bench: Any) -> None:
 
 class Guard:
     """ASGI middleware: only the names that this server has are answered, so that no page elsewhere can be made to look
-    as if it came from here; no file is taken in; every answer carries the Content-Security-Policy. names: hosts that
-    may be asked for; empty: any (a login then guards the page)."""
+    as if it came from here; no file is taken in when `folder` holds `MOST_UPLOADS`; every answer carries the
+    Content-Security-Policy. names: hosts that may be asked for; empty: any (a login then guards the page)."""
 
-    def __init__(self, app: Any, names: frozenset[str]) -> None:
-        self.app, self.names = app, names
+    def __init__(self, app: Any, names: frozenset[str], folder: Path) -> None:
+        self.app, self.names, self.folder = app, names, folder
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -253,8 +254,8 @@ class Guard:
             if self.names and _host_of(headers.get("host", "")) not in self.names:
                 await _refuse(send, 421, "this page has another name")
                 return
-            if scope["path"].rstrip("/").endswith("/upload"):
-                await _refuse(send, 403, "this page takes no files")
+            if scope["path"].rstrip("/").endswith("/upload") and _size(self.folder) > MOST_UPLOADS:
+                await _refuse(send, 507, "this page holds as many files as it can: try again in an hour")
                 return
 
         async def with_policy(message: Any) -> None:
@@ -268,6 +269,15 @@ class Guard:
             await send(message)
 
         await self.app(scope, receive, with_policy)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    return total
 
 
 def _host_of(text: str) -> str:

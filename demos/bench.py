@@ -8,6 +8,7 @@ bench.stop("session")                                           # what is finish
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import queue
 import shutil
@@ -111,6 +112,47 @@ class Bench:
     def new_folder(self) -> Path:
         """An empty folder of its own for a job's files."""
         return Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
+
+    def given(self, upload: Any, kinds: Sequence[str]) -> Path:
+        """The file that was uploaded; several become a folder that holds them under their own names.
+
+        upload: a path or a list of them, inside the page's folder. kinds: suffixes that are taken, () for any. Raises
+        UserError.
+        """
+        paths = [Path(str(path)) for path in (upload if isinstance(upload, list) else [upload])]
+        for path in paths:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+            if not inside or not path.is_file():
+                raise UserError(f"{path.name[:80]} is no uploaded file: give it anew")
+            if kinds and not path.name.lower().endswith(tuple(kinds)):
+                raise UserError(f"{path.name[:80]}: the page takes {', '.join(kinds)} here")
+        if len(paths) == 1:
+            return paths[0]
+        names = [path.name for path in paths]
+        if len(set(names)) < len(names):
+            raise UserError(f"two of the uploaded files are named {max(names, key=names.count)[:80]}")
+        marks = sorted(f"{path.resolve()} {path.stat().st_mtime_ns}" for path in paths)
+        folder = self.folder / "given" / hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
+        if not folder.exists():
+            new = Path(tempfile.mkdtemp(prefix="given-", dir=self.folder))
+            for path in paths:
+                (new / path.name).symlink_to(path.resolve())
+            folder.parent.mkdir(exist_ok=True)
+            with suppress(OSError):  # another visitor's thread was sooner
+                new.rename(folder)
+        return folder
+
+    def sample(self, path: Any) -> Any:
+        """A copy, where the page may serve it, of a file that ships; of a folder, of each file in it; None of None."""
+        if path is None:
+            return None
+        source, target = Path(path), self.folder / "page" / "samples" / Path(path).name
+        if source.is_dir():
+            return [self.sample(one) for one in sorted(source.rglob("*")) if one.is_file()]
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        return str(target)
 
     def copy(self, files: Sequence[Path]) -> None:
         """Copies for the folder of results, if there is one; an older one of that name gets out of no one's way."""

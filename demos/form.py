@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from longtake.demos.bench import Bench, Finished, Progress
 from longtake.demos.tab import picture, tab_of
 from longtake.demos.timeline_editor import timeline_editor
-from longtake.domain import Domain, Example
+from longtake.domain import Domain, Example, InputFile
 from longtake.errors import UserError, one_line
 from longtake.knob import Knob
 from longtake.timeline import Timeline, has_times
@@ -49,6 +49,7 @@ class Form:
     def __init__(self, bench: Bench, domain: Domain) -> None:
         self.bench, self.domain, self.tab = bench, domain, tab_of(domain.NAME)
         self.knobs = tuple(knob for knob in domain.KNOBS if knob.page is not None)
+        self.inputs = tuple(item for item in domain.INPUTS if item.page is not None)
         self.kinds = self.tab.kinds or tuple(suffix for suffix in domain.file_kinds() if suffix)
         self.usual = self.tab.usual or domain.USUAL
         self.has_length = domain.FPS is not None and domain.knob("frames") is not None
@@ -58,9 +59,10 @@ class Form:
     @property
     def names(self) -> list[str]:
         """Inputs of a run, in order, as the API names them."""
+        last = [item.name for item in self.inputs]
         asked = ["timeline"] if self.domain.PROMPT is not None else []
         length = ["seconds"] if self.has_length else []
-        return [*asked, *length, "seed", *[knob.name for knob in self.knobs], "files"]
+        return [*asked, *length, "seed", *[knob.name for knob in self.knobs], "files", *last]
 
     # -------------------------------------------------------------------------------------------------- settings
 
@@ -96,6 +98,11 @@ class Form:
             plain = not self.domain.TIMELINE or not text or has_times(text)
             line["timeline"] = text if plain else f"0s: {text}"
         line |= {"seed": int(seed), "parameters": {**parameters, "outputs": kinds or list(self.usual)}}
+        files = {item.name: self.bench.given(given[item.name], item.kinds) for item in self.inputs if given[item.name]}
+        if files:
+            line["inputs"] = {name: str(path) for name, path in files.items()}
+            if self.domain.PROMPT_INPUT in files and not line.get("timeline"):
+                line.pop("timeline")
         return line
 
     def values_of(self, line: Any) -> list[Any]:
@@ -107,8 +114,10 @@ class Form:
         unknown = sorted(str(key) for key in set(line) - {"id", *KEYS})
         if unknown or ("prompt" in line and "timeline" in line):
             raise UserError(f"settings have {', '.join(KEYS)}, and a prompt or a timeline, not both")
-        if line.get("inputs"):
-            raise UserError("the page takes no input files: run these settings with longtake batch")
+        inputs = line.get("inputs") or {}
+        shipped = {str(path) for example in self.examples for path in example.inputs.values()}
+        if not isinstance(inputs, dict) or any(str(path) not in shipped for path in inputs.values()):
+            raise UserError("settings bring no input files to the page: upload them there, or run longtake batch")
         text = line.get("timeline", line.get("prompt", ""))
         parameters = line.get("parameters", {})
         if not isinstance(text, str) or not isinstance(parameters, dict):
@@ -128,6 +137,7 @@ class Form:
         values: list[Any] = [text] if self.domain.PROMPT is not None else []
         values += [seconds] if self.has_length else []
         values += [line.get("seed", 0), *[merged[knob.name] for knob in self.knobs], merged["outputs"]]
+        values += [self.bench.sample(inputs.get(item.name)) for item in self.inputs]
         self.request_of(self.line_of(values))
         return values
 
@@ -161,6 +171,12 @@ class Form:
         self.bench.begin(session)
         line = self.line_of(values)
         request = self.request_of(line)
+        # as the visitor knows the files: without the folders of this machine
+        told = replace(request, inputs={name: Path(path.name) for name, path in request.inputs.items()})
+        shown_line = {
+            **line,
+            **({"inputs": {name: path.name for name, path in request.inputs.items()}} if request.inputs else {}),
+        }
         later = [skip] * (self.tab.view_count + 4)
         yield [_bar("Loading the model…"), *later]
         maker = self.bench.maker
@@ -185,8 +201,8 @@ class Form:
                 if isinstance(note, Progress):
                     if note.glimpse is not None:
                         shown = picture(note.glimpse, f"preview after step {note.step}")
-                    told = f"Step {note.step} of {note.steps}"
-                    yield [_bar(told, note.step / note.steps, note.left) + shown, *later]
+                    step = f"Step {note.step} of {note.steps}"
+                    yield [_bar(step, note.step / note.steps, note.left) + shown, *later]
                 elif isinstance(note, Finished):
                     made = note.result
                     self.bench.copy(made.files)
@@ -194,9 +210,9 @@ class Form:
                         _told(request, made, note.seconds),
                         *self.tab.show(made.output, made.files, request),
                         [str(path) for path in made.files],
-                        json.dumps(line, ensure_ascii=False, indent=1),
-                        request.as_python(line["id"]),
-                        request.as_command(line["id"]),
+                        json.dumps(shown_line, ensure_ascii=False, indent=1),
+                        told.as_python(line["id"]),
+                        told.as_command(line["id"]),
                     ]
         finally:
             notes.close()  # type: ignore[attr-defined]
@@ -266,6 +282,8 @@ class Form:
         line: dict[str, Any] = {"seed": example.seed, "parameters": dict(example.parameters)}
         if self.domain.PROMPT is not None:
             line["timeline"] = example.prompt
+        if example.inputs:
+            line["inputs"] = {name: str(path) for name, path in example.inputs.items()}
         if self.has_length and example.seconds is not None:
             line["parameters"]["frames"] = round(example.seconds * self.fps)
         return line
@@ -275,12 +293,17 @@ class Form:
         import gradio as gr
 
         values = dict(zip(self.names, self._first_values(example), strict=True))
-        made: dict[str, Any] = {}
+        made: dict[str, Any] = dict.fromkeys(self.names)  # in this order, wherever they stand on the page
+        for item in self.inputs:
+            if item.positional:
+                made[item.name] = _upload(item, values[item.name])
         if self.domain.PROMPT is not None:
             if self.domain.TIMELINE:
                 made["timeline"] = timeline_editor(values["timeline"], fps=self.fps, gap=self.tab.gap)
             else:
-                made["timeline"] = gr.Textbox(values["timeline"], label="Text", lines=4, max_length=MOST_PROMPTS)
+                made["timeline"] = gr.Textbox(
+                    values["timeline"], label=self.tab.text, lines=self.tab.lines, max_length=MOST_PROMPTS
+                )
         with gr.Row(elem_classes="lengths"):
             if self.has_length:
                 made["seconds"] = gr.Number(
@@ -290,12 +313,14 @@ class Form:
             made["seed"] = gr.Number(
                 values["seed"], label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120
             )
-            made["dice"] = gr.Button("New seed ↻", min_width=90)
+            dice = gr.Button("New seed ↻", min_width=90)
         with gr.Accordion("More settings", open=False):
+            for item in self.inputs:
+                if not item.positional:
+                    made[item.name] = _upload(item, values[item.name])
             for knob in self.knobs:
                 made[knob.name] = _control(knob, values[knob.name])
             made["files"] = gr.CheckboxGroup(list(self.kinds), value=values["files"], label="Files to write")
-        dice = made.pop("dice")
         _event(
             dice.click, lambda: secrets.randbelow(MOST_SEED), [], outputs=made["seed"],
             api_name=f"{self.domain.NAME}_dice",
@@ -332,7 +357,8 @@ class Form:
             with _told_by_gradio():
                 return self.values_of(_json(settings))
 
-        _named(generate, [*self.names, "request"], gr.Request)
+        files = [item.name for item in self.inputs]
+        _named(generate, [*self.names, "request"], gr.Request, files)
         _named(expect, ["request"], gr.Request)
         _named(halt, ["request"], gr.Request)
         work: dict[str, Any] = {
@@ -357,7 +383,7 @@ class Form:
         if self.domain.TIMELINE and "timeline" in controls:
             changes.append(controls["timeline"].input)
         ask = lambda *values: self.estimate(values)  # noqa: E731 - a function of its own for each tab
-        _named(ask, self.names)
+        _named(ask, self.names, files=files)
         gr.on(
             changes, ask, inputs=inputs, outputs=told, queue=False, api_name=f"{name}_estimate",
             show_progress="hidden", trigger_mode="always_last",
@@ -368,6 +394,25 @@ def _event(trigger: Any, function: Callable[..., Any], names: Sequence[str], **s
     """An event that is answered at once, not in the queue."""
     _named(function, names)
     return trigger(function, queue=False, show_progress="hidden", **settings)
+
+
+def _upload(item: InputFile, value: Any) -> Any:
+    """The gradio component that takes an input in."""
+    import gradio as gr
+
+    upload = gr.File(
+        value, label=item.page, file_count="multiple" if item.many else "single", type="filepath", height=120,
+        elem_classes="upload",
+    )  # fmt: skip
+    stock = upload.async_move_resource_to_block_cache
+
+    async def take(path: Any) -> Any:
+        if "://" in str(path):  # gradio would fetch it
+            raise gr.Error("the page fetches no files from elsewhere: upload it", print_exception=False)
+        return await stock(path)
+
+    upload.async_move_resource_to_block_cache = take
+    return upload
 
 
 def _control(knob: Knob, value: Any) -> Any:
@@ -454,11 +499,19 @@ def _session(request: Any) -> str:
     return str(getattr(request, "session_hash", None) or "local")
 
 
-def _named(function: Any, names: Sequence[str], request: Any = None) -> None:
-    """Give a function of ``*values`` the parameters' names, which the API shows."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+def _named(function: Any, names: Sequence[str], request: Any = None, files: Sequence[str] = ()) -> None:
+    """Give a function of ``*values`` the parameters' names, which the API shows; ``files`` may be missing."""
+    kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
     notes = {"request": request} if request is not None else {}
     function.__signature__ = inspect.Signature(
-        [inspect.Parameter(name, kind, annotation=notes.get(name, inspect.Parameter.empty)) for name in names]
+        [
+            inspect.Parameter(
+                name,
+                kind,
+                annotation=notes.get(name, none),
+                default=None if files and name in (*files, "request") else none,
+            )
+            for name in names
+        ]
     )
     function.__annotations__ = dict(notes)

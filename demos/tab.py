@@ -22,7 +22,8 @@ class Tab:
     """views: builds the components of the result, so many, with a finished sample in them where one ships;
     show(output, files, request) gives their values. glimpse(pipe, clean, path) draws a preview of the clean estimate,
     None draws none. usual: suffixes ticked at the start; kinds: those that can be had, None for all of the domain's;
-    gap: seconds between a prompt and one added after it. sample: the command that made what is shown at first."""
+    gap: seconds between a prompt and one added after it. text, lines: label and height of a prompt without times.
+    sample: the command that made what is shown at first."""
 
     views: Callable[[], list[Any]]
     view_count: int
@@ -31,6 +32,8 @@ class Tab:
     usual: tuple[str, ...] = ()
     kinds: tuple[str, ...] | None = None
     gap: float = 4.0
+    text: str = "Text"
+    lines: int = 4
     sample: str = ""
 
 

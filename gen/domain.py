@@ -50,13 +50,18 @@ class Forecast:
 class InputFile:
     """A file or folder that a request may start from (--extend RUN; a job's "inputs": {"extend": "dog.mp4"}).
 
-    positional: it stands first on the command line, without an option, and every request must have it.
+    positional: it stands first on the command line, without an option, and every request must have it. page: label of
+    its upload on the page, None for none there; kinds: suffixes that the upload takes; many: several files may be given
+    there, which become a folder.
     """
 
     name: str
     help: str
     metavar: str = "FILE"
     positional: bool = False
+    page: str | None = None
+    kinds: tuple[str, ...] = ()
+    many: bool = False
 
     @property
     def option(self) -> str:
@@ -86,13 +91,14 @@ class SideFile:
 
 @dataclass(frozen=True)
 class Example:
-    """A request that shows the modality well: a button of the page, a line of the README."""
+    """A request that shows the modality well: a button of the page, a line of the README. inputs: files that ship."""
 
     title: str
     prompt: str
     seconds: float | None = None
     seed: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass

@@ -186,6 +186,7 @@ class Request:
         lines.append(f"pipe = {domain.PIPELINE}.from_prior({'' if prior is None else json.dumps(prior)})")
         lines += said.before
         lines.append(f"out = {said.call}(")
+        lines += [f"    {str(self.inputs[item.name])!r}," for item in domain.INPUTS if item.positional]
         if self.prompt is not None:
             lines.append(f"    {self.prompt!r},")
         lines += [f"    {name}={value!r}," for name, value in arguments.items() if value is not None]

