@@ -229,7 +229,9 @@ class Group:
 
     def to(self, device: torch.device) -> Group:
         """The same on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
         return replace(self, **moved)
 
     def batch(self, dice: Dice) -> Batch:
