@@ -78,7 +78,9 @@ def calibrate(ratios: Mapping[str, Mapping[Any, np.ndarray]]) -> Calibration:
     """From kind -> patient -> ratios |truth - mean| / scale of its voxels. The kind "unknown" is made of all."""
     pooled = {f"{kind} {patient}": one for kind, rows in ratios.items() for patient, one in rows.items()}
     named = {**{kind: dict(rows) for kind, rows in ratios.items() if rows}, **({ANY: pooled} if pooled else {})}
-    factors, spread, patients = {}, {}, {}
+    factors: dict[str, dict[str, float]] = {}
+    spread: dict[str, float] = {}
+    patients: dict[str, int] = {}
     for kind, rows in named.items():
         values = list(rows.values())
         count = len(values)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def _open(path: Path) -> Any:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: --data must be a folder with cxr, cardiac and glioma files") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{path} is damaged or no npz file: {one_line(error)[:200]}") from error
 
 
@@ -228,7 +229,9 @@ class Group:
 
     def to(self, device: torch.device) -> Group:
         """The same on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
         return replace(self, **moved)
 
     def batch(self, dice: Dice) -> Batch:

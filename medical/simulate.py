@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from longtake.errors import UserError
@@ -66,7 +67,7 @@ def lesions(rng: Generator, shape: Sequence[int], span: float) -> Scene:
     r, field, edge = grid(shape), Texture(rng, shape), max(SOFT, 1 / shape[-1])
     axes = np.array([0.6, 1, 1.2])[:, None, None, None]
     head = rising((0.9 - np.sqrt((axes * r * r).sum(0))) / 0.04)
-    found = []
+    found: list[dict[str, Any]] = []
     for _ in range(min(4, 1 + rng.poisson(1))):
         centre = rng.uniform(-0.5, 0.5, 3) * ([0.0, 1, 1] if shape[0] == 1 else [0.7, 1, 1])
         found.append(

@@ -63,8 +63,8 @@ class Block(nn.Module):
         self.second = nn.Conv2d(outside, outside, 3, padding=1)
         self.beside = nn.Conv2d(inside, outside, 1) if inside != outside else nn.Identity()
         for layer in (self.film, self.second):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(
         self, x: torch.Tensor, condition: torch.Tensor, depth: int, neighbours: Neighbours | None
@@ -118,8 +118,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([Block(2 * size, size, condition) for size in channels[:-1]])
         self.norm = nn.GroupNorm(GROUPS, channels[0])
         self.leave = nn.Conv2d(channels[0], outside * stem * stem, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor, neighbours: Neighbours | None = None) -> torch.Tensor:
         depth = x.shape[2]

@@ -27,8 +27,8 @@ class Windows:
 
     def cut(self, volume: torch.Tensor, index: int) -> torch.Tensor:
         """The part of (..., D, H, W) that a window sees."""
-        spans = [slice(at, at + side) for at, side in zip(self.places[index], self.size, strict=True)]
-        return volume[(..., *spans)]
+        d, h, w = (slice(at, at + side) for at, side in zip(self.places[index], self.size, strict=True))
+        return volume[..., d, h, w]
 
     def share(self, index: int) -> torch.Tensor:
         """(d, h, w) of a window's part in the blend."""

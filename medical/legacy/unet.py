@@ -48,7 +48,7 @@ class ContextUnet(nn.Module):
 
     def __init__(self, in_channels: int = 1, n_feat: int = 8, in_shape: Sequence[int] = (1, 32, 128, 128)) -> None:
         super().__init__()
-        n, bottom = n_feat, tuple(side // 4 for side in in_shape[1:])
+        n, bottom = n_feat, (in_shape[1] // 4, in_shape[2] // 4, in_shape[3] // 4)
         self.init_conv = ConvBlock(in_channels, n, residual=True)
         self.down1 = Chain(ConvBlock(n + 1, n), nn.MaxPool3d(2))
         self.down2 = Chain(ConvBlock(n, 2 * n), nn.MaxPool3d(2))
