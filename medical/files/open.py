@@ -52,16 +52,16 @@ class Choice:
     spacing: str = "any"
 
 
-def read_series(path: Path, choice: Choice | None = None) -> Series:
+def read_series(path: str | Path, choice: Choice | None = None) -> Series:
     """One subject's scans. Raises UserError when there are several and none is chosen, and for what does not fit."""
-    choice = choice or Choice()
+    choice, path = choice or Choice(), Path(path)
     found = subjects_of(path, choice)
     return found[_chosen(list(found), choice.subject, path)]()
 
 
-def read_subjects(path: Path, choice: Choice | None = None) -> list[Series]:
+def read_subjects(path: str | Path, choice: Choice | None = None) -> list[Series]:
     """Every subject's scans. Raises UserError."""
-    return [read() for read in subjects_of(path, choice or Choice()).values()]
+    return [read() for read in subjects_of(Path(path), choice or Choice()).values()]
 
 
 def subjects_of(path: Path, choice: Choice) -> dict[str, Callable[[], Series]]:
