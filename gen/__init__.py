@@ -22,6 +22,7 @@ _PUBLIC = {
     "LongVideoPipeline": "longtake.video.pipeline",
     "LongMotionPipeline": "longtake.motion.pipeline",
     "LongSpeechPipeline": "longtake.speech.pipeline",
+    "LongitudinalPipeline": "longtake.medical.pipeline",
     "WatchPipeline": "longtake.video.watch.pipeline",
     "MDM": "longtake.motion.model",
 }

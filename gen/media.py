@@ -35,6 +35,7 @@ _BT709 = 1  # H.273 code for the colour primaries, transfer and matrix of HD vid
 _LIMITED_RANGE = 1  # luma 16..235, what players expect of yuv420p
 _CAPTION_HEIGHT = 14  # pixels; PIL's default font is 11 high
 LEAST_FPS, MOST_FPS, MOST_GIF_FPS = 0.1, 240.0, 50.0  # browsers slow a gif down that shows frames for 10 ms
+FOLDER_RECORD = "longtake.json"  # in a folder of several files: by it the folder is known as written here
 _FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
 
 
@@ -78,7 +79,8 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str], overwrit
         raise UserError(f"cannot write {text!r}: a part of its name is no UTF-8 text") from None
     if path.name.lower() in suffixes:
         raise UserError(f"cannot write {path}: a name before {path.name} is missing")
-    if path.suffix.lower() not in suffixes:
+    double = tuple(suffix for suffix in suffixes if suffix.count(".") > 1)  # .nii.gz
+    if path.suffix.lower() not in suffixes and not path.name.lower().endswith(double):
         allowed = ", ".join(suffix or "a folder" for suffix in suffixes)
         raise UserError(f"cannot write {path}: unknown kind of file; allowed are {allowed}")
     if len(path.name.encode()) > 255 or len(text.encode()) > 4000:
@@ -111,9 +113,11 @@ def check_outputs(
 
 
 def _check_frame_folder(folder: Path) -> None:
-    """Raise UserError unless `folder` is a folder of numbered frames and nothing else."""
+    """Raise UserError unless `folder` is one of numbered frames and nothing else, or has a record of ours."""
     if not folder.is_dir():
         raise UserError(f"cannot write {folder}: it is a file, not a folder")
+    if (folder / FOLDER_RECORD).is_file():
+        return
     others = [path.name for path in folder.iterdir() if not _FRAME_NAME.fullmatch(path.name)]
     if others:
         raise UserError(f"cannot overwrite {folder}: it holds other files, for example {others[0]}")

@@ -1,0 +1,83 @@
+"""Forecasts whose truth is known: each visit of a subject from all earlier ones, and what the intervals are set by.
+
+for case in forecasts(subject):
+    found = pipe.predict(case.series, case.time)        # beside case.truth, where case.scored
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from longtake.medical.calibration import Calibration, calibrate
+from longtake.medical.series import Series
+
+if TYPE_CHECKING:
+    from longtake.medical.corpus import Subject
+    from longtake.medical.pipeline import LongitudinalPipeline
+
+NUDGE = 1e-4  # between visits of the same time, in the subject's unit: a series has no two at one time
+MOST_VOXELS = 20_000  # of a case, that a calibration looks at
+
+
+@dataclass(frozen=True)
+class Case:
+    """series: the earlier visits. time: of the target, in the series' unit. truth: (D, H, W) float32 in 0..255. scored:
+    (D, H, W) bool, where the truth and the last earlier visit have data. times: how many different earlier times there
+    are."""
+
+    series: Series
+    time: float
+    truth: np.ndarray
+    scored: np.ndarray
+    times: int
+
+
+def as_series(subject: Subject, visits: np.ndarray) -> Series:
+    """Some visits of a subject, by index."""
+    times = subject.times.copy()
+    for k in range(1, len(times)):
+        times[k] = max(times[k], times[k - 1] + NUDGE)
+    return Series(
+        f"{subject.modality} {subject.patient}",
+        subject.images[visits].astype(np.float32),
+        times[visits],
+        subject.unit,
+        valid=None if subject.valid is None else subject.valid[visits],
+        modality=subject.modality,
+    )
+
+
+def forecasts(subject: Subject, *, last: bool = False) -> Iterator[Case]:
+    """Every visit that has an earlier one, from all visits at earlier times; last: the last alone."""
+    for k in range(len(subject.times) - 1 if last else 1, len(subject.times)):
+        earlier = np.flatnonzero(subject.times < subject.times[k])
+        if not len(earlier):
+            continue
+        every = np.ones(subject.images.shape[1:], bool)
+        scored = every if subject.valid is None else subject.valid[k] & subject.valid[earlier[-1]]
+        truth = subject.images[k].astype(np.float32)
+        different = len(np.unique(subject.times[earlier]))
+        yield Case(as_series(subject, earlier), float(subject.times[k]), truth, scored, different)
+
+
+def calibration_of(pipe: LongitudinalPipeline, subjects: Iterable[Subject]) -> Calibration:
+    """Measure a net on subjects it was not trained on: all forecasts of the real ones, the last of simulated ones."""
+    found: dict[str, dict[int, list[np.ndarray]]] = {}
+    for number, subject in enumerate(subjects):
+        made = subject.modality in ("simulated", "cine")
+        for case in forecasts(subject, last=made):
+            patient = pipe.patient(case.series)
+            outlook = pipe.view(patient, case.time / patient.scale).outlook
+            height, width = outlook.size
+            mean, scale = (part[0, 0, :, :height, :width].cpu().numpy() for part in (outlook.mean, outlook.scale))
+            truth = patient.intensity.forward(torch.from_numpy(case.truth)).numpy()
+            ratio = (np.abs(truth - mean) / scale)[case.scored]
+            thinned = ratio[:: max(1, len(ratio) // MOST_VOXELS)]
+            found.setdefault(subject.modality, {}).setdefault(number, []).append(thinned)
+    return calibrate(
+        {kind: {patient: np.concatenate(parts) for patient, parts in rows.items()} for kind, rows in found.items()}
+    )

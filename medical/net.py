@@ -1,0 +1,142 @@
+"""The net of the prior: an encoder of the visits, a head that says the mean and how far off it may be, and a denoiser
+of what the mean leaves open.
+
+A scan x is ``mean + scale * rest``: the mean starts from a learned weighted mean of the visits, the scale is an
+expected error at each voxel, and the rest, about unit noise without the anatomy, is what the diffusion draws. So what
+can be known is not drawn anew, and samples have the grain of scans. Three forms of the target are known for diffusion;
+this net says v (Salimans and Ho, arXiv 2202.00512).
+
+Legend: B rows, K visits, D slices, H rows, W columns, E width of the condition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from longtake.medical.encoder import Context, SequenceEncoder
+from longtake.medical.modalities import SLOTS
+from longtake.medical.ranks import Team
+from longtake.medical.unet import Neighbours, UNet
+from torch import nn
+from torch.nn import functional as F
+
+LEAST, MOST = math.log(0.01), math.log(1.5)  # of the scale, where intensities lie in [-1, 1]
+USUAL = math.log(0.15)  # where the scale starts
+EDGE = 1.3  # how far beyond [-1, 1] a value may lie
+
+
+@dataclass
+class Outlook:
+    """What the net knows before a sample is drawn. mean, scale: (B, 1, D, H, W). told: (B, C, D, H, W) what the
+    denoiser sees. condition: (B, E). size: H and W before they were padded."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    told: torch.Tensor
+    condition: torch.Tensor
+    size: tuple[int, int]
+
+
+class LongitudinalNet(ModelMixin, ConfigMixin):
+    """See the module. width, heads, patch, features, maps, frequencies: of ``SequenceEncoder``. channels: of the
+    denoiser, mean_channels: of the mean's head. condition: E. stem: see ``UNet``.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        width: int = 96,
+        heads: int = 4,
+        patch: int = 8,
+        frame_layers: int = 1,
+        place_layers: int = 2,
+        features: int = 4,
+        maps: int = 4,
+        frequencies: int = 4,
+        channels: Sequence[int] = (32, 64, 96, 128),
+        mean_channels: Sequence[int] = (32, 64, 96, 128),
+        condition: int = 128,
+        stem: int = 2,
+    ) -> None:
+        super().__init__()
+        self.encoder = SequenceEncoder(
+            width, heads, patch, frame_layers, place_layers, features, maps, condition, frequencies
+        )
+        self.kinds = nn.Embedding(SLOTS, condition)
+        self.expect = UNet(self.encoder.channels, 2, channels=mean_channels, condition=condition, stem=stem)
+        self.noise = nn.Sequential(nn.Linear(17, condition), nn.SiLU(), nn.Linear(condition, condition))
+        self.nothing = nn.Parameter(torch.randn(condition) * 0.02)
+        self.denoiser = UNet(self.encoder.channels + 3, 1, channels=channels, condition=condition, stem=stem)
+        step = math.lcm(self.expect.stride, self.denoiser.stride, patch)
+        self.step = step
+
+    def outlook(
+        self,
+        visits: torch.Tensor,
+        delta: torch.Tensor,
+        observed: torch.Tensor,
+        kind: torch.Tensor,
+        valid: torch.Tensor | None = None,
+        team: Team | None = None,
+    ) -> Outlook:
+        """What is known of the target. visits: (B, K, D, H, W) of any size; kind: (B,) rows of the table of kinds;
+        the others as ``SequenceEncoder`` has
+        them."""
+        size = (visits.shape[3], visits.shape[4])
+        visits = self.padded(torch.where(observed[:, :, None, None, None], visits, 0.0))
+        there = None if valid is None else self.padded(valid.float()) > 0.5
+        told = self.kinds(kind)
+        context: Context = self.encoder(visits, delta, observed, told, there, team)
+        condition = context.summary + told
+        out = self.expect(context.volume, condition, neighbours_of(team)).float()
+        mean = (context.reference.float() + out[:, :1]).clamp(-EDGE, EDGE)
+        scale = (USUAL + out[:, 1:]).clamp(LEAST, MOST).exp()
+        seen = torch.cat([context.volume, mean.detach(), scale.detach().log() / 2], 1)
+        return Outlook(mean, scale, seen, condition, size)
+
+    def padded(self, volume: torch.Tensor) -> torch.Tensor:
+        """(..., H, W) grown by its edge values to sizes that the nets can halve."""
+        height, width = (-side % self.step for side in volume.shape[-2:])
+        if not height and not width:
+            return volume
+        flat = F.pad(volume.flatten(0, 2), (0, width, 0, height), mode="replicate")
+        return flat.view(*volume.shape[:3], *flat.shape[-2:])
+
+    def forward(
+        self,
+        noisy: torch.Tensor,
+        level: torch.Tensor,
+        outlook: Outlook,
+        keep: torch.Tensor | None = None,
+        team: Team | None = None,
+    ) -> torch.Tensor:
+        """v of the rest, (B, 1, D, H', W') float32. noisy: (B, 1, D, H', W'), sizes padded as in ``outlook``. level:
+        (B,), the share of the clean signal's variance. keep: (B,) bool, False for a row that must not know its visits;
+        None: all know them."""
+        told, condition = outlook.told, outlook.condition
+        if keep is not None:
+            told = torch.where(keep[:, None, None, None, None], told, 0.0)
+            condition = torch.where(keep[:, None], condition, self.nothing.to(condition.dtype))
+        angle = torch.acos(level.clamp(0, 1).sqrt()) * (2 / math.pi)
+        waves = angle[:, None] * (2.0 ** torch.arange(8, device=angle.device) * math.pi / 2)
+        features = torch.cat([waves.sin(), waves.cos(), angle[:, None]], 1)
+        condition = condition + self.noise(features.to(condition.dtype))
+        return self.denoiser(torch.cat([noisy, told.to(noisy.dtype)], 1), condition, neighbours_of(team)).float()
+
+    @staticmethod
+    def repeated(outlook: Outlook, times: int) -> Outlook:
+        """Each row ``times`` times, one after the other."""
+        parts = {
+            name: getattr(outlook, name).repeat_interleave(times, 0) for name in ("mean", "scale", "told", "condition")
+        }
+        return replace(outlook, **parts)
+
+
+def neighbours_of(team: Team | None) -> Neighbours | None:
+    """Where slices of other ranks come from; None where slices are not dealt out."""
+    return team.neighbours if team is not None and team.slices is not None else None

@@ -1,0 +1,79 @@
+"""Windows over a volume that does not fit: the net sees one at a time, its outputs are blended at every step.
+
+All windows share one noise volume and one state; only what the net says is blended, with weights that fall towards a
+window's edge and sum to 1 at each voxel. So there are no seams of finished samples, and the order does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from longtake.errors import UserError
+
+OVERLAP = 0.5  # of a window, least
+FLOOR = 1e-3  # of a weight at a window's edge
+
+
+@dataclass(frozen=True)
+class Windows:
+    """places: the start of each window (d, h, w). size: of all windows. weights: (d, h, w) before they are shared."""
+
+    places: list[tuple[int, int, int]]
+    size: tuple[int, int, int]
+    weights: torch.Tensor
+    total: torch.Tensor
+
+    def cut(self, volume: torch.Tensor, index: int) -> torch.Tensor:
+        """The part of (..., D, H, W) that a window sees."""
+        d, h, w = (slice(at, at + side) for at, side in zip(self.places[index], self.size, strict=True))
+        return volume[..., d, h, w]
+
+    def share(self, index: int) -> torch.Tensor:
+        """(d, h, w) of a window's part in the blend."""
+        return self.weights / self.cut(self.total, index)
+
+    def add(self, total: torch.Tensor, part: torch.Tensor, index: int) -> None:
+        """Add a window's output to a volume, in place, with its share."""
+        self.cut(total, index).add_(part * self.share(index).to(part))
+
+
+def starts(length: int, window: int) -> list[int]:
+    """Evenly spread starts of windows of one axis, overlapping by ``OVERLAP`` at least."""
+    if window >= length:
+        return [0]
+    step = max(1, int(window * (1 - OVERLAP)))
+    count = -(-(length - window) // step) + 1
+    return [round(index * (length - window) / (count - 1)) for index in range(count)]
+
+
+def windows(shape: Sequence[int], window: Sequence[int] | None, step: int) -> Windows | None:
+    """Windows over a (padded) volume; None when one holds it all. step: what H and W of a window must be multiples of.
+
+    Raises UserError for a window that is no three positive numbers.
+    """
+    if window is None:
+        return None
+    if len(window) != 3 or min(window) < 1:
+        raise UserError(f"window must be three sizes (slices, rows, columns) of 1 or more, got {tuple(window)}")
+    depth, height, width = shape
+    wanted = (window[0], window[1] + -window[1] % step, window[2] + -window[2] % step)
+    size = (min(wanted[0], depth), min(wanted[1], height), min(wanted[2], width))
+    if size == (depth, height, width):
+        return None
+    lines = [starts(length, side) for length, side in zip(shape, size, strict=True)]
+    places = [(d, h, w) for d in lines[0] for h in lines[1] for w in lines[2]]
+    bells = [bell(side) for side in size]
+    weights = bells[0][:, None, None] * bells[1][None, :, None] * bells[2][None, None, :]
+    total = torch.zeros(depth, height, width, dtype=torch.float64)
+    made = Windows(places, size, weights, total)
+    for index in range(len(places)):
+        made.cut(total, index).add_(weights)
+    return made
+
+
+def bell(side: int) -> torch.Tensor:
+    """(side,) float64 Gaussian weights, an eighth of the window wide."""
+    off = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) / max(side / 4, 0.5)
+    return torch.exp(-0.5 * off * off).clamp_min(FLOOR)

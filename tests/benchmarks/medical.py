@@ -1,0 +1,112 @@
+"""A guided step of ours against the released model's at equal volume, in one interleaved run: time and memory.
+
+    python tests/benchmarks/medical.py --rounds 3
+
+Each side runs in processes of its own, one after the other, so that the peak memory is its own (``ru_maxrss`` above
+that of the loaded weights). "step": one guided denoising step, two ways of the denoiser; "know": what is done once per
+target, the released conditioner or our encoder and mean. Weights are random: time and memory do not depend on them.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+SHAPE = (32, 128, 128)
+VISITS = 11
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def ours(know: bool, steps: int) -> dict[str, float]:
+    import torch
+    from longtake.medical.net import LongitudinalNet
+    from longtake.medical.sampling import look
+
+    torch.manual_seed(0)
+    net = LongitudinalNet().eval()
+    visits, delta = torch.rand(1, VISITS, *SHAPE) * 2 - 1, -torch.arange(VISITS, 0, -1.0)[None]
+    observed, kind = torch.ones(1, VISITS, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
+    x = torch.randn(1, 1, *SHAPE)
+    before, found = peak(), {}
+    begun = time.monotonic()
+    view = look(
+        net,
+        None,
+        visits[:, : VISITS if know else 1],
+        delta[:, : VISITS if know else 1],
+        observed[:, : VISITS if know else 1],
+        kind,
+        None,
+    )
+    found["know_s"] = time.monotonic() - begun
+    if know:
+        return {**found, "mb": peak() - before}
+    middle = peak()
+    times = []
+    for _ in range(steps):
+        begun = time.monotonic()
+        view.velocity(x, 0.5, 1.2)
+        times.append(time.monotonic() - begun)
+    return {"step_s": min(times), "mb": peak() - before, "mb_after_look": peak() - middle}
+
+
+def released(know: bool, steps: int) -> dict[str, float]:
+    import torch
+    from longtake.medical.legacy.ddpm import DDPM
+    from longtake.medical.legacy.unet import ContextUnet
+    from longtake.medical.legacy.vivit import ViViT
+    from torch import nn
+
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        if know:
+            model, frames = ViViT(num_frames=VISITS).eval(), torch.rand(1, VISITS, 1, *SHAPE)
+            before, begun = peak(), time.monotonic()
+            model(frames)
+            return {"know_s": time.monotonic() - begun, "mb": peak() - before}
+        model = DDPM(nn.Identity(), ContextUnet()).eval()
+        x, context = torch.randn(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+        before, times = peak(), []
+        for _ in range(steps):
+            begun = time.monotonic()
+            model.guided_step(x, context, 200, x, 0.2)
+            times.append(time.monotonic() - begun)
+        return {"step_s": min(times), "mb": peak() - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        side = {"ours": ours, "released": released}[args.one[0]]
+        print(json.dumps(side(args.one[1] == "know", args.steps)))
+        return
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(args.rounds):
+        for what in ("step", "know"):
+            for side in ("ours", "released"):
+                command = [sys.executable, __file__, "--steps", str(args.steps), "--one", side, what]
+                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                found.setdefault((side, what), []).append(json.loads(out.splitlines()[-1]))
+    middle = {
+        key: {name: statistics.median(row[name] for row in rows) for name in rows[0]} for key, rows in found.items()
+    }
+    for key, row in middle.items():
+        print(*key, *(f"{name} {value:.2f}" for name, value in row.items()))
+    for what in ("step", "know"):
+        fast = middle["released", what][f"{what}_s"] / middle["ours", what][f"{what}_s"]
+        small = middle["released", what]["mb"] / max(middle["ours", what]["mb"], 1e-9)
+        print(f"{what}: ours {fast:.1f} times faster, at {small:.1f} times less memory")
+
+
+if __name__ == "__main__":
+    main()
