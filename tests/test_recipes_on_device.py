@@ -8,6 +8,7 @@ torch is built for CUDA and finds no driver. test_recipes_in_bfloat16.py runs th
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import speech_codes
 import torch
@@ -212,8 +213,20 @@ def vocoder(data, out):
     distil.train_vocoder(*corpora(data), teacher, out, Settings(1), batch=2, seed=0)
 
 
+def watch_head(data, out):
+    from longtake.video.watch import train
+
+    dice = np.random.default_rng(0)
+    films = train.Films(
+        dice.standard_normal((6, train.PICTURES, train.WIDTH)).astype(np.float16), np.arange(6) % 4,
+        dice.integers(0, 5, (6, 3)), dice.standard_normal((5, 384)).astype(np.float32), np.arange(6) > 4,
+        [str(n) for n in range(4)], ["emoji"] * 6,
+    )  # fmt: skip
+    train.train_head(films, out, Settings(1), seed=0, batch=3)
+
+
 SPEECH = [prosody, vocoder, *VALLE_R]
-RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *SPEECH]
+RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *SPEECH, watch_head]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
@@ -221,7 +234,7 @@ def test_a_step_stays_on_the_device_and_does_not_wait_for_it(recipe, data, tmp_p
     one_step(monkeypatch, lambda: recipe(data, tmp_path))
 
 
-@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *SPEECH], ids=lambda recipe: recipe.__name__)
+@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *SPEECH, watch_head], ids=lambda recipe: recipe.__name__)
 def test_a_recorded_step_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
     one_step(monkeypatch, lambda: recipe(data, tmp_path), then=NothingSent())
 

@@ -84,19 +84,6 @@ def _joins(index: ClipIndex, values: np.ndarray, one: int, peak: int, least: flo
     return bool(index.shots[one] == index.shots[peak] and values[one] >= least)
 
 
-def split_budget(scores: list[float], budget: int, window: int = 1) -> list[int]:
-    """Tokens of each moment: at least one window each, in all at most ``budget``, a higher score never fewer.
-
-    Raises UserError when the budget does not hold a window for each.
-    """
-    if budget < window * len(scores):
-        raise UserError(f"{len(scores)} moments need {window * len(scores)} tokens at least; the budget is {budget}")
-    left = budget // window - len(scores)
-    weights = np.clip(np.asarray(scores, np.float64), 0, None) + 1e-9
-    more = np.floor(left * weights / weights.sum()).astype(int)
-    return [window * (1 + int(one)) for one in more]
-
-
 def read_subtitles(path: Path) -> list[Line]:
     """The lines of an .srt or .vtt file, markup and line breaks taken out. Raises UserError."""
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""G2 and the answer: budgets by score, moments, what a question asks for, subtitles, files."""
+"""The answer: moments, what a question asks for, subtitles, files."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from longtake.errors import UserError
 from longtake.video.watch.index import ClipIndex
-from longtake.video.watch.moments import find_moments, read_subtitles, split_budget
+from longtake.video.watch.moments import find_moments, read_subtitles
 from longtake.video.watch.pipeline import WatchPipeline
 from longtake.video.watch.question import caption_of
 
@@ -30,21 +30,6 @@ def test_a_question_is_read_as_a_caption(question: str, caption: str) -> None:
 def test_a_question_without_words_or_too_long_is_refused(question: str) -> None:
     with pytest.raises(UserError):
         caption_of(question)
-
-
-def test_a_budget_is_split_by_score_and_kept() -> None:
-    """G2: the sum is kept, each clip has a window at least, a higher score never gets fewer."""
-    dice = np.random.default_rng(0)
-    for _ in range(200):
-        scores = dice.uniform(-0.2, 1, dice.integers(1, 12)).tolist()
-        window = int(dice.integers(1, 20))
-        budget = int(dice.integers(window * len(scores), 4000))
-        found = split_budget(scores, budget, window)
-        assert sum(found) <= budget and min(found) >= window and all(one % window == 0 for one in found)
-        by_score = [tokens for _, tokens in sorted(zip(scores, found, strict=True))]
-        assert by_score == sorted(by_score)
-    with pytest.raises(UserError, match="at least"):
-        split_budget([1.0, 1.0], 5, 3)
 
 
 def test_a_moment_grows_within_its_shot_and_moments_do_not_overlap() -> None:
