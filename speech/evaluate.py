@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocoder", type=Path, nargs="*", default=[], help="generators (default: the one that ships)")
     parser.add_argument("--sentences", type=int, default=50, help="held-out sentences (default 50)")
     parser.add_argument("--steps", type=int, nargs="*", default=[4], help="of the flow (default 4)")
+    parser.add_argument(
+        "--temperature", type=float, nargs="*", default=[0.667], help="noise that the flow starts from (default 0.667)"
+    )
     parser.add_argument("--controls", type=int, default=20, help="sentences for contours and breaks (0: none)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/evaluate-speech"), help="the table, and the judges' cache"
@@ -196,14 +200,14 @@ def run(args: argparse.Namespace) -> int:
     facts: dict[str, Any] = {}
     for prior in args.prior:
         for place in places:
-            for steps in args.steps:
-                speak = _speaker(prior, place, steps)
-                label = f"{prior.parent.name}/{prior.name}, {place.name}, {steps} steps"
+            for steps, heat in product(args.steps, args.temperature):
+                speak = _speaker(prior, place, steps, heat)
+                label = f"{prior.parent.name}/{prior.name}, {place.name}, {steps} steps, temperature {heat:g}"
                 rows.append(judges.row(label, told, _maker(speak)))
                 print(TABLE.markdown(rows), flush=True)
         if args.controls:
             some = told[: args.controls]
-            speak = _speaker(prior, places[0], args.steps[0])
+            speak = _speaker(prior, places[0], args.steps[0], args.temperature[0])
             facts[str(prior)] = {
                 "contour_right": contours(speak, some),
                 "slope_right": slopes(speak, some),
@@ -237,7 +241,7 @@ def _copier(place: Path) -> Callable[[Utterance], tuple[np.ndarray, int]]:
     return make
 
 
-def _speaker(prior: Path, place: Path, steps: int) -> Callable[..., tuple[np.ndarray, list[int]]]:
+def _speaker(prior: Path, place: Path, steps: int, heat: float) -> Callable[..., tuple[np.ndarray, list[int]]]:
     """(symbols, voice, slope of the last word or None) -> a wave at 22.05 kHz, and frames of each symbol, by a
     ProsodyFM prior."""
     import torch
@@ -250,7 +254,7 @@ def _speaker(prior: Path, place: Path, steps: int) -> Callable[..., tuple[np.nda
 
     def make(phones: str, voice: str, slope: float | None = None) -> tuple[np.ndarray, list[int]]:
         by_hand = None if slope is None else {len(words_of(phones)) - 1: slope}
-        said = speak(model, phones, voice=voice, steps=steps, slopes=by_hand)
+        said = speak(model, phones, voice=voice, steps=steps, temperature=heat, slopes=by_hand)
         with torch.inference_mode():
             return net(said.mel[None])[0].numpy(), said.frames.tolist()
 
