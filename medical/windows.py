@@ -77,3 +77,26 @@ def bell(side: int) -> torch.Tensor:
     """(side,) float64 Gaussian weights, an eighth of the window wide."""
     off = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) / max(side / 4, 0.5)
     return torch.exp(-0.5 * off * off).clamp_min(FLOOR)
+
+
+FIXED = 30e6  # bytes: weights and what libraries take at their first call
+KNOW, PER_VISIT = 420.0, 110.0  # bytes a voxel: of the encoder and the mean's head, in float32
+STEP, PER_SAMPLE = 300.0, 590.0  # bytes a voxel: of a denoising step
+
+
+def estimate_memory(
+    shape: Sequence[int], visits: int, samples: int = 2, window: Sequence[int] | None = None, step: int = 16
+) -> int:
+    """Bytes that a prediction with the usual net takes above those of an idle process, about (measured on a CPU in
+    float32: peak of the process at 8 and 16 slices of 128 x 128, 3 and 8 visits, 1 and 2 samples).
+
+    shape: (D, H, W). samples: that are drawn at once, two where samples come in pairs. Windows keep what each of them
+    knows, and take the work of one at a time.
+    """
+    depth, height, width = shape[0], shape[1] + -shape[1] % step, shape[2] + -shape[2] % step
+    cut = windows((depth, height, width), window, step)
+    at_once = depth * height * width if cut is None else cut.size[0] * cut.size[1] * cut.size[2]
+    work = at_once * max(KNOW + PER_VISIT * visits, STEP + PER_SAMPLE * samples)
+    held = depth * height * width * (5.0 * visits + 12.0 * samples)
+    kept = 0.0 if cut is None else 64.0 * at_once * len(cut.places)
+    return int(FIXED + work + held + kept)

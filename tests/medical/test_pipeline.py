@@ -9,7 +9,7 @@ from longtake.medical.calibration import Calibration, calibrate, weighted_quanti
 from longtake.medical.intensity import IntensityMap
 from longtake.medical.pipeline import LongitudinalPipeline
 from longtake.medical.series import Series
-from longtake.medical.windows import windows
+from longtake.medical.windows import estimate_memory, windows
 from medical_nets import growing, random_pipeline
 
 FAST = {"num_inference_steps": 2, "samples": 2}
@@ -102,6 +102,14 @@ def test_windows_cover_each_voxel_with_weights_that_sum_to_one():
     for index in range(len(made.places)):
         made.add(total, torch.ones(2, 16, 16, dtype=torch.float64), index)
     assert float((total - 1).abs().max()) <= 1e-6
+
+
+def test_the_memory_said_is_what_was_measured_and_less_with_windows():
+    measured = {(8, 3, 1): 114.3e6, (8, 3, 2): 190.6e6, (16, 3, 1): 202.3e6, (8, 8, 1): 166.2e6}
+    for (slices, visits, samples), taken in measured.items():
+        assert 0.7 < estimate_memory((slices, 128, 128), visits, samples) / taken < 1.6
+    whole, cut = (estimate_memory((64, 256, 256), 4, window=window) for window in (None, (16, 128, 128)))
+    assert cut < whole / 2
 
 
 def test_the_order_of_windows_does_not_matter():
