@@ -49,29 +49,31 @@ def timeline(answer: Answer) -> str:
     for time, value in zip(answer.times, answer.curve, strict=True):
         place = min(COLUMNS - 1, int(time / seconds * COLUMNS))
         heights[place] = max(heights[place], float(value))
+    top = max(1.0, *heights)
     filled, last = [], 0.0
     for value in heights:  # a column without a segment is as the one before
         last = value or last
         filled.append(last)
     step = WIDTH / COLUMNS
-    points = " ".join(f"{(place + 0.5) * step:.1f},{HEIGHT * (1 - value):.1f}" for place, value in enumerate(filled))
+    points = " ".join(
+        f"{(place + 0.5) * step:.1f},{HEIGHT * (1 - value / top):.1f}" for place, value in enumerate(filled)
+    )
     marks, buttons = [], []
     for one in answer.moments:
         left, width = one.start / seconds * WIDTH, max(3.0, (one.end - one.start) / seconds * WIDTH)
         seek = _SEEK.format(one.start)
         marks.append(
             f'<rect x="{left:.1f}" y="0" width="{width:.1f}" height="{HEIGHT}" fill="var(--color-accent)" '
-            f'opacity="{0.15 + 0.5 * one.score:.2f}" style="cursor:pointer" onclick="{seek}"/>'
+            f'opacity="{0.15 + 0.5 * min(1.0, max(0.0, one.score)):.2f}" style="cursor:pointer" onclick="{seek}"/>'
         )
         heard = "" if one.heard is None else f": “{html.escape(one.heard[:80])}”"
         buttons.append(
             f'<li><button type="button" class="moment" onclick="{seek}">▶ {clock(one.start)} to {clock(one.end)}'
             f"</button> score {one.score:.2f}{heard}</li>"
         )
-    words = f"<p>{html.escape(answer.words)}</p>" if answer.words else ""
     caption = html.escape(f"likeness to “{answer.asked}” over {clock(seconds)}")
     return (
-        f'{words}<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{caption}">'
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{caption}">'
         f'<polyline points="{points}"/>{"".join(marks)}</svg><figcaption>{caption}</figcaption></figure>'
         f'<ol class="moments">{"".join(buttons)}</ol>'
     )

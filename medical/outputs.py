@@ -147,7 +147,8 @@ def _is_ours(path: Path) -> bool:
             return read_json_object(path).get("synthetic") is True
         import nibabel
 
-        return bytes(nibabel.load(path).header["descrip"]).rstrip(b"\0") == DESCRIPTION.encode()
+        image: Any = nibabel.load(path)
+        return bytes(image.header["descrip"]).rstrip(b"\0") == DESCRIPTION.encode()
     except Exception:  # whatever it is, it was not written here
         return False
 

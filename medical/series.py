@@ -67,9 +67,9 @@ class Series:
 
     subject: str
     images: np.ndarray
-    times: np.ndarray
+    times: Any
     unit: str = "days"
-    observed: np.ndarray = None  # type: ignore[assignment]
+    observed: Any = None
     valid: np.ndarray | None = None
     geometry: Geometry | None = None
     modality: str = "unknown"

@@ -4,12 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+_cache = tempfile.TemporaryDirectory(prefix="longtake-test-cache-")
+os.environ["LONGTAKE_CACHE"] = _cache.name  # removed with the process
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

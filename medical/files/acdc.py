@@ -11,6 +11,7 @@ over the end of the file to its start. Source: the challenge's description (Bern
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from longtake.errors import UserError, in_brief
 from longtake.medical.files.table import Visit
@@ -97,7 +98,8 @@ def _held(path: Path) -> int:
     import nibabel
 
     try:
-        shape = nibabel.load(path).shape
+        image: Any = nibabel.load(path)
+        shape = image.shape
     except Exception:  # a torn header: each of nibabel, zlib and numpy has its own error
         raise UserError(f"{path} cannot be read as NIfTI, it is damaged or cut off") from None
     if len(shape) != 4:

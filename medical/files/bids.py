@@ -84,7 +84,7 @@ def read_subject(
     ]
     seen = from_first([visit for visit in visits if visit.path is not None])
     start = times[seen[0].session][0]
-    missing = [replace(visit, time=visit.time - start) for visit in visits if visit.path is None]
+    missing = [replace(visit, time=times[visit.session][0] - start) for visit in visits if visit.path is None]
     return sorted([*seen, *missing], key=lambda visit: (visit.time, visit.session))
 
 

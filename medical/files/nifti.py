@@ -53,7 +53,7 @@ def read_nifti(path: Path) -> Image:
     if not path.is_file():
         raise UserError(f"the image {path} does not exist")
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         dtype = np.dtype(image.get_data_dtype())
         with nibabel.openers.ImageOpener(str(path)) as file:  # as it stands there: nibabel makes 1 of a 0
             stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
@@ -196,4 +196,5 @@ def check_nifti(path: Path) -> None:
     """Raise unless the file is whole: all its voxels can be read."""
     import nibabel
 
-    np.asarray(nibabel.load(path).dataobj)
+    image: Any = nibabel.load(path)
+    np.asarray(image.dataobj)

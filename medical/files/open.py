@@ -14,7 +14,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from longtake.errors import UserError, one_line
@@ -50,16 +52,16 @@ class Choice:
     spacing: str = "any"
 
 
-def read_series(path: Path, choice: Choice | None = None) -> Series:
+def read_series(path: str | Path, choice: Choice | None = None) -> Series:
     """One subject's scans. Raises UserError when there are several and none is chosen, and for what does not fit."""
-    choice = choice or Choice()
+    choice, path = choice or Choice(), Path(path)
     found = subjects_of(path, choice)
     return found[_chosen(list(found), choice.subject, path)]()
 
 
-def read_subjects(path: Path, choice: Choice | None = None) -> list[Series]:
+def read_subjects(path: str | Path, choice: Choice | None = None) -> list[Series]:
     """Every subject's scans. Raises UserError."""
-    return [read() for read in subjects_of(path, choice or Choice()).values()]
+    return [read() for read in subjects_of(Path(path), choice or Choice()).values()]
 
 
 def subjects_of(path: Path, choice: Choice) -> dict[str, Callable[[], Series]]:
@@ -71,9 +73,9 @@ def subjects_of(path: Path, choice: Choice) -> dict[str, Callable[[], Series]]:
     if (path / NAME).is_file():
         return _of_table(path / NAME, choice)
     if acdc.is_acdc(path):
-        return {one.name: _later(choice, lambda one=one: acdc.read_patient(one)) for one in acdc.patients_of(path)}
+        return {one.name: _later(choice, partial(acdc.read_patient, one)) for one in acdc.patients_of(path)}
     if bids.is_bids(path):
-        return {one.name: _later(choice, lambda one=one: _of_bids(one, choice)) for one in bids.subjects_of(path)}
+        return {one.name: _later(choice, partial(_of_bids, one, choice)) for one in bids.subjects_of(path)}
     if any(is_dicom_folder(one) for one in (path, *_folders(path))):
         return _grouped(_of_dicom(path), choice)
     tables = sorted(one for one in path.iterdir() if one.suffix.lower() in (".csv", ".tsv") and one.is_file())
@@ -110,14 +112,18 @@ def _of_table(path: Path, choice: Choice) -> dict[str, Callable[[], Series]]:
 
 
 def _of_set(path: Path, choice: Choice) -> dict[str, Callable[[], Series]]:
-    return {one.subject: (lambda one=one: _checked(one, choice)) for one in sets.read_set(path)}  # type: ignore[misc]
+    return {one.subject: partial(_checked, one, choice) for one in sets.read_set(path)}
 
 
 def _grouped(visits: list[Visit], choice: Choice) -> dict[str, Callable[[], Series]]:
     found: dict[str, list[Visit]] = {}
     for visit in visits:
         found.setdefault(visit.subject, []).append(visit)
-    return {name: _later(choice, lambda rows=rows: (_one_unit(rows), [])) for name, rows in found.items()}
+    return {name: _later(choice, partial(_of_rows, rows)) for name, rows in found.items()}
+
+
+def _of_rows(rows: list[Visit]) -> tuple[list[Visit], list[str]]:
+    return _one_unit(rows), []
 
 
 def _chosen(names: Sequence[str], wanted: str | None, path: Path) -> str:
@@ -245,12 +251,13 @@ def _picture(path: Path) -> Image:
     try:
         with Pictures.open(path) as picture:
             picture.load()
+            shown: Any = picture
             if picture.mode not in ("L", "I", "F", "I;16", "1"):
                 channels = np.asarray(picture.convert("RGB"))
                 if (channels != channels[..., :1]).any():
                     raise UserError(f"{path} is a picture of colours; a scan has one grey value")
-                picture = picture.convert("L")
-            values = np.asarray(picture, np.float32)
+                shown = picture.convert("L")
+            values = np.asarray(shown, np.float32)
     except UserError:
         raise
     except Exception as error:  # Pillow has many kinds for a torn file

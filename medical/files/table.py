@@ -123,7 +123,7 @@ def read_table(path: Path, *, time_column: str | None = None, unit: str | None =
     names = {key: next((name for name in NAMES[key] if name in rows[0]), None) for key in NAMES}
     if names["path"] is None:
         raise UserError(f"{path} has no column path; it has {', '.join(rows[0])}")
-    found = []
+    found: list[Visit] = []
     for number, row in enumerate(rows, 2):
         where = f"{path}, line {number}"
 

@@ -21,9 +21,9 @@ SHOWN = 5  # moments on the picture
 
 @dataclass
 class Answer(Output):
-    """moments: best first. words: what a language model says of them, None where none is at hand. seconds: how long the
-    film is; times, curve: middle of each segment in seconds, and its score. pictures: for each of the first moments its
-    best picture uint8 (H, W, 3), maps: how much each of its patches shows what is asked for, 0..1, (h, w)."""
+    """moments: best first. seconds: how long the film is. times, curve: middle of each segment in seconds, its score.
+    pictures: for each of the first moments its best picture uint8 (H, W, 3); maps: how much each of its patches speaks
+    for what is asked for, 0..1, (h, w)."""
 
     film: str
     question: str
@@ -32,7 +32,6 @@ class Answer(Output):
     seconds: float
     times: np.ndarray
     curve: np.ndarray
-    words: str | None = None
     pictures: list[np.ndarray] = field(default_factory=list)
     maps: list[np.ndarray] = field(default_factory=list)
 
@@ -54,7 +53,6 @@ class Answer(Output):
             "asked": self.asked,
             "seconds": round(self.seconds, 3),
             "moments": moments,
-            "answer": self.words,
             "notes": list(self.info.get("told", [])),
             "completed": bool(self.info.get("completed", True)),
         }

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.domain import Domain, Example, Forecast, InputFile, OnStep, PythonCall, SideFile
-from longtake.errors import UserError
 from longtake.knob import Knob
 
 if TYPE_CHECKING:
@@ -35,14 +34,6 @@ KNOBS = (
     Knob(
         name="rate", default=4.0, least=0.1, most=60, argument="rate", help="pictures a second that are looked at",
         page="Pictures a second that are looked at", page_most=10,
-    ),
-    Knob(
-        name="budget", default=2000, kind=int, least=1, most=1_000_000, argument="budget", metavar="TOKENS",
-        help="with --model: visual tokens that it may read",
-    ),
-    Knob(
-        name="model", default=None, kind=str, argument="model", metavar="FOLDER",
-        help="a vision-language model of transformers that answers in words (default: the moments are the answer)",
     ),
     Knob(
         name="index", default=None, kind=str, argument="index", decides=False, metavar="FOLDER",
@@ -114,15 +105,6 @@ class WatchDomain(Domain):
         work = 1.0 + seconds * (DECODE + COST * request.settings["rate"])
         return Forecast(work, 1.0, amount, max(1, round(seconds / BLOCK_SECONDS)))
 
-    def weights(self, request: Request) -> list[Path]:
-        found = super().weights(request)
-        model = request.settings["model"]
-        if model is not None:
-            if not (Path(model) / "config.json").is_file():
-                raise UserError(f"the model {model} is no folder of a transformers model (it has no config.json)")
-            found.append(Path(model))
-        return found
-
     # ----------------------------------------------------------------------------------------------------- with a model
 
     def load(self, request: Request, ranks: Ranks) -> WatchPipeline:
@@ -158,8 +140,6 @@ class WatchDomain(Domain):
             rate=given["rate"],
             subtitles=request.inputs.get("subtitles"),
             index=given["index"],
-            model=given["model"],
-            budget=given["budget"],
             seed=request.seed,
             on_block=None if on_step is None else lambda done, of: on_step(done, of, None),
         )

@@ -66,7 +66,8 @@ class ClipIndex:
         """The index of a film, from ``folder`` where it stands or stands in part, else made there.
 
         rate: pictures a second that are looked at. on_block(done, of): told after each block; when it asks to stop,
-        what was read so far is returned, and the next call goes on from there. Raises UserError for a film that cannot be read.
+        what was read so far is returned, and the next call goes on from there. Raises UserError for a film that cannot
+        be read.
         """
         content = file_hash(film.path)
         key = sha256(json.dumps([FORMAT, content, tower.mark, rate]).encode()).hexdigest()[:24]

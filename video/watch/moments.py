@@ -24,8 +24,9 @@ MOST_SUBTITLES = 20_000_000  # bytes
 
 @dataclass(frozen=True)
 class Moment:
-    """start, end: seconds; score: 0 nothing of what is asked for, about 1 the best there could be; best: seconds, the
-    middle of the segment that fits best; heard: the subtitle by which it was found, None when it was seen."""
+    """start, end: seconds; score: 0 or below nothing of what is asked for, about 1 what is usual where it is;
+    best: seconds, the middle of the segment that fits best; heard: the subtitle by which it was found,
+    None when it was seen."""
 
     start: float
     end: float
@@ -44,7 +45,8 @@ class Line:
 
 
 def find_moments(index: ClipIndex, scores: Tensor, count: int, heard: list[str | None] | None = None) -> list[Moment]:
-    """At most ``count`` moments that do not overlap, the highest score (n,) first, ties by time.
+    """At most ``count`` moments that do not overlap, the highest score (n,) first, ties by time; behind the first only
+    such as are above 0.
 
     Each grows from its best segment over the neighbours of the same shot that are nearly as good. heard: for each
     segment the subtitle that its score came from, or None.
@@ -54,7 +56,7 @@ def find_moments(index: ClipIndex, scores: Tensor, count: int, heard: list[str |
     free = np.ones(len(values), bool)
     found: list[Moment] = []
     for peak in sorted(range(len(values)), key=lambda one: (-values[one], one)):
-        if len(found) == count:
+        if len(found) == count or (found and values[peak] <= 0):
             break
         if not free[peak]:
             continue

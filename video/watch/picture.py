@@ -22,15 +22,16 @@ def draw(answer: Answer, path: Path) -> None:
     axes = figure.add_subplot(grid[0, :])
     minutes = answer.seconds > 180
     unit = 60.0 if minutes else 1.0
-    axes.plot(answer.times / unit, answer.curve, color="0.35", linewidth=0.8)
-    axes.fill_between(answer.times / unit, answer.curve, color="0.85")
+    curve = np.clip(answer.curve, 0, None)
+    axes.plot(answer.times / unit, curve, color="0.35", linewidth=0.8)
+    axes.fill_between(answer.times / unit, curve, color="0.85")
     for rank, one in enumerate(answer.moments, 1):
         axes.axvspan(one.start / unit, max(one.end, one.start + answer.seconds / 400) / unit, color="C1", alpha=0.5)
         axes.annotate(
             str(rank), (one.best / unit, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9
         )
     axes.set_xlim(0, max(answer.seconds, 1e-3) / unit)
-    axes.set_ylim(0, max(1.0, float(answer.curve.max(initial=0.0)) * 1.05))
+    axes.set_ylim(0, max(1.0, float(curve.max(initial=0.0)) * 1.05))
     axes.set_xlabel("minutes" if minutes else "seconds", fontsize=8)
     axes.set_ylabel("likeness", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -55,7 +56,7 @@ def draw(answer: Answer, path: Path) -> None:
 
 
 def spread(maps: np.ndarray) -> np.ndarray:
-    """Maps (n, h, w) on one scale, 0..1."""
-    low, high = float(maps.min()), float(maps.max())
-    scaled: np.ndarray = (maps - low) / max(high - low, 1e-9)
+    """Maps (n, h, w), each on its own scale, 0..1."""
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    scaled: np.ndarray = (maps - low) / np.maximum(high - low, 1e-9)
     return scaled

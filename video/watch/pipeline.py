@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,15 +28,18 @@ if TYPE_CHECKING:
 
 DEFAULT_PRIOR = "words-small"
 RATE = 4.0  # pictures a second
+CLOSE_RATE = 6.0  # pictures a second around the best of a moment
 UNSEEN = 0.15  # a best score below this is told as "hardly anything like it"
 HEARD_FLOOR, HEARD_TOP = 0.25, 0.75  # likeness of a subtitle to a question: nothing of it, all of it
 
 
 def index_folder(told: str | os.PathLike[str] | None = None) -> Path:
-    """Where indices are kept: the folder that was told, else longtake/watch in the user's cache folder."""
+    """Where indices are kept: the folder that was told, else watch in LONGTAKE_CACHE, else longtake/watch in the user's
+    cache folder."""
     if told is not None:
         return Path(told)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtake" / "watch"
+    ours = os.environ.get("LONGTAKE_CACHE")
+    return Path(ours or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtake") / "watch"
 
 
 class WatchPipeline:
@@ -64,19 +67,16 @@ class WatchPipeline:
         rate: float = RATE,
         subtitles: str | os.PathLike[str] | None = None,
         index: str | os.PathLike[str] | None = None,
-        model: str | os.PathLike[str] | None = None,
-        budget: int = 2000,
         seed: int = 0,
         on_block: Callable[[int, int], bool] | None = None,
     ) -> Answer:
         """The moments of a film that a question asks for, best first.
 
-        film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at. subtitles:
-        an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so that the
-        next question is answered at once (default: the user's cache). model: local folder of a vision-language model of
-        transformers, which then answers in words from the found moments, within ``budget`` visual tokens. seed: of that
-        model's words. on_block(done, of): told as the film is read; when it asks to stop, what was read is answered
-        from. Raises UserError for a film, question or model that cannot be used.
+        film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at.
+        subtitles: an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so
+        that the next question is answered at once (default: the user's cache). seed: taken as every pipeline takes it,
+        and without effect: nothing here is drawn. on_block(done, of): told as the film is read; when it asks to stop,
+        what was read is answered from. Raises UserError for a film or a question that cannot be used.
         """
         from longtake.video.watch.index import ClipIndex
 
@@ -101,12 +101,7 @@ class WatchPipeline:
             info={"completed": found.complete, "steps": found.blocks, "told": told, "segments": len(found)},
         )  # fmt: skip
         self._look_closely(whole, answer)
-        if model is None:
-            told.append("no language model was given (--model FOLDER): the answer is the moments and their scores")
-        else:
-            from longtake.video.watch.words import answer_in_words
-
-            answer.words = answer_in_words(Path(model), whole, answer, budget=budget, seed=seed)
+        told.append("no language model reads the film here: the answer is the moments and their scores")
         return answer
 
     def asked(self, question: str) -> str:
@@ -145,16 +140,13 @@ class WatchPipeline:
         """The best picture of each of the first moments, and the map of it."""
         maps: list[np.ndarray] = []
         for one in answer.moments[:SHOWN]:
-            taken: dict[str, Any] = {}
-            for time, frame in film.frames(25.0, start=max(0.0, one.best - 0.5), end=one.best + 0.5):
-                taken["frame"] = frame
-                if time >= one.best:
-                    break
-            if not taken:
+            around = list(film.frames(CLOSE_RATE, start=max(0.0, one.best - 0.5), end=one.best + 0.5))
+            if not around:
                 break
-            answer.pictures.append(taken["frame"])
-            small = _square(taken["frame"], self.tower.size)
-            maps.append(self.tower.map(small[None], answer.asked)[0].numpy())
+            place = int(np.argmin([abs(time - one.best) for time, _ in around]))
+            answer.pictures.append(around[place][1])
+            small = np.stack([_square(frame, self.tower.size) for _, frame in around])
+            maps.append(self.tower.map(small, answer.asked)[place].numpy())
         if maps:
             from longtake.video.watch.picture import spread
 

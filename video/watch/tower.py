@@ -55,10 +55,11 @@ class Tower(ABC):
 
     @abstractmethod
     def map(self, frames: np.ndarray, caption: str) -> Tensor:
-        """How much each patch shows what is asked for, (n, h, w)."""
+        """How much each patch of a segment's pictures speaks for what is asked for, (n, h, w), 0 and above."""
 
     def calibrated(self, score: Tensor) -> Tensor:
-        """Scores as they are told to people: 0 is nothing of it, about 1 the best there could be."""
+        """Scores as they are told to people: 0 and below is nothing of it, about 1 what there usually is of what is
+        there."""
         return score
 
     def to(self, device: torch.device | str) -> Tower:
@@ -122,39 +123,39 @@ class SmallTower(Tower):
         return SentenceEncoder()
 
     def look(self, frames: np.ndarray) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():
             return self.net.extract_features(prepared(frames).to(self.device)).mean((2, 3)).float().cpu()
 
     def segment(self, features: Tensor) -> Tensor:
-        with torch.inference_mode():
-            seen = self.head(moments_of(features)[None])[0]
-            words = self._words(features.mean(0)[None])[0]
-        return torch.cat([self.share**0.5 * seen, (1 - self.share) ** 0.5 * words])
+        with torch.no_grad():
+            return self._vector(features)
+
+    def _vector(self, features: Tensor) -> Tensor:
+        seen = self.head(moments_of(features)[None])[0]
+        return torch.cat([self.share**0.5 * seen, (1 - self.share) ** 0.5 * self._words(features.mean(0))])
 
     def _words(self, features: Tensor) -> Tensor:
-        """ConSE: unit vectors (n, 384) of pictures, from features (n, F)."""
-        with torch.inference_mode():
-            shares = functional.softmax(self.sharpness * self._classify(features), dim=-1)
-            best, which = shares.topk(LIKELIEST, dim=-1)
-            return functional.normalize((best[..., None] * self.classes[which]).sum(-2), dim=-1)
-
-    def _classify(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.net._fc(features.to(self.device)).float().cpu()
-        return logits
+        """ConSE: the unit vector (384,) of pictures, from their mean features (F,)."""
+        logits = self.net._fc(features.to(self.device)).float().cpu()
+        best, which = functional.softmax(self.sharpness * logits, dim=-1).topk(LIKELIEST)
+        return functional.normalize((best[:, None] * self.classes[which]).sum(0), dim=-1)
 
     def ask(self, caption: str) -> Tensor:
-        vector = functional.normalize(self._encoder.encode([caption])[0, 0], dim=-1)
+        vector = functional.normalize(self._encoder.encode([caption])[0, 0].clone(), dim=-1)
         return torch.cat([self.share**0.5 * vector, (1 - self.share) ** 0.5 * vector])
 
     def map(self, frames: np.ndarray, caption: str) -> Tensor:
-        vector = functional.normalize(self._encoder.encode([caption])[0, 0], dim=-1)
-        with torch.inference_mode():
-            grid = self.net.extract_features(prepared(frames).to(self.device)).float().cpu()  # the classifier is
-        n, _, h, w = grid.shape  # linear after the mean: it can be asked at each place
-        return (self._words(grid.permute(0, 2, 3, 1).reshape(-1, WIDTH)) @ vector).view(n, h, w)
+        """Grad-CAM (Selvaraju et al. 2017) of the score of all pictures together."""
+        with torch.no_grad():
+            grid = self.net.extract_features(prepared(frames).to(self.device)).float().cpu()
+        with torch.enable_grad():
+            grid = grid.clone().requires_grad_(True)
+            score = self._vector(grid.mean((2, 3))) @ self.ask(caption)
+            (slope,) = torch.autograd.grad(score, grid)
+        return (slope.mean((2, 3), keepdim=True) * grid).sum(1).clamp(min=0).detach()
 
     def calibrated(self, score: Tensor) -> Tensor:
-        return ((score - self.floor) / (self.top - self.floor)).clamp(0, 1)
+        return (score - self.floor) / (self.top - self.floor)
 
     def to(self, device: torch.device | str) -> Tower:
         super().to(device)
@@ -178,7 +179,8 @@ class PairTower(Tower):
             torch.tensor(one).view(1, 3, 1, 1) for one in (images.image_mean, images.image_std)
         )
         self.size = int(self.model.config.vision_config.image_size)
-        self.width = int(self.model.config.projection_dim if hasattr(self.model.config, "projection_dim") else 0)
+        config = self.model.config
+        self.width = int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
         self.mark = ""
         self.siglip = "siglip" in self.model.config.model_type
         self.english = False  # whatever its tokenizer reads
@@ -203,10 +205,10 @@ class PairTower(Tower):
     def map(self, frames: np.ndarray, caption: str) -> Tensor:
         from longtake.video.reading.guide import PromptGuide
 
-        guide = PromptGuide.from_model(self.model, self.tokenizer)
-        with torch.inference_mode():
-            found: Tensor = guide.scores(self._pixels(frames), [caption]).float().cpu()
-        return found
+        guide = PromptGuide(self.model, self.tokenizer)
+        with torch.no_grad():
+            found: Tensor = guide(self._pixels(frames)[None], [caption])[0].float().cpu()
+        return found - found.amin()
 
     def to(self, device: torch.device | str) -> Tower:
         super().to(device)
@@ -220,7 +222,7 @@ def _tensor(found: Any) -> Tensor:
 
 def prepared(frames: np.ndarray) -> Tensor:
     """Pictures uint8 (n, H, W, 3) as EfficientNet-Lite0 takes them: (n, 3, 224, 224)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    pixels = torch.tensor(frames).permute(0, 3, 1, 2).float()
     if pixels.shape[-2:] != (224, 224):
         pixels = functional.interpolate(pixels, size=(224, 224), mode="bilinear", antialias=True, align_corners=False)
     return (pixels - 127) / 128
