@@ -253,7 +253,7 @@ def _found() -> dict[str, Any]:
 
 def installed() -> list[str]:
     """Names of the domains that are installed, ours first and in the order of the house."""
-    ours = ["video", "motion", "speech", "medical"]
+    ours = ["video", "motion", "speech", "medical", "watch"]
     return sorted(_found(), key=lambda name: (ours.index(name) if name in ours else len(ours), name))
 
 

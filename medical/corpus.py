@@ -27,6 +27,7 @@ from torch.nn import functional as F
 SETS = ("cxr", "cardiac", "glioma")
 HELD_BACK = 5  # of each so many patients one
 MOST_VISITS = 6  # of a history in training
+SCHEMES = (0.2, 0.5, 0.1, 0.2)  # odds of the ways to draw a history
 SIMULATED = 96  # subjects of each kind and grid
 GRIDS = ((1, 64, 64), (8, 48, 48))
 
@@ -190,7 +191,7 @@ class Batch:
 class Group:
     """Subjects of one grid, on one device. images: (N, K, D, H, W) uint8. valid: the same, bool, or None. times: (N,
     K) in units of the scale. exists: (N, K). ends: (N, K, 2) percentiles of each visit. kind: (N,). odds: (N,). turns:
-    whether quarter turns and flips along rows are allowed. rows: of a batch."""
+    whether quarter turns are allowed. rows: of a batch. schemes: (4,) odds of those of ``history``."""
 
     images: torch.Tensor
     valid: torch.Tensor | None
@@ -201,7 +202,7 @@ class Group:
     odds: torch.Tensor
     turns: bool
     rows: int
-    schemes: tuple[float, ...] = (0.2, 0.5, 0.1, 0.2)
+    schemes: torch.Tensor
 
     @classmethod
     def of(cls, subjects: Sequence[Subject], rows: int, *, turns: bool) -> Group:
@@ -225,7 +226,8 @@ class Group:
         kind = torch.tensor([number_of(one.modality) for one in subjects])
         made = [torch.from_numpy(images), torch.from_numpy(times).float(), torch.from_numpy(exists)]
         checked = None if valid is None else torch.from_numpy(valid)
-        return cls(made[0], checked, made[1], made[2], torch.from_numpy(ends).float(), kind, odds, turns, rows)
+        first = (made[0], checked, made[1], made[2], torch.from_numpy(ends).float(), kind, odds)
+        return cls(*first, turns, rows, torch.tensor(SCHEMES))
 
     def to(self, device: torch.device) -> Group:
         """The same on a device."""
@@ -241,9 +243,7 @@ class Group:
         exists, times = self.exists[subject], self.times[subject]
         count = exists.sum(1)
         target = 1 + dice.below(count - 1)
-        scheme = torch.multinomial(
-            torch.tensor(self.schemes, device=dice.device), rows, replacement=True, generator=dice.generator
-        )
+        scheme = dice.pick(self.schemes, rows)
         back = (scheme == 3) & (dice.uniform(rows) < 0.3)
         target = torch.where(back, dice.below(count), target)
         seen = history(scheme, exists, times, target, dice.uniform(rows, exists.shape[1] + 1))

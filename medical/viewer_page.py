@@ -15,12 +15,13 @@ html, body { height: 100%; margin: 0; background: var(--back); color: var(--ink)
   font: 15px/1.4 system-ui, sans-serif; }
 body { display: flex; flex-direction: column; }
 header { padding: 8px 14px; display: flex; gap: 6px 18px; flex-wrap: wrap; align-items: baseline; }
-#what { font-weight: 600; } .soft { color: var(--soft); font-size: 13px; }
+#what { font-weight: 600; } #value { flex-basis: 100%; min-height: 1.4em; }
+.soft { color: var(--soft); font-size: 13px; }
 #views { flex: 1; min-height: 0; display: flex; gap: 10px; padding: 0 14px; justify-content: center; }
 figure { margin: 0; flex: 1; min-width: 0; display: flex; flex-direction: column; align-items: center; }
 .frame { flex: 1; min-height: 0; width: 100%; display: flex; align-items: center; justify-content: center; }
 canvas { background: #000; max-width: 100%; max-height: 100%; image-rendering: pixelated; cursor: crosshair; }
-figcaption { padding: 4px 0; display: flex; gap: 8px; align-items: center; flex-wrap: wrap; }
+figcaption { padding: 4px 0; min-height: 40px; display: flex; gap: 8px; align-items: center; flex-wrap: wrap; }
 #controls { display: grid; grid-template-columns: auto 1fr auto; gap: 4px 12px; align-items: center;
   padding: 8px 14px 12px; border-top: 1px solid var(--line); }
 input[type=range] { width: 100%; accent-color: var(--accent); margin: 0; }
@@ -97,7 +98,7 @@ function draw() {
   $("time").value = at; $("slice").value = slice;
   $("time").setAttribute("aria-valuetext", frame.name);
   const [low, high] = ends(key);
-  $("from").textContent = here ? round(low) : "a visit: nothing was predicted";
+  $("from").textContent = here ? round(low) : "a visit";
   $("to").textContent = here ? round(high) : "";
   const bar = $("bar").getContext("2d");
   for (let k = 0; k < 110; k++) {

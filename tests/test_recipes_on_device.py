@@ -225,8 +225,20 @@ def watch_head(data, out):
     train.train_head(films, out, Settings(1), seed=0, batch=3)
 
 
+def longitudinal(data, out):
+    from longtake.medical import train
+    from longtake.medical.corpus import simulated
+    from longtake.medical.net import LongitudinalNet
+
+    net = LongitudinalNet(width=32, channels=(16, 32), mean_channels=(16, 32), condition=32)
+    rows = {"simulated-8": 2}
+    people = simulated(1, 0, ((2, 16, 16),))
+    train.train_model(net, people, people, out, Settings(1), rows=rows)
+
+
 SPEECH = [prosody, vocoder, *VALLE_R]
-RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *SPEECH, watch_head]
+OTHERS = [longitudinal, *SPEECH, watch_head]
+RECIPES = [autoencoder, unet, video_evaluator, mdm, motion_evaluator, pair, modulated_pair, *OTHERS]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
@@ -234,7 +246,7 @@ def test_a_step_stays_on_the_device_and_does_not_wait_for_it(recipe, data, tmp_p
     one_step(monkeypatch, lambda: recipe(data, tmp_path))
 
 
-@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *SPEECH, watch_head], ids=lambda recipe: recipe.__name__)
+@pytest.mark.parametrize("recipe", [mdm, pair, modulated_pair, *OTHERS], ids=lambda recipe: recipe.__name__)
 def test_a_recorded_step_sends_nothing_to_the_device(recipe, data, tmp_path, monkeypatch):
     one_step(monkeypatch, lambda: recipe(data, tmp_path), then=NothingSent())
 

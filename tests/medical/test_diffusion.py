@@ -38,7 +38,7 @@ def starts(count, shape, seed=3):
     return torch.stack([start_noise(seed, n, 0, range(shape[0]), shape[1:]) for n in range(count)])
 
 
-def test_cosine_starts_at_one_ends_at_zero_and_falls():
+def test_s2_cosine_starts_at_one_ends_at_zero_and_falls():
     u = torch.linspace(0, 1, 101)
     found = share(u)
     assert found[0] == 1 and abs(float(found[-1])) < 1e-12
@@ -50,7 +50,7 @@ def test_cosine_starts_at_one_ends_at_zero_and_falls():
         assert float(table[-1]) < 1e-6
 
 
-def test_the_three_forms_of_the_target_turn_into_each_other():
+def test_s2_the_three_forms_of_the_target_turn_into_each_other():
     torch.manual_seed(0)
     clean, noise = torch.randn(2, 64), torch.randn(2, 64)
     for value in (0.01, 0.5, 0.99):
@@ -61,7 +61,7 @@ def test_the_three_forms_of_the_target_turn_into_each_other():
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20])
-def test_ddim_with_an_oracle_returns_what_the_oracle_knows(steps):
+def test_s3_ddim_with_an_oracle_returns_what_the_oracle_knows(steps):
     torch.manual_seed(1)
     truth = torch.randn(1, 1, 3, 4, 5).double()
 
@@ -73,7 +73,7 @@ def test_ddim_with_an_oracle_returns_what_the_oracle_knows(steps):
     assert float((found - truth).abs().max()) <= 1e-4
 
 
-def test_one_ddim_step_is_the_formula_between_its_two_levels():
+def test_s3_one_ddim_step_is_the_formula_between_its_two_levels():
     torch.manual_seed(2)
     stock = scheduler("ddim")
     stock.set_timesteps(10)
@@ -86,7 +86,7 @@ def test_one_ddim_step_is_the_formula_between_its_two_levels():
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_gaussian_data_come_out_with_their_mean_and_deviation(name):
+def test_s4_gaussian_data_come_out_with_their_mean_and_deviation(name):
     mean, deviation, shape = 0.7, 0.4, (1, 32, 64)
 
     def oracle(x, level):
@@ -111,7 +111,7 @@ def test_pairs_of_samples_start_from_mirrored_noise():
     assert not torch.equal(noise[0].abs(), noise[2].abs())
 
 
-def test_guidance_of_one_is_the_conditional_and_of_zero_the_unconditional():
+def test_s7_guidance_of_one_is_the_conditional_and_of_zero_the_unconditional():
     without, given = torch.randn(3), torch.randn(3)
     assert torch.equal(guided(without, given, 1.0), given)
     assert torch.equal(guided(without, given, 0.0), without)

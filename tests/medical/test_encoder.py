@@ -19,7 +19,7 @@ def difference(one, other):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e9])
-def test_what_a_missing_visit_holds_changes_nothing(bad):
+def test_s5_what_a_missing_visit_holds_changes_nothing(bad):
     net = random_net()
     history, delta, observed = visits()
     spoiled = torch.where(observed[:, :, None, None, None], history, bad)
@@ -27,7 +27,7 @@ def test_what_a_missing_visit_holds_changes_nothing(bad):
     assert difference(outlook(net, history, delta, observed), outlook(net, spoiled, later, observed)) == 0.0
 
 
-def test_leaving_missing_visits_out_changes_nothing():
+def test_s5_leaving_missing_visits_out_changes_nothing():
     net = random_net()
     history, delta, observed = visits(batch=1)
     kept = observed[0]
@@ -36,7 +36,7 @@ def test_leaving_missing_visits_out_changes_nothing():
     assert difference(outlook(net, history, delta, observed), short) <= 2e-6
 
 
-def test_the_order_of_visits_does_not_matter():
+def test_s5_the_order_of_visits_does_not_matter():
     net = random_net()
     history, delta, observed = visits()
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -44,7 +44,7 @@ def test_the_order_of_visits_does_not_matter():
     assert difference(outlook(net, history, delta, observed), moved) <= 2e-6
 
 
-def test_without_any_visit_the_outlook_is_finite_and_the_same():
+def test_s5_without_any_visit_the_outlook_is_finite_and_the_same():
     net = random_net()
     history, delta, observed = visits()
     none = torch.zeros_like(observed)
@@ -53,7 +53,7 @@ def test_without_any_visit_the_outlook_is_finite_and_the_same():
     assert difference(found, other) == 0.0
 
 
-def test_no_gradient_reaches_a_missing_visit():
+def test_s5_no_gradient_reaches_a_missing_visit():
     net = random_net()
     history, delta, observed = visits()
     history.requires_grad_()
@@ -64,7 +64,7 @@ def test_no_gradient_reaches_a_missing_visit():
     assert float(history.grad[~missing].abs().max()) > 0.0
 
 
-def test_only_times_relative_to_the_target_count():
+def test_s6_only_times_relative_to_the_target_count():
     net = random_net()
     history, delta, observed = visits()
     times = delta.double() + 40
@@ -74,7 +74,7 @@ def test_only_times_relative_to_the_target_count():
     assert difference(found, outlook(net, history, delta - 0.5, observed)) > 1e-3
 
 
-def test_a_denoised_step_depends_on_the_time_asked_for():
+def test_s6_a_denoised_step_depends_on_the_time_asked_for():
     net = random_net()
     history, delta, observed = visits()
     x = torch.randn(2, 1, 2, 16, 24)
@@ -85,7 +85,7 @@ def test_a_denoised_step_depends_on_the_time_asked_for():
     assert float((here - there).abs().max()) > 1e-4
 
 
-def test_units_agree_when_the_scale_is_in_the_unit():
+def test_s6_units_agree_when_the_scale_is_in_the_unit():
     net = random_net()
     history, _, observed = visits()
     years = torch.tensor([-3.0, -2.5, -2.0, -1.0, -0.25], dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_units_agree_when_the_scale_is_in_the_unit():
     assert difference(*found) <= 1e-5
 
 
-def test_any_size_goes_in_and_comes_out():
+def test_s10_any_size_goes_in_and_comes_out():
     net = random_net()
     history, delta, observed = visits(shape=(7, 19, 23))
     found = outlook(net, history, delta, observed)
@@ -118,7 +118,7 @@ def test_voxels_without_data_are_not_taken_from_a_visit():
     )
 
 
-def test_a_row_that_must_not_know_its_visits_does_not():
+def test_s7_a_row_that_must_not_know_its_visits_does_not():
     net = random_net()
     history, delta, observed = visits()
     keep = torch.tensor([False, True])

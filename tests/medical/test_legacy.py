@@ -29,7 +29,7 @@ class Toy(nn.Module):
         return toy(x, context, time, mask)
 
 
-def test_parameters_are_as_many_as_the_release_has():
+def test_s1_parameters_are_as_many_as_the_release_has():
     with torch.device("meta"):
         vivit, unet = ViViT(), ContextUnet()
     assert sum(p.numel() for p in vivit.parameters()) == 12_718_295
@@ -37,7 +37,7 @@ def test_parameters_are_as_many_as_the_release_has():
 
 
 @pytest.mark.parametrize("name", ["D1_vivit_depth1", "D1_vivit_depth2"])
-def test_conditioner_equals_the_golden(name):
+def test_s1_conditioner_equals_the_golden(name):
     case = Case(name)
     model = filled(ViViT(**case.config), case, "vivit_model.")
     with torch.inference_mode():
@@ -45,7 +45,7 @@ def test_conditioner_equals_the_golden(name):
         case.check("f64_context", model.double()(case.given("x").double()))
 
 
-def test_denoiser_equals_the_golden():
+def test_s1_denoiser_equals_the_golden():
     case = Case("D2_context_unet")
     model = filled(ContextUnet(**case.config), case, "nn_model.")
     with torch.inference_mode():
@@ -54,7 +54,7 @@ def test_denoiser_equals_the_golden():
         case.check(f"eps_{name}", part)
 
 
-def test_tables_equal_the_golden_and_end_off_zero():
+def test_s2_tables_equal_the_golden_and_end_off_zero():
     case = Case("D3_tables")
     tables = ddpm_schedules(1e-4, 0.02, 400)
     for name, table in tables.items():
@@ -64,7 +64,7 @@ def test_tables_equal_the_golden_and_end_off_zero():
     assert torch.allclose(1 - tables["alpha_t"][[0, -1]], torch.tensor([1e-4, 0.02]), atol=1e-6)
 
 
-def test_sampling_and_loss_equal_the_golden_of_a_formula():
+def test_s1_sampling_and_loss_equal_the_golden_of_a_formula():
     case = Case("D3_sampler_toy")
     model = DDPM(nn.Identity(), Toy(), case.config["betas"], case.config["n_T"])
     context = case.given("c")
@@ -76,7 +76,7 @@ def test_sampling_and_loss_equal_the_golden_of_a_formula():
     case.check("loss", model.loss(clean, context, time, noise, mask)[None])
 
 
-def test_sampling_with_the_denoiser_equals_the_golden():
+def test_s1_sampling_with_the_denoiser_equals_the_golden():
     case = Case("D3_sampler_unet")
     unet = ContextUnet(n_feat=case.config["n_feat"], in_shape=case.config["in_shape"])
     model = DDPM(nn.Identity(), filled(unet, case, "nn_model."), case.config["betas"], case.config["n_T"])
@@ -90,7 +90,7 @@ def small():
     return DDPM(vivit, ContextUnet(in_shape=(1, 16, 16, 8)), n_T=5).eval()
 
 
-def test_checkpoint_loads_with_all_keys_and_no_other(tmp_path):
+def test_s1_checkpoint_loads_with_all_keys_and_no_other(tmp_path):
     torch.manual_seed(0)
     model, other = small(), small()
     torch.save(model.state_dict(), tmp_path / "run.pth")

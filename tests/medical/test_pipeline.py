@@ -21,7 +21,7 @@ def with_image(series, visit, image):
     return Series(series.subject, images, series.times, series.unit, series.observed, modality=series.modality)
 
 
-def test_observed_scans_come_back_to_the_bit():
+def test_s8_observed_scans_come_back_to_the_bit():
     series = growing()
     times = [series.times[-1] + 1, series.times[1], series.times[0] - 1]
     found = random_pipeline().predict(series, times, **FAST)
@@ -32,7 +32,7 @@ def test_observed_scans_come_back_to_the_bit():
 
 
 @pytest.mark.parametrize("history", ["observed", "all"])
-def test_a_causal_prediction_never_looks_at_later_visits(history, monkeypatch):
+def test_s8_a_causal_prediction_never_looks_at_later_visits(history, monkeypatch):
     pipe, series = random_pipeline(), growing()
     at = (series.times[1] + series.times[2]) / 2
     spoiled = with_image(series, len(series) - 1, series.images[-1][:, ::-1] * 0.9)
@@ -57,13 +57,13 @@ def test_history_all_feeds_predictions_back_and_observed_does_not():
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "dpm"])
-def test_the_seed_decides_to_the_bit(scheduler):
+def test_s8_the_seed_decides_to_the_bit(scheduler):
     pipe, series = random_pipeline(), growing()
     runs = [pipe.predict(series, [9.0], scheduler=scheduler, seed=seed, **FAST).samples for seed in (4, 4, 5)]
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
 
 
-def test_a_batch_of_two_equals_two_of_one():
+def test_s8_a_batch_of_two_equals_two_of_one():
     pipe, series = random_pipeline(), growing()
     both = pipe.predict(series, [9.0], num_inference_steps=3, samples=2).samples
     one = pipe.predict(series, [9.0], num_inference_steps=3, samples=1).samples
@@ -71,7 +71,7 @@ def test_a_batch_of_two_equals_two_of_one():
     assert np.abs(both[:1] - one).max() <= 1e-5 * span
 
 
-def test_guidance_of_one_and_zero_are_the_two_ways_exactly():
+def test_s7_guidance_of_one_and_zero_are_the_two_ways_exactly():
     pipe, series = random_pipeline(), growing()
     view = pipe.view(pipe.patient(series), 2.0)
     x, level = torch.randn(1, 1, *view.outlook.mean.shape[2:]), torch.tensor([0.5])
@@ -83,20 +83,20 @@ def test_guidance_of_one_and_zero_are_the_two_ways_exactly():
     assert torch.allclose(view.velocity(x, 0.5, 1.2), without + 1.2 * (given - without), atol=1e-6)
 
 
-def test_any_size_is_predicted_on_its_own_grid():
+def test_s10_any_size_is_predicted_on_its_own_grid():
     found = random_pipeline().predict(growing((7, 19, 23)), [9.0], **FAST)
     assert found.samples.shape == (2, 1, 7, 19, 23)
     assert np.isfinite(found.samples).all()
 
 
-def test_a_window_as_large_as_the_volume_changes_nothing():
+def test_s10_a_window_as_large_as_the_volume_changes_nothing():
     pipe, series = random_pipeline(), growing((4, 32, 40))
     plain = pipe.predict(series, [9.0], **FAST)
     assert np.array_equal(plain.samples, pipe.predict(series, [9.0], window=(4, 32, 40), **FAST).samples)
     assert not np.array_equal(plain.samples, pipe.predict(series, [9.0], window=(2, 16, 16), **FAST).samples)
 
 
-def test_windows_cover_each_voxel_with_weights_that_sum_to_one():
+def test_s10_windows_cover_each_voxel_with_weights_that_sum_to_one():
     made = windows((5, 40, 48), (2, 16, 16), 8)
     total = torch.zeros(5, 40, 48, dtype=torch.float64)
     for index in range(len(made.places)):
@@ -112,7 +112,7 @@ def test_the_memory_said_is_what_was_measured_and_less_with_windows():
     assert cut < whole / 2
 
 
-def test_the_order_of_windows_does_not_matter():
+def test_s10_the_order_of_windows_does_not_matter():
     pipe, series = random_pipeline(), growing((4, 32, 40))
     patient = pipe.patient(series)
     view = pipe.view(patient, 3.0, (2, 16, 16))
@@ -210,7 +210,7 @@ def test_settings_that_cannot_be_are_refused(settings, word):
         random_pipeline().predict(growing(), **{"at": [9.0], **settings})
 
 
-def test_the_map_of_intensities_is_fitted_on_observed_visits_alone():
+def test_s17_the_map_of_intensities_is_fitted_on_observed_visits_alone():
     series = growing()
     hidden = series.observed.copy()
     hidden[-1] = False
@@ -223,7 +223,7 @@ def test_the_map_of_intensities_is_fitted_on_observed_visits_alone():
     assert torch.allclose(maps[0].inverse(maps[0].forward(values)), values, atol=1e-6)
 
 
-def test_a_constant_image_gives_numbers():
+def test_s17_a_constant_image_gives_numbers():
     flat = Series("flat", np.full((2, 1, 16, 16), 7.0), [0.0, 1.0], "years")
     found = random_pipeline().predict(flat, [2.0], **FAST)
     assert np.isfinite(found.samples).all() and np.isfinite(found.upper).all()

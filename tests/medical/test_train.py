@@ -47,13 +47,13 @@ def row(count=6, rows=1000, scheme=0, seed=0):
 
 
 @pytest.mark.parametrize("scheme", [0, 1, 2, 3])
-def test_a_target_is_never_in_its_own_history(scheme):
+def test_s9_a_target_is_never_in_its_own_history(scheme):
     found, target = row(scheme=scheme)
     assert not found.gather(1, target[:, None]).any()
     assert found.any(1).all()
 
 
-def test_histories_of_the_released_scheme_keep_first_and_previous_and_half_of_the_rest():
+def test_s9_histories_of_the_released_scheme_keep_first_and_previous_and_half_of_the_rest():
     found, target = row(rows=10_000)
     place = torch.arange(6)[None]
     assert found[:, 0].all()
@@ -63,7 +63,7 @@ def test_histories_of_the_released_scheme_keep_first_and_previous_and_half_of_th
     assert not found[place.expand_as(found) >= target[:, None]].any()
 
 
-def test_only_the_scheme_that_fills_gaps_sees_later_visits():
+def test_s9_only_the_scheme_that_fills_gaps_sees_later_visits():
     seen = []
     for scheme in range(4):
         found, target = row(scheme=scheme)
@@ -123,7 +123,7 @@ def trained(folder, steps):
     return train_model(LongitudinalNet(**SMALL), people, people[:1], folder, run, rows={"simulated-8": 4})
 
 
-def test_a_training_that_was_cut_resumes_to_the_same_weights(tmp_path):
+def test_s19_a_training_that_was_cut_resumes_to_the_same_weights(tmp_path):
     whole = trained(tmp_path / "whole", 6).state_dict()
     trained(tmp_path / "cut", 3)
     resumed = trained(tmp_path / "cut", 6).state_dict()
@@ -135,7 +135,7 @@ def psnr(pairs):
 
 
 @pytest.mark.slow
-def test_it_learns_growth_beats_the_last_scan_needs_the_times_and_knows_where_it_errs(tmp_path):
+def test_s11_s12_it_learns_growth_beats_the_last_scan_needs_the_times_and_knows_where_it_errs(tmp_path):
     torch.manual_seed(0)
     net = LongitudinalNet(**{**SMALL, "features": 2, "width": 24})
     assert sum(parameter.numel() for parameter in net.parameters()) <= 300_000
