@@ -111,6 +111,14 @@ def main() -> None:
             fast = middle["released", what][f"{what}_s"] / middle[side, what][f"{what}_s"]
             small = middle["released", what]["mb"] / max(middle[side, what]["mb"], 1e-9)
             print(f"{what}: {side} {fast:.1f} times faster, at {small:.1f} times less memory")
+        times, peaks = (
+            {s: combine(middle[s, w][n.format(w=w)] for w in ("step", "know")) for s in (side, "released")}
+            for combine, n in ((sum, "{w}_s"), (max, "mb"))
+        )
+        print(
+            f"know and one step: {side} {times['released'] / times[side]:.1f} times faster, at "
+            f"{peaks['released'] / peaks[side]:.1f} times less memory"
+        )
 
 
 if __name__ == "__main__":
