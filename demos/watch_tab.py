@@ -42,7 +42,7 @@ def show(output: Any, files: list[Path], request: Request) -> list[Any]:
 
 def timeline(answer: Answer) -> str:
     """Likeness over time as a picture to press, and the moments as buttons; a press plays the film from there."""
-    from longtake.video.watch.answer import clock
+    from longtake.video.watch.picture import clock
 
     seconds = max(answer.seconds, 1e-3)
     heights = [0.0] * COLUMNS

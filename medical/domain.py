@@ -75,6 +75,10 @@ KNOBS = (
         name="window", default=None, kind=str, metavar="D,H,W",
         help="slices, rows and columns that the model sees at once, for volumes that do not fit (default: all)",
     ),
+    Knob(
+        name="split", default="samples", kind=("samples", "slices", "visits"), argument="split", decides=False,
+        help="under torchrun, what ranks share: samples, or the slices or visits of each scan, for what does not fit",
+    ),
     Knob(name="subject", default=None, kind=str, metavar="NAME", help="which one, of several in the scans"),
     Knob(
         name="modality", default=None, kind=str, metavar="KIND",
@@ -172,7 +176,7 @@ class MedicalDomain(Domain):
         samples, visits = given["samples"], len(new)
         amount = f"{samples} samples at {visits} time{'s' if visits != 1 else ''}"
         memory = MEMORY_GB + (BYTES_A_VOXEL * voxels + 4 * voxels * samples * (len(times) + 1)) / 1e9
-        return Forecast(2 + SECONDS_A_VOXEL * work, memory, amount, math.ceil(samples / 2))
+        return Forecast(2 + SECONDS_A_VOXEL * work, memory, amount, samples)
 
     def weights(self, request: Request) -> list[Path]:
         from longtake.weights import shipped_priors
@@ -274,7 +278,9 @@ class MedicalDomain(Domain):
         return told
 
     def most_ranks(self, pipe: LongitudinalPipeline, request: Request) -> int:
-        return max(1, math.ceil(request.settings["samples"] / 2))
+        series = self.series(request)
+        by = {"slices": series.grid[0], "visits": len(series.observed_times)}
+        return by.get(request.settings["split"], math.ceil(request.settings["samples"] / 2))
 
     def generate(
         self,
@@ -293,15 +299,14 @@ class MedicalDomain(Domain):
         made = pipe.predict(
             series, asked(request, series), series.unit, samples=given["samples"], num_inference_steps=given["steps"],
             guidance_scale=given["guidance"], scheduler=given["scheduler"], history=given["history"],
-            window=window_of(given["window"]), level=given["level"], seed=request.seed, ranks=ranks, store=journal,
+            window=window_of(given["window"]), level=given["level"], seed=request.seed, ranks=ranks,
+            split=given["split"], store=journal,
             on_sample=None if on_step is None else lambda done, of: on_step(done, of, None),
         )  # fmt: skip
         complete = len(made.samples) == given["samples"]
         made.info["register"] = given["register"]
-        steps = math.ceil(len(made.samples) / 2)
-        return MedicalOutput(
-            made, self.truth(request, series), info={"completed": complete, "steps": steps, "seed": request.seed}
-        )
+        facts = {"completed": complete, "steps": len(made.samples), "seed": request.seed}
+        return MedicalOutput(made, self.truth(request, series), info=facts)
 
     def python(self, request: Request) -> PythonCall:
         given = request.settings

@@ -15,7 +15,8 @@ html, body { height: 100%; margin: 0; background: var(--back); color: var(--ink)
   font: 15px/1.4 system-ui, sans-serif; }
 body { display: flex; flex-direction: column; }
 header { padding: 8px 14px; display: flex; gap: 6px 18px; flex-wrap: wrap; align-items: baseline; }
-#what { font-weight: 600; } #value { flex-basis: 100%; min-height: 1.4em; } .soft { color: var(--soft); font-size: 13px; }
+#what { font-weight: 600; } #value { flex-basis: 100%; min-height: 1.4em; }
+.soft { color: var(--soft); font-size: 13px; }
 #views { flex: 1; min-height: 0; display: flex; gap: 10px; padding: 0 14px; justify-content: center; }
 figure { margin: 0; flex: 1; min-width: 0; display: flex; flex-direction: column; align-items: center; }
 .frame { flex: 1; min-height: 0; width: 100%; display: flex; align-items: center; justify-content: center; }

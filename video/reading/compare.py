@@ -75,7 +75,9 @@ def winners(rows: Sequence[Row], budgets: Sequence[int]) -> list[str]:
         for task in ("right", *KINDS):
             best = max(there, key=lambda row: getattr(row, task))
             name = "all questions" if task == "right" else task
-            told = f"{budget} tokens, {name}: {best.reducer} {getattr(best, task):.1f} %"
+            alike = sum(getattr(row, task) == getattr(best, task) for row in there) - 1
+            others = f" ({alike} more alike)" if alike else ""
+            told = f"{budget} tokens, {name}: {best.reducer}{others} {getattr(best, task):.1f} %"
             lines.append(told if average is None else f"{told}, average {getattr(average, task):.1f} %")
     return lines
 

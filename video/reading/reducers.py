@@ -3,18 +3,18 @@
     features, places = reduce("local", features, scores, budget=1024)
 
 features: (T, H, W, D), float. scores: (T, H, W), how well each token fits the question, before any softmax; only the
-last three and "attention" (when it is given what was attended to) look at it. Returns (N, D) with N <= budget, and
-(N, 3): the mean place (frame, row, column) of what each token is made of, in order of time, row, column.
+last three look at it. Returns (N, D) with N <= budget, and (N, 3): the mean place (frame, row, column) of what each
+token is made of, in order of time, row, column.
 
-uniform    whole frames at equal steps, thinned out where even one is too much
-average    means of windows
-merge      tokens of one place, joined along time where they are most alike (after ToMe, arXiv 2210.09461)
-norm       the tokens farthest from the film's mean token
-attention  the tokens that the others attend to most (after FastV, arXiv 2403.06764)
-tree       blocks of a quadtree that look alike are one token, and stay one while they do not change (after STTM)
-select     the tokens with the highest scores
-ppllava    windows weighted by the released double softmax (arXiv 2411.02327)
-local      windows weighted by one softmax in each
+  uniform    whole frames at equal steps, thinned out where even one is too much
+  average    means of windows
+  merge      tokens of one place, joined along time where they are most alike (after ToMe, arXiv 2210.09461)
+  norm       the tokens farthest from the film's mean token
+  attention  the tokens that the others attend to most (after FastV, arXiv 2403.06764)
+  tree       blocks of a quadtree that look alike are one token, and stay one while they do not change (after STTM)
+  select     the tokens with the highest scores
+  ppllava    windows weighted by the released double softmax (arXiv 2411.02327)
+  local      windows weighted by one softmax in each
 """
 
 import math

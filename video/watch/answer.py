@@ -16,8 +16,6 @@ from longtake.media import check_output
 from longtake.outputs import FileKind, Output
 from longtake.video.watch.moments import Moment
 
-SHOWN = 5  # moments on the picture
-
 
 @dataclass
 class Answer(Output):
@@ -99,14 +97,6 @@ def _stamp(seconds: float) -> str:
     thousandths = round(seconds * 1000)
     hours, rest = divmod(thousandths, 3_600_000)
     return f"{hours:02d}:{rest // 60_000:02d}:{rest // 1000 % 60:02d}.{rest % 1000:03d}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people read them: 1:02:03, 2:03.5."""
-    minutes, rest = divmod(round(max(seconds, 0.0), 1), 60)
-    if minutes >= 60:
-        return f"{int(minutes // 60)}:{int(minutes % 60):02d}:{int(rest):02d}"
-    return f"{int(minutes)}:{rest:04.1f}"
 
 
 def _write(output: Any, path: Path) -> None:

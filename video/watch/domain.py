@@ -73,9 +73,9 @@ class WatchDomain(Domain):
     USUAL = (".json",)
     PIPELINE = "WatchPipeline"
     EXAMPLES = (
-        Example("A rabbit", "when does a rabbit appear?", inputs={"film": SAMPLE}),
-        Example("Somebody jumps", "when does the barbarian jump?", inputs={"film": SAMPLE}),
-        Example("An octopus", "where is the octopus?", inputs={"film": SAMPLE}),
+        Example("A runner", "when does a barbarian run?", inputs={"film": SAMPLE}),
+        Example("A mage", "where is the mage?", inputs={"film": SAMPLE}),
+        Example("A fall", "when does somebody fall over?", inputs={"film": SAMPLE}),
     )
     SUMMARY = (
         "Drop a film and ask it something: the timeline lights up where it is seen, and each moment can be played. "

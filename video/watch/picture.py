@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from longtake.video.watch.answer import Answer
 
 
+SHOWN = 5  # moments on the picture
+
+
 def draw(answer: Answer, path: Path) -> None:
     """Write the picture as a png."""
-    from longtake.video.watch.answer import SHOWN, clock
     from matplotlib.figure import Figure
 
     shown = max(1, min(SHOWN, len(answer.pictures)))
@@ -60,3 +62,11 @@ def spread(maps: np.ndarray) -> np.ndarray:
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     scaled: np.ndarray = (maps - low) / np.maximum(high - low, 1e-9)
     return scaled
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 1:02:03, 2:03.5."""
+    minutes, rest = divmod(round(max(seconds, 0.0), 1), 60)
+    if minutes >= 60:
+        return f"{int(minutes // 60)}:{int(minutes % 60):02d}:{int(rest):02d}"
+    return f"{int(minutes)}:{rest:04.1f}"

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from longtake.errors import UserError
-from longtake.video.watch.answer import SHOWN, Answer
+from longtake.video.watch.answer import Answer
 from longtake.video.watch.decode import Film
 from longtake.video.watch.moments import Line, find_moments, read_subtitles
+from longtake.video.watch.picture import SHOWN, spread
 from longtake.video.watch.question import caption_of, foreign_share
 from longtake.video.watch.tower import Tower, tower_of
 
@@ -148,8 +149,6 @@ class WatchPipeline:
             small = np.stack([_square(frame, self.tower.size) for _, frame in around])
             maps.append(self.tower.map(small, answer.asked)[place].numpy())
         if maps:
-            from longtake.video.watch.picture import spread
-
             answer.maps = list(spread(np.stack(maps)))
 
 

@@ -31,8 +31,8 @@ def test_the_command_finds_what_the_sample_shows_and_a_second_question_is_answer
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for number, (question, (start, end)) in enumerate(ASKED.items()):
-        words = ["watch", str(SAMPLE), question, "--index", "index", "--out", f"{number}.json", "--out", f"{number}.vtt"]
-        assert main([*words, "--preview", f"{number}.png"]) == 0
+        outs = ["--out", f"{number}.json", "--out", f"{number}.vtt", "--preview", f"{number}.png"]
+        assert main(["watch", str(SAMPLE), question, "--index", "index", *outs]) == 0
         told = json.loads(Path(f"{number}.json").read_text())
         assert start <= told["moments"][0]["best"] <= end, question
         domain = domain_of("watch")
