@@ -135,11 +135,11 @@ class SequenceEncoder(nn.Module):
         if valid is not None:
             there = there & valid
         visits = torch.where(there, visits, 0.0)
-        delta = torch.where(observed, delta, 0.0).to(visits.dtype)
+        delta = torch.where(observed, delta.float(), 0.0)
         tokens, seen = self.read(visits, delta, observed, there, kind, team)
         rows, columns = visits.shape[3] // self.patch, visits.shape[4] // self.patch
         weights = self.weights(tokens, seen, there, rows, columns, team)
-        maps = torch.einsum("bnkdhw,bkdhw->bndhw", weights, visits)
+        maps = torch.einsum("bnkdhw,bkdhw->bndhw", weights.to(visits.dtype), visits)
         nearest, slope, spread = plain(visits, delta, observed, there)
         painted = self.paint(self.norm(seen)).view(
             *seen.shape[:2], rows, columns, self.features, self.patch, self.patch
@@ -168,7 +168,8 @@ class SequenceEncoder(nn.Module):
         stacked = torch.stack([visits, there.to(visits.dtype)], 3).flatten(0, 2)  # (B K D, 2, H, W)
         tokens = self.embed(stacked).flatten(2).transpose(1, 2)
         position = places(height // self.patch, width // self.patch, self.width, visits.device).to(tokens.dtype)
-        told = self.times(time_features(delta, self.frequencies)) + self.kind(kind)[:, None]  # (B, K, C)
+        features = time_features(delta, self.frequencies).to(tokens.dtype)
+        told = self.times(features) + self.kind(kind)[:, None]  # (B, K, C)
         tokens = tokens + position + told.repeat_interleave(depth, 1).flatten(0, 1)[:, None]
         for layer in self.frame:
             tokens = layer(tokens)
@@ -228,7 +229,7 @@ class SequenceEncoder(nn.Module):
         counted = torch.stack([number.log1p(), (number > 1).to(delta.dtype)], 1)
         told = time_features(times, self.frequencies).flatten(1)
         found = seen.mean((1, 2)) if team is None else team.mean_over_slices(seen)
-        out: torch.Tensor = self.tell(torch.cat([told, counted, found.to(told.dtype)], 1))
+        out: torch.Tensor = self.tell(torch.cat([told, counted, found.to(told.dtype)], 1).to(seen.dtype))
         return out
 
 
@@ -243,7 +244,7 @@ def plain(
     share = there.to(visits.dtype)
     count = share.sum(1, keepdim=True)
     mean = visits.sum(1, keepdim=True) / count.clamp_min(1)
-    time = delta[:, :, None, None, None] * share
+    time = delta[:, :, None, None, None].to(visits.dtype) * share
     middle = time.sum(1, keepdim=True) / count.clamp_min(1)
     off = torch.where(there, time - middle, 0.0)
     gap = torch.where(there, visits - mean, 0.0)

@@ -126,7 +126,8 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         waves = angle[:, None] * (2.0 ** torch.arange(8, device=angle.device) * math.pi / 2)
         features = torch.cat([waves.sin(), waves.cos(), angle[:, None]], 1)
         condition = condition + self.noise(features.to(condition.dtype))
-        return self.denoiser(torch.cat([noisy, told.to(noisy.dtype)], 1), condition, neighbours_of(team)).float()
+        seen = torch.cat([noisy, told], 1).to(self.denoiser.enter.weight.dtype)
+        return self.denoiser(seen, condition, neighbours_of(team)).float()
 
     @staticmethod
     def repeated(outlook: Outlook, times: int) -> Outlook:

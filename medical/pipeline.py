@@ -249,7 +249,7 @@ class LongitudinalPipeline:
             self.net,
             cut,
             visits,
-            torch.from_numpy(patient.times - time)[None].to(device, dtype),
+            torch.from_numpy(patient.times - time)[None].float().to(device),
             torch.from_numpy(patient.observed)[None].to(device),
             torch.tensor([patient.number], device=device),
             valid,

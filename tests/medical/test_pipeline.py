@@ -169,6 +169,16 @@ def test_a_prior_is_written_and_read(tmp_path):
         LongitudinalPipeline.from_prior(tmp_path / "prior")
 
 
+def test_half_precision_predicts_nearly_the_same():
+    series = growing()
+    plain, half = random_pipeline(), random_pipeline()
+    torch.nn.Module.to(half.net, dtype=torch.bfloat16)
+    found, other = (pipe.predict(series, [9.0], guidance_scale=1.2, **FAST) for pipe in (plain, half))
+    span = np.ptp(series.images)
+    assert np.abs(found.expected - other.expected).max() < 0.03 * span
+    assert np.abs(found.samples - other.samples).max() < 0.15 * span
+
+
 def test_the_interval_is_the_mean_and_a_factor_of_the_scale():
     pipe, series = random_pipeline(), growing()
     found = pipe.predict(series, [9.0], **FAST)
