@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 PRIOR = "kaykit-small"
 FRAMES = 240
-SECONDS = 0.0156  # a frame and step with guidance, emoji-small at 64 x 64: 240 frames, 16 steps in 60 s
+SECONDS = 0.0156  # a frame and step with guidance, a prior of this size at 64 x 64: 240 frames, 16 steps in 60 s
 PIXELS = 64 * 64  # of that measurement
-MEMORY_GB = 1.5  # peak of 2,300 frames with emoji-small
+MEMORY_GB = 1.5  # peak of 2,300 frames with a prior of this size
 MOST_FRAMES = 1_000_000
 _REDO = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 

@@ -100,7 +100,7 @@ def test_a_stop_that_comes_while_texts_are_encoded_counts(pipe, monkeypatch) -> 
 
 
 def test_a_shipped_prior_has_a_name_here_too() -> None:
-    pipe = LongVideoPipeline.from_pretrained("emoji-small", torch_dtype=torch.float32)
+    pipe = LongVideoPipeline.from_pretrained("kaykit-small", torch_dtype=torch.float32)
     assert pipe.unet.dtype == torch.float32 and pipe.text_encoder is not None
 
 
