@@ -208,9 +208,12 @@ def finished(model: LongitudinalNet, aside: Sequence[Subject], folder: Path) -> 
     from longtake.medical.held_out import calibration_of
     from longtake.medical.net import LongitudinalNet
     from longtake.medical.pipeline import LongitudinalPipeline
+    from longtake.train import training_device
 
     net = LongitudinalNet(**{name: value for name, value in model.config.items() if not name.startswith("_")})
     net.load_state_dict({name: value.cpu().to(torch.float16).float() for name, value in model.state_dict().items()})
     pipe = LongitudinalPipeline(net)
+    pipe.save(folder)  # what was learned is kept, whatever becomes of the calibration
+    pipe.to(training_device())
     pipe.calibration = calibration_of(pipe, aside)
-    return pipe.save(folder)
+    return pipe.to("cpu").save(folder)
