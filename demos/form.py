@@ -411,7 +411,7 @@ def _upload(item: InputFile, value: Any) -> Any:
             raise gr.Error("the page fetches no files from elsewhere: upload it", print_exception=False)
         return await stock(path)
 
-    upload.async_move_resource_to_block_cache = take
+    setattr(upload, "async_move_resource_to_block_cache", take)  # noqa: B010 - a method of this one alone
     return upload
 
 

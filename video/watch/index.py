@@ -185,7 +185,9 @@ class _Maker:
     def write(self, home: Path, number: int, shot: int, end: float) -> int:
         """Segments of the pictures so far into the block's file; the number of the next shot."""
         self._look()
-        spans, shots, vectors = [], [], []
+        spans: list[tuple[float, float]] = []
+        shots: list[int] = []
+        vectors: list[Tensor] = []
         if self.times:
             features = torch.cat(self._features)[self._place]
             for first, last, cut in pieces(self.times, features, self.rate):

@@ -85,7 +85,7 @@ class WatchPipeline:
             raise UserError(f"moments is how many are wanted, 1 at least; given {moments}")
         asked = self.asked(question)
         lines = [] if subtitles is None else read_subtitles(Path(subtitles))
-        whole = Film(film)
+        whole = Film(Path(film))
         found = ClipIndex.of(whole, self.tower, index_folder(index), rate=rate, on_block=on_block)
         told = [*found.notes, *self.warnings(question)]
         scores = self.tower.calibrated(found.scores(self.tower.ask(asked)))

@@ -71,6 +71,9 @@ class Tower(ABC):
 class Head(nn.Module):
     """Mean and deviation of a segment's features, (B, 2 F), to the space of sentences, (B, 384), unit length."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, inner: int = 768, width: int = 384) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * WIDTH))

@@ -244,8 +244,8 @@ def balance(head: Head, films: Films) -> dict[str, float]:
         order = scores.argsort(1, descending=True)[:, :3].numpy()
         found[share] = float(np.mean([own[place][order[place]].any() for place in range(len(asked))]))
     share = max(SHARES, key=lambda one: (found[one], one))
-    scores = (share * texts @ seen.T + (1 - share) * texts @ words.T).numpy()
-    floor, top = float(np.quantile(scores[~own], 0.9)), float(np.quantile(scores[own], 0.75))
+    likeness = (share * texts @ seen.T + (1 - share) * texts @ words.T).numpy()
+    floor, top = float(np.quantile(likeness[~own], 0.9)), float(np.quantile(likeness[own], 0.75))
     print("share of the head: found among the first three", {one: round(value, 3) for one, value in found.items()})
     return {"head_share": share, "floor": floor, "top": top, "sharpness": SHARPNESS}
 
