@@ -112,6 +112,8 @@ footer { opacity: .6; }
 @media (max-width: 620px) {
   .film.crisp video { height: 256px !important; width: auto; }
   .gradio-container { padding: .5rem !important; }
+  .tab-wrapper, .tab-container { max-width: calc(100vw - 3rem); overflow-x: auto; overflow-y: hidden; }
+  .tab-container button { padding: 0 .55rem !important; }
   .ranks .table-container, .ranks .table-wrap { max-width: calc(100vw - 4.5rem); overflow-x: auto; }
 }
 """

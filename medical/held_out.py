@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from longtake.medical.calibration import Calibration, calibrate
+from longtake.medical.calibration import Calibration, best_share, calibrate
 from longtake.medical.series import Series
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def forecasts(subject: Subject, *, last: bool = False) -> Iterator[Case]:
 
 
 def calibration_of(pipe: LongitudinalPipeline, subjects: Iterable[Subject]) -> Calibration:
-    """Measure a net on subjects it was not trained on: all forecasts of the real ones, the last of simulated ones."""
+    """Measure a net on subjects it was not trained on: all forecasts of the real ones, the last of simulated ones.
+
+    First how far its mean is to be followed away from the mean of the history, then the intervals around what comes.
+    """
     found: dict[str, dict[int, list[np.ndarray]]] = {}
     for number, subject in enumerate(subjects):
         made = subject.modality in ("simulated", "cine")
@@ -75,9 +78,14 @@ def calibration_of(pipe: LongitudinalPipeline, subjects: Iterable[Subject]) -> C
             height, width = outlook.size
             mean, scale = (part[0, 0, :, :height, :width].cpu().numpy() for part in (outlook.mean, outlook.scale))
             truth = patient.intensity.forward(torch.from_numpy(case.truth)).numpy()
-            ratio = (np.abs(truth - mean) / scale)[case.scored]
-            thinned = ratio[:: max(1, len(ratio) // MOST_VOXELS)]
+            base = patient.base(mean)
+            values = np.stack([truth - base, mean - base, scale])[:, case.scored]
+            thinned = values[:, :: max(1, values.shape[1] // MOST_VOXELS)]
             found.setdefault(subject.modality, {}).setdefault(number, []).append(thinned)
-    return calibrate(
-        {kind: {patient: np.concatenate(parts) for patient, parts in rows.items()} for kind, rows in found.items()}
-    )
+    rows = {kind: {one: np.concatenate(parts, 1) for one, parts in those.items()} for kind, those in found.items()}
+    shares = {kind: best_share([(one[0], one[1]) for one in those.values()]) for kind, those in rows.items()}
+    ratios = {
+        kind: {one: np.abs(part[0] - shares[kind] * part[1]) / part[2] for one, part in those.items()}
+        for kind, those in rows.items()
+    }
+    return calibrate(ratios, shares)

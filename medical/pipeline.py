@@ -58,6 +58,15 @@ class _Patient:
     intensity: IntensityMap
     number: int
 
+    def base(self, otherwise: np.ndarray, before: float | None = None) -> np.ndarray:
+        """The mean of the history (D, H, W): at each voxel of the observed visits that have data there, ``otherwise``
+        where none has. before: of earlier visits alone."""
+        taken = self.observed if before is None else self.observed & (self.times < before)
+        visits = self.visits.numpy()[taken].astype(np.float64)
+        valid = np.ones_like(visits, bool) if self.valid is None else self.valid.numpy()[taken]
+        count = valid.sum(0)
+        return np.where(count > 0, (visits * valid).sum(0) / np.maximum(count, 1), otherwise)
+
 
 class LongitudinalPipeline:
     """A net, its calibration, and how it is asked. weights: a hash that names them. See the module."""
@@ -175,8 +184,14 @@ class LongitudinalPipeline:
         done = _each_pair(plan, samples, ranks, store, on_sample)
         drawn, means, scales = (np.stack([one[name] for one in done]) for name in ("sample", "mean", "scale"))
         expected = means.mean(0, dtype=np.float64)
-        error = np.sqrt(np.square(scales).mean(0, dtype=np.float64) + means.var(0, dtype=np.float64))
         generated = np.array([index is None for index in plan.known])
+        share = self.calibration.share(series.modality)
+        for place in np.flatnonzero(generated) if share != 1 else ():
+            before = float(times[place]) / patient.scale if causal else None
+            shift = (share - 1) * (expected[place] - patient.base(expected[place], before))
+            expected[place] += shift
+            drawn[:, place] += shift.astype(drawn.dtype)
+        error = np.sqrt(np.square(scales).mean(0, dtype=np.float64) + means.var(0, dtype=np.float64))
         half = patient.intensity.half * factor
         reach = np.where(generated[:, None, None, None], error * half, 0.0)
         native = patient.intensity.inverse(torch.from_numpy(expected)).numpy()

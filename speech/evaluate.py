@@ -172,7 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sentences", type=int, default=50, help="held-out sentences (default 50)")
     parser.add_argument("--steps", type=int, nargs="*", default=[4], help="of the flow (default 4)")
     parser.add_argument(
-        "--temperature", type=float, nargs="*", default=[0.667], help="noise that the flow starts from (default 0.667)"
+        "--temperature", type=float, nargs="*", default=[0.3], help="noise that the flow starts from (default 0.3)"
     )
     parser.add_argument("--controls", type=int, default=20, help="sentences for contours and breaks (0: none)")
     parser.add_argument(

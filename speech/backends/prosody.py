@@ -27,7 +27,7 @@ from longtake.speech.text.script import symbols_of
 from longtake.speech.text.symbols import BREAK_MARK, ids, interspersed
 
 KIND = convert.KIND
-STEPS, TEMPERATURE = 4, 0.667
+STEPS = 4
 TAIL_SYMBOLS, TAIL_FRAMES = 40, 64  # of the chunk before, at most
 CROSS = 3  # frames over which one pitch goes over into the next
 
@@ -112,7 +112,7 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
         start = noise(asked.seed, 0, [0], 0, (config.mels, total)).to(device)
         valid = torch.tensor([total], device=device)
         steps = STEPS if asked.steps is None else asked.steps
-        heat = TEMPERATURE if asked.temperature is None else asked.temperature
+        heat = model.config.temperature if asked.temperature is None else asked.temperature
 
         def flowed(mean: torch.Tensor, whose: torch.Tensor | None) -> torch.Tensor:
             wide = mean.float().repeat_interleave(frames.to(device), dim=2)

@@ -37,6 +37,7 @@ class Config:
     blanks: whether a blank stands between symbols. mark: id of a break. semitones: whether the bank reads semitones
     around a word's mean instead of Hz. tone: whether the speaker's average pitch can be set.
     dropout, prenet_dropout, field_dropout: in training. mean, deviation: of the log mels. voices: names of speakers.
+    temperature: deviation of the noise that speech starts from, where none is asked for.
     """
 
     symbols: int = len(SYMBOLS)
@@ -69,6 +70,7 @@ class Config:
     mean: float = NORMS["libritts"][0]
     deviation: float = NORMS["libritts"][1]
     voices: tuple[str, ...] = ()
+    temperature: float = 0.667
 
     @property
     def speaking(self) -> bool:

@@ -43,6 +43,7 @@ SMALL: dict[str, Any] = {
     "semitones": True,
     "tone": True,
     "prenet_dropout": 0.1,
+    "temperature": 0.3,
     "mean": MEL_MEAN,
     "deviation": MEL_DEVIATION,
 }

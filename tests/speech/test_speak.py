@@ -153,3 +153,15 @@ def test_a_model_refuses_the_controls_that_it_lacks():
         speak(matcha, PHONES, pitch=1.0)
     with pytest.raises(UserError, match="one voice and no names"):
         speak(made(speakers=1, tone=False, voices=()), PHONES, voice="ann")
+
+
+def test_the_voice_that_ships_says_a_sentence_and_pauses_where_it_is_told_to():
+    from longtake import LongSpeechPipeline
+
+    pipe = LongSpeechPipeline.from_prior()
+    assert len(pipe.voice.model.config.voices) == 53
+    said = pipe("You are coming with us tomorrow.", seed=1, phonemes="words")
+    again = pipe("You are coming [pause:500ms] with us tomorrow.", seed=1, phonemes="words")
+    assert 1.2 < said.seconds < 4 and 0.05 < float(abs(said.samples).max()) <= 1
+    assert [word.text for word in said.words if not word.mark] == "You are coming with us tomorrow.".split()
+    assert again.seconds > said.seconds + 0.3
