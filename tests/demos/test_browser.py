@@ -28,7 +28,11 @@ def visit(page, browser) -> Iterator:
         )
         window.goto(page.url)
         window.wait_for_selector(".timeline .row")
-        window.get_by_role("tab", name=tab).click()
+        found = window.get_by_role("tab", name=tab)
+        if not found.is_visible():  # on a phone: behind the menu of tabs that do not fit
+            window.locator(".overflow-menu > button").click()
+            found = window.locator(".overflow-dropdown button", has_text=tab)
+        found.click()
         panel = window.locator("[role=tabpanel]:visible")
         opened.append((context, trouble))
         return SimpleNamespace(
