@@ -5,8 +5,9 @@ import pytest
 import torch
 from longtake.errors import UserError
 from longtake.journal import Journal
-from longtake.medical.calibration import Calibration, calibrate, weighted_quantile
+from longtake.medical.calibration import Calibration, best_share, calibrate, weighted_quantile
 from longtake.medical.intensity import IntensityMap
+from longtake.medical.net import LongitudinalNet
 from longtake.medical.pipeline import LongitudinalPipeline
 from longtake.medical.series import Series
 from longtake.medical.windows import estimate_memory, windows
@@ -239,3 +240,33 @@ def test_s17_a_constant_image_gives_numbers():
     assert np.isfinite(found.samples).all() and np.isfinite(found.upper).all()
     with pytest.raises(UserError, match="no visit is observed"):
         IntensityMap.fit(flat.images, [False, False])
+
+
+def test_the_net_is_followed_as_far_as_held_back_patients_say() -> None:
+    """By least squares between the mean of the history and the net's mean; each patient weighs the same."""
+    dice = np.random.default_rng(0)
+    mean = dice.standard_normal(1000)
+    assert best_share([(0.6 * mean, mean), (0.6 * mean[:10], mean[:10])]) == pytest.approx(0.6)
+    assert best_share([(-mean, mean)]) == 0 and best_share([(3 * mean, mean)]) == 1
+    assert best_share([(mean, 0 * mean)]) == 1
+    made = Calibration(shares={"cxr": 0.25})
+    assert made.share("cxr") == 0.25 and made.share("cardiac") == 1
+    assert Calibration.from_json(made.to_json()) == made
+    assert Calibration.from_json({**made.to_json(), "shares": {}}).share("cxr") == 1
+
+
+def test_a_share_moves_mean_interval_and_samples_alike_and_one_changes_nothing() -> None:
+    net = LongitudinalNet(width=32, channels=(16, 32), mean_channels=(16, 32), condition=32).eval()
+    dice = np.random.default_rng(1)
+    images = dice.uniform(0, 1, (3, 1, 16, 16)).astype(np.float32)
+    series = Series("one", images, np.array([0.0, 1.0, 3.0]), "years", modality="cxr")
+    asked = {"samples": 2, "num_inference_steps": 2}
+    whole = LongitudinalPipeline(net).predict(series, [4.0], **asked)
+    half = LongitudinalPipeline(net, Calibration(shares={"cxr": 0.5})).predict(series, [4.0], **asked)
+    none = LongitudinalPipeline(net, Calibration(shares={"cxr": 0.0})).predict(series, [4.0], **asked)
+    same = LongitudinalPipeline(net, Calibration(shares={"cxr": 1.0})).predict(series, [4.0], **asked)
+    assert np.array_equal(whole.samples, same.samples) and np.array_equal(whole.expected, same.expected)
+    assert np.allclose(none.expected[0], images.mean(0), atol=1e-5), "not followed at all: the mean of the history"
+    assert np.allclose(half.expected, (whole.expected + none.expected) / 2, atol=1e-5)
+    assert np.allclose(half.samples - whole.samples, half.expected - whole.expected, atol=1e-5)
+    assert np.allclose(half.upper - half.lower, whole.upper - whole.lower, atol=1e-5)
