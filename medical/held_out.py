@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longtake.medical.pipeline import LongitudinalPipeline
 
 NUDGE = 1e-4  # between visits of the same time, in the subject's unit: a series has no two at one time
+MADE = ("simulated", "cine")  # kinds of subjects that are simulated
 MOST_VOXELS = 20_000  # of a case, that a calibration looks at
 
 
@@ -68,10 +69,11 @@ def calibration_of(pipe: LongitudinalPipeline, subjects: Iterable[Subject]) -> C
     """Measure a net on subjects it was not trained on: all forecasts of the real ones, the last of simulated ones.
 
     First how far its mean is to be followed away from the mean of the history, then the intervals around what comes.
+    Simulated subjects are as many as one likes, and growth is what they teach: the net's mean is followed wholly there.
     """
     found: dict[str, dict[int, list[np.ndarray]]] = {}
     for number, subject in enumerate(subjects):
-        made = subject.modality in ("simulated", "cine")
+        made = subject.modality in MADE
         for case in forecasts(subject, last=made):
             patient = pipe.patient(case.series)
             outlook = pipe.view(patient, case.time / patient.scale).outlook
@@ -83,7 +85,10 @@ def calibration_of(pipe: LongitudinalPipeline, subjects: Iterable[Subject]) -> C
             thinned = values[:, :: max(1, values.shape[1] // MOST_VOXELS)]
             found.setdefault(subject.modality, {}).setdefault(number, []).append(thinned)
     rows = {kind: {one: np.concatenate(parts, 1) for one, parts in those.items()} for kind, those in found.items()}
-    shares = {kind: best_share([(one[0], one[1]) for one in those.values()]) for kind, those in rows.items()}
+    shares = {
+        kind: 1.0 if kind in MADE else best_share([(one[0], one[1]) for one in those.values()])
+        for kind, those in rows.items()
+    }
     ratios = {
         kind: {one: np.abs(part[0] - shares[kind] * part[1]) / part[2] for one, part in those.items()}
         for kind, those in rows.items()
