@@ -176,3 +176,12 @@ def test_every_control_has_a_label(visit, tab: str) -> None:
         .map(node => node.outerHTML.slice(0, 160))"""
     )
     assert nameless == []
+
+
+def test_a_film_is_asked_and_a_moment_plays(visit) -> None:
+    seen = visit("Watch")
+    seen.panel.get_by_role("button", name="A mage").click()
+    seen.panel.locator("button.moment").first.wait_for(timeout=120_000)
+    seen.window.wait_for_function("document.querySelector('#watch-film video')?.readyState >= 2", timeout=20_000)
+    seen.panel.locator("button.moment").first.click()
+    seen.window.wait_for_function("document.querySelector('#watch-film video').currentTime > 4", timeout=10_000)
