@@ -186,7 +186,7 @@ class LongitudinalPipeline:
         expected = means.mean(0, dtype=np.float64)
         generated = np.array([index is None for index in plan.known])
         share = self.calibration.share(series.modality)
-        for place in np.flatnonzero(generated) if share != 1 else ():
+        for place in np.flatnonzero(generated).tolist() if share != 1 else ():
             before = float(times[place]) / patient.scale if causal else None
             shift = (share - 1) * (expected[place] - patient.base(expected[place], before))
             expected[place] += shift
