@@ -172,11 +172,9 @@ class Form:
         line = self.line_of(values)
         request = self.request_of(line)
         # as the visitor knows the files: without the folders of this machine
-        told = replace(request, inputs={name: Path(path.name) for name, path in request.inputs.items()})
-        shown_line = {
-            **line,
-            **({"inputs": {name: path.name for name, path in request.inputs.items()}} if request.inputs else {}),
-        }
+        names = {name: path.name for name, path in request.inputs.items()}
+        told = replace(request, inputs={name: Path(file) for name, file in names.items()})
+        shown_line = line | ({"inputs": names} if names else {})
         later = [skip] * (self.tab.view_count + 4)
         yield [_bar("Loading the model…"), *later]
         maker = self.bench.maker

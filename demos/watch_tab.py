@@ -31,11 +31,7 @@ def _views() -> list[Any]:
 
 def show(output: Any, files: list[Path], request: Request) -> list[Any]:
     """The film, the timeline with the moments, the preview."""
-    from longtake.media import check_picture
-
     shown = next((path for path in files if path.suffix == ".png"), None)
-    if shown is not None:
-        check_picture(shown)
     drawn = "" if shown is None else picture(shown, "the moments' pictures, and where in them it was seen")
     return [str(request.inputs["film"]), timeline(output), drawn]
 

@@ -80,16 +80,12 @@ class ClipIndex:
                 return found
             told.unlink()  # a block is damaged: it is made anew
         home.mkdir(parents=True, exist_ok=True)
-        done = 0
-        while _block(home, done) is not None:
+        done = shot = 0
+        while (part := _block(home, done)) is not None:
+            shot = max(shot, 1 + int(part["shots"].max(initial=-1)))
             done += 1
         maker = _Maker(tower, rate)
         blocks = None if film.seconds is None else max(1, int(np.ceil(film.seconds / BLOCK_SECONDS)))
-        shot = 0
-        for earlier in range(done):
-            part = _block(home, earlier)
-            assert part is not None
-            shot = max(shot, 1 + int(part["shots"].max(initial=-1)))
         start, seconds = done * BLOCK_SECONDS, done * BLOCK_SECONDS
         for time, frame in film.frames(rate, tower.size, start=start):
             while time >= (done + 1) * BLOCK_SECONDS:

@@ -128,14 +128,14 @@ class WatchPipeline:
         encoder = SentenceEncoder()
         likeness = encoder.similarity([asked], [line.text for line in lines])[0]
         value = ((likeness - HEARD_FLOOR) / (HEARD_TOP - HEARD_FLOOR)).clamp(0, 1)
-        scores, heard = scores.clone(), [None] * len(index)
-        told: list[str | None] = list(heard)
+        scores = scores.clone()
+        heard: list[str | None] = [None] * len(index)
         for line, one in zip(lines, value.tolist(), strict=True):
             meets = np.flatnonzero((index.spans[:, 0] < line.end) & (index.spans[:, 1] > line.start))
             for place in meets:
                 if one > scores[place]:
-                    scores[place], told[place] = one, line.text
-        return scores, told
+                    scores[place], heard[place] = one, line.text
+        return scores, heard
 
     def _look_closely(self, film: Film, answer: Answer) -> None:
         """The best picture of each of the first moments, and the map of it."""

@@ -13,6 +13,7 @@ from longtake.demos.bench import Bench
 from longtake.demos.form import Form
 from longtake.domain import domain_of
 from longtake.records import read
+from longtake.video.watch.decode import Film
 from longtake.video.watch.domain import SAMPLE
 from longtake.video.watch.tower import LIKELIEST, SmallTower, tower_of
 
@@ -107,7 +108,7 @@ def test_open_words_are_the_mean_of_the_likeliest_classes(tower) -> None:
 
 def test_a_map_lies_where_the_thing_is(tower) -> None:
     """The same thing to the left, then to the right: the map moves with it."""
-    film = next(iter(__import__("longtake.video.watch.decode", fromlist=["Film"]).Film(SAMPLE).frames(1.0)))[1]
+    _, film = next(Film(SAMPLE).frames(1.0))
     side = film.shape[0]
     wide = np.full((2, side, side, 3), 255, np.uint8)
     small = film[::2, ::2]
