@@ -13,18 +13,21 @@ The model is changed in place, module by module, and is the stock model again af
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING
+from types import NoneType, TracebackType
+from typing import TYPE_CHECKING, Any
 
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.transport import Counter, Transport
-from longtake.video.piece import Exchange, Mode, Patches, Piece, ScopeSchedule, TextProvider, UnsupportedModule
+from longtake.video.piece import Exchange, Mode, Patches, Piece, TextProvider, UnsupportedModule
 from longtake.video.scope import Scope
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from longtake.video.dit.adapter import Call
+    from longtake.video.dit.positions import Positions
+    from longtake.video.dit.scopes import FrameScope
     from longtake.video.legacy import LegacyConfig
 
 __all__ = ["Handle", "Mode", "Exchange", "UnsupportedModule", "parallelize"]
@@ -35,7 +38,16 @@ _HANDLE = "_longtake_handle"  # marks a patched model
 class Handle:
     """A parallelized model. Ends with `remove()` or as a context manager."""
 
-    def __init__(self, model: nn.Module, piece: Piece, patches: Patches, reason: str, chunk_frames: int | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        piece: Piece,
+        patches: Patches,
+        reason: str,
+        chunk_frames: int | None,
+        call: Call | None = None,
+    ):
+        self._call = call
         self._model = model
         self._piece = piece
         self._patches = patches
@@ -74,6 +86,25 @@ class Handle:
         """
         self._piece.fixed_timestep = timestep
 
+    def set_prompts(self, weights: Tensor | None, length: int | None = None) -> None:
+        """Prompts along the video, for video transformers. The text arguments of the calls that follow hold P texts of
+        `length` tokens side by side, and frame f hears text p with weights[f, p].
+
+        weights: (F, P) over all latent frames, rows add up to 1. None: the text given to the model, for all frames.
+        """
+        from longtake.video.dit.prompts import set_prompts
+
+        set_prompts(self._transformer("set_prompts"), weights, length)
+
+    def set_step(self, step: int | None) -> None:
+        """Denoising steps done, for scopes that change from step to step. None: changes of the timestep are counted."""
+        self._transformer("set_step").step = step
+
+    def _transformer(self, what: str) -> Call:
+        if self._call is None:
+            raise UserError(f"{what} is for video transformers; this model is a UNet")
+        return self._call
+
     def explain(self) -> str:
         """One line: ranks, frames, strategy and why, mode."""
         piece = self._piece
@@ -105,7 +136,7 @@ class Handle:
 def parallelize(
     model: nn.Module,
     partition: Partition,
-    scope: Scope | None,
+    scope: Scope | FrameScope | None,
     *,
     group: dist.ProcessGroup | None = None,
     strategy: Exchange | str = Exchange.AUTO,
@@ -113,19 +144,27 @@ def parallelize(
     chunk_frames: int | None = None,
     legacy: LegacyConfig | None = None,
     transport: Transport | None = None,
+    positions: Positions | str | None = None,
+    whole: bool = False,
 ) -> Handle:
     """Patch `model` so that each rank computes its frames of one long video.
 
     Args:
-        model: UNet3DConditionModel or WanTransformer3DModel, in eval mode when called.
+        model: UNet3DConditionModel, or a video transformer with a record in `video/dit/records.py` (Wan, VACE,
+            SkyReels-V2, LTX, HunyuanVideo, CogVideoX, ConsisID, Mochi, Kandinsky, Cosmos), in eval mode when called.
         partition: frames of every rank; pieces may be uneven or empty.
-        scope: what a frame attends to; None is full attention over all frames.
+        scope: what a frame attends to; None is full attention over all frames. Video transformers take the family of
+            `video/dit/scopes.py` too.
         group: process group, default the world; without torch.distributed, one process.
         strategy: see `Exchange`.
         mode: see `Mode`.
         chunk_frames: compute spatial layers this many frames at a time, which bounds memory; None is all at once.
         legacy: settings of mode=legacy.
         transport: ready-made messages instead of `group` (a `DryTransport` forecasts traffic).
+        positions: how frames of a video transformer get their place in time, a `Positions` or its policy's name;
+            None is absolute, as stock.
+        whole: video transformers only: the model is called with whole inputs and gives the whole output on every rank,
+            so a stock pipeline can call it; without it every rank gives and gets its own frames.
 
     Returns:
         Handle. The caller then calls the model as usual with latents (B, C, T_r, h, w) on every rank.
@@ -143,7 +182,7 @@ def parallelize(
     if chunk_frames is not None and chunk_frames < 1:
         raise UserError(f"chunk_frames must be at least 1; given {chunk_frames}")
     mode, strategy = Mode(mode), Exchange(strategy)
-    schedule: ScopeSchedule | None = scope
+    schedule: Any = scope
     if mode == Mode.LEGACY:
         from longtake.video.legacy import LegacyConfig, LegacySchedule
 
@@ -159,48 +198,62 @@ def parallelize(
     piece = Piece(partition, transport, schedule, strategy, mode)
     patches = Patches()
     try:
-        reason = _install(model, piece, patches, chunk_frames, legacy)
+        if _is_unet(model):
+            if positions is not None or whole or not isinstance(scope, (Scope, NoneType)):
+                raise UserError("positions, whole and scopes other than Scope are for video transformers")
+            return Handle(model, piece, patches, _install_unet(model, piece, patches, chunk_frames, legacy), chunk_frames)
+        if chunk_frames is not None:
+            raise UserError("chunk_frames is for UNets")
+        call, reason = _install_transformer(model, piece, patches, positions, whole)
     except BaseException:
         patches.undo()
         raise
-    return Handle(model, piece, patches, reason, chunk_frames)
+    return Handle(model, piece, patches, reason, None, call)
 
 
-def _install(
+def _is_unet(model: nn.Module) -> bool:
+    # by name along the bases: a subclass with another time embedding (VideoCrafter2) has the same temporal modules
+    return any(base.__name__ == "UNet3DConditionModel" for base in type(model).__mro__)
+
+
+def _install_unet(
     model: nn.Module, piece: Piece, patches: Patches, chunk_frames: int | None, legacy: LegacyConfig | None
 ) -> str:
-    """Choose the adapter by class, settle the strategy, patch; returns why the strategy was chosen."""
-    # by name along the bases: a subclass with another time embedding (VideoCrafter2) has the same temporal modules
-    known = ("UNet3DConditionModel", "WanTransformer3DModel")
-    name = next((base.__name__ for base in type(model).__mro__ if base.__name__ in known), type(model).__name__)
-    if name == "UNet3DConditionModel":
-        from longtake.video import chunked, unet3d
-        from longtake.video import legacy as released
+    """Settle the strategy, patch; returns why the strategy was chosen."""
+    from longtake.video import chunked, unet3d
+    from longtake.video import legacy as released
 
-        if legacy is not None:
-            piece.strategy = Exchange.HALO
-            released.install(model, piece, patches, legacy)
-            return "the released exchange"
-        if chunk_frames is not None:
-            if piece.strategy == Exchange.TRANSPOSE:
-                raise UserError("chunk_frames works with strategy halo or gather; transpose holds all frames at once")
-            if piece.strategy == Exchange.AUTO:
-                piece.strategy = Exchange.HALO
-            chunked.install(model, piece, patches, chunk_frames)
-            return "one process, nothing to exchange" if piece.alone else "in chunks, halo is the one that applies"
-        reason = choose_strategy(model, piece)
-        unet3d.install(model, piece, patches)
-        return reason
-    if name == "WanTransformer3DModel":
-        from longtake.video import wan
-
-        if piece.mode != Mode.EXACT or chunk_frames is not None:
-            raise UserError(f"{name} is computed in mode=exact, without chunk_frames")
+    if legacy is not None:
+        piece.strategy = Exchange.HALO
+        released.install(model, piece, patches, legacy)
+        return "the released exchange"
+    if chunk_frames is not None:
+        if piece.strategy == Exchange.TRANSPOSE:
+            raise UserError("chunk_frames works with strategy halo or gather; transpose holds all frames at once")
         if piece.strategy == Exchange.AUTO:
             piece.strategy = Exchange.HALO
-        wan.install(model, piece, patches)
-        return "one process, nothing to exchange" if piece.alone else "the one that applies to tokens of whole frames"
-    raise UnsupportedModule(f"{name} has no adapter; there is one for UNet3DConditionModel and WanTransformer3DModel")
+        chunked.install(model, piece, patches, chunk_frames)
+        return "one process, nothing to exchange" if piece.alone else "in chunks, halo is the one that applies"
+    reason = choose_strategy(model, piece)
+    unet3d.install(model, piece, patches)
+    return reason
+
+
+def _install_transformer(
+    model: nn.Module, piece: Piece, patches: Patches, positions: Positions | str | None, whole: bool
+) -> tuple[Call, str]:
+    """Patch a video transformer of the record table."""
+    from longtake.video.dit import adapter
+    from longtake.video.dit.positions import Positions
+    from longtake.video.dit.records import record_of
+
+    record = record_of(model)
+    if not isinstance(positions, Positions):
+        positions = Positions("absolute" if positions is None else positions)
+    if piece.strategy == Exchange.AUTO:
+        piece.strategy = Exchange.HALO
+    call = adapter.install(model, record, piece, patches, positions=positions, whole=whole)
+    return call, "one process, nothing to exchange" if piece.alone else "the frames that are seen, whole"
 
 
 def choose_strategy(model: nn.Module, piece: Piece) -> str:

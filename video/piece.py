@@ -110,6 +110,7 @@ class Piece:
         self.whole = len(self.mine) == self.total  # this rank holds the video, the others nothing
         self.alone = transport.world == 1
         self.batch = 1
+        self.tokens = 1  # of a frame, in video transformers
         self.dual: DualScope | None = None
         self.fixed_timestep: float | None = None
         self.text_provider: TextProvider | None = None
@@ -290,6 +291,10 @@ class Patches:
     def post_hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """A forward hook."""
         self._undo.append(module.register_forward_hook(hook).remove)
+
+    def restore(self, undo: Callable[[], object]) -> None:
+        """Remember how to take back a change that was made elsewhere."""
+        self._undo.append(undo)
 
     def undo(self) -> None:
         """Take everything back, last change first; a second call does nothing."""

@@ -1,0 +1,91 @@
+"""One adapter for all video transformers: stock where it should be, the definition elsewhere, for any number of ranks."""
+
+import warnings
+
+import pytest
+import torch
+from dit_models import KINDS, call_of, make, run
+from dit_reference import Dense
+from longtake.kernels.partition import Partition
+from longtake.video.dit.scopes import BlockCausal, Both, Decay, Moment, RotatingAnchors, Sinks, see
+from longtake.video.parallelize import parallelize
+from longtake.video.scope import Scope
+from ranks import run_ranks
+
+TOLERANCE = 1e-5
+FRAMES = 7
+UNEVEN = {1: [[7]], 2: [[1, 6]], 3: [[5, 0, 2], [2, 2, 3]]}
+NARROW = Scope(window=1, global_frames=3, gate="off")
+SOFT = Scope(window=1, global_frames=2, gate="soft", bias=1.5, row_scale=3)
+
+
+def tokens_of(kind):
+    return 16 if kind in ("ltx", "hunyuan15") else 4
+
+
+def causal_of(kind):
+    return BlockCausal(3) if kind.endswith("causal") else None
+
+
+def compare(rank, world, kinds, scopes):
+    """Largest difference to the reference by kind, over scopes and cuts; whole inputs."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    worst = {}
+    for kind in kinds:
+        model = make(kind)
+        frames = FRAMES if kind != "skyreels-causal" else 6
+        given = call_of(kind, frames)
+        for scope in scopes:
+            if scope is None:
+                wanted = run(model, given)
+            else:
+                wanted = reference(kind, model, given, scope, frames)
+            cuts = UNEVEN[world] if frames == FRAMES else [list(Partition.even(frames, world).sizes)]
+            for sizes in cuts:
+                with parallelize(model, Partition.from_sizes(sizes), scope, whole=True) as handle:
+                    handle.set_timestep(500.0)
+                    out = run(model, given)
+                assert out.shape == wanted.shape
+                worst[kind] = max(worst.get(kind, 0.0), (out - wanted).abs().max().item())
+    return worst
+
+
+def reference(kind, model, given, scope, frames):
+    moment = Moment(frames, 500.0, 0)
+    own = causal_of(kind)
+    sight = see(scope if own is None else Both(own, scope), moment)
+    first = kind.startswith(("cogvideox", "consisid"))
+    with Dense(sight.score, tokens_of(kind), first, sight.factors, sight.decay) as dense:
+        if own is not None:
+            model.register_to_config(num_frame_per_block=1)
+        out = run(model, given)
+        if own is not None:
+            model.register_to_config(num_frame_per_block=3)
+    assert dense.calls >= 2
+    return out
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_d1_all_frames_in_scope_is_the_stock_model_for_any_ranks(world):
+    for worst in run_ranks(compare, world, KINDS, [None, Scope(FRAMES, 0, gate="off")], timeout=120):
+        assert max(worst.values()) <= TOLERANCE, worst
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_d2_a_scope_is_masked_dense_attention_for_any_ranks(world):
+    for worst in run_ranks(compare, world, KINDS, [NARROW, SOFT], timeout=120):
+        assert max(worst.values()) <= TOLERANCE, worst
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_d6_the_family_of_scopes_is_masked_dense_attention_for_any_ranks(world):
+    scopes = [
+        RotatingAnchors(reference=6, window=1), Decay(reference=4, factor=0.7), Sinks(1, 2), BlockCausal(2),
+        Both(BlockCausal(2), NARROW),
+    ]  # fmt: skip
+    for worst in run_ranks(compare, world, ("wan", "hunyuan", "cogvideox", "ltx"), scopes, timeout=120):
+        assert max(worst.values()) <= TOLERANCE, worst
