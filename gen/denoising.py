@@ -347,7 +347,7 @@ def _own_share(name: str, pieces: list[tuple[int, torch.Tensor]], state: Denoisi
     return torch.cat(rows).to(strand.latents.device)
 
 
-def _newest(journal: Journal) -> tuple[int, list[Path]] | None:
+def newest_step(journal: Journal) -> tuple[int, list[Path]] | None:
     """The newest step of a journal. Raises UserError for a file whose head cannot be read."""
     try:
         return journal.latest(_PREFIX)
@@ -388,7 +388,7 @@ def denoise(
     units = {name: _unit_noise(state, strand) for name, strand in state.strands.items()}
     found = None
     if journal is not None:
-        found = _newest(journal)
+        found = newest_step(journal)
         ranks.barrier()
     if found is not None:
         load_step(found[1], found[0], state, schedulers, len(times))
@@ -422,7 +422,7 @@ def denoise(
                 with suppress(UserError):  # a scheduler that gives no estimate can be watched without one
                     _estimate(schedulers, state, outputs, predictions, t, before)
                 asked = _watched(on_step, state, len(times), t)
-            wants = _any(asked or (should_stop is not None and should_stop()), ranks)
+            wants = any_rank(asked or (should_stop is not None and should_stop()), ranks)
             if wants and (on_step is None or state.main.clean is None):
                 _estimate(schedulers, state, outputs, predictions, t, before)
             if journal is not None and (state.step % checkpoint_every == 0 or state.step == len(times) or wants):
@@ -510,7 +510,8 @@ def _fix(scheduler: Any, state: Denoising, units: Mapping[str, torch.Tensor | No
         strand.latents[mask] = clean
 
 
-def _any(flag: bool, ranks: Ranks) -> bool:
+def any_rank(flag: bool, ranks: Ranks) -> bool:
+    """Whether the flag is set on any rank; all ranks call it together."""
     if ranks.world == 1:
         return flag
     import torch.distributed as dist

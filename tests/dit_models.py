@@ -17,7 +17,9 @@ def _cog_rope(frames, rows, columns, head, slices=False):
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
     extra = {"grid_type": "slice", "max_size": (rows, columns)} if slices else {}
-    return get_3d_rotary_pos_embed(head, None if slices else ((0, 0), (rows, columns)), (rows, columns), frames, **extra)
+    return get_3d_rotary_pos_embed(
+        head, None if slices else ((0, 0), (rows, columns)), (rows, columns), frames, **extra
+    )
 
 
 def _mask(batch, length, padded):

@@ -73,8 +73,10 @@ class Dense(TorchFunctionMode):
             other = (~is_video[:, None] & ~is_video[None, :]) & (number[:, None] != number[None, :])
             logits = logits.masked_fill(other, -math.inf)
         if attn_mask is not None:
-            keys = attn_mask if attn_mask.dtype != torch.bool else torch.zeros(attn_mask.shape).masked_fill(
-                ~attn_mask, -math.inf
+            keys = (
+                attn_mask
+                if attn_mask.dtype != torch.bool
+                else torch.zeros(attn_mask.shape).masked_fill(~attn_mask, -math.inf)
             )
             logits = logits + keys
         return (logits.softmax(-1).nan_to_num(0.0) @ v).to(torch.float32)

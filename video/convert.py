@@ -121,3 +121,12 @@ def find_base(base: str | None, name: str) -> Path:
         raise UserError(
             f"{name} is a bare UNet and needs text encoder, autoencoder and scheduler of {BASE}: {error}"
         ) from None
+
+
+def is_transformer(folder: Path) -> bool:
+    """Whether a folder holds a diffusers pipeline with a transformer in place of a UNet."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return False
+    told = read_json_object(index)
+    return "transformer" in told and "unet" not in told

@@ -201,7 +201,9 @@ def parallelize(
         if _is_unet(model):
             if positions is not None or whole or not isinstance(scope, (Scope, NoneType)):
                 raise UserError("positions, whole and scopes other than Scope are for video transformers")
-            return Handle(model, piece, patches, _install_unet(model, piece, patches, chunk_frames, legacy), chunk_frames)
+            return Handle(
+                model, piece, patches, _install_unet(model, piece, patches, chunk_frames, legacy), chunk_frames
+            )
         if chunk_frames is not None:
             raise UserError("chunk_frames is for UNets")
         call, reason = _install_transformer(model, piece, patches, positions, whole)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from longtake.denoising import Denoising, Known, OnStep, Predict, Tensors, check_scheduler, denoise
+from longtake.denoising import Denoising, OnStep, Predict, Tensors, check_scheduler, denoise
 from longtake.distributed import Ranks, current
 from longtake.errors import UserError
 from longtake.journal import Journal
@@ -29,16 +29,15 @@ from longtake.noise import noise
 from longtake.outputs import VideoOutput
 from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
 from longtake.priors import load_prior
-from longtake.timeline import Timeline, has_times
+from longtake.timeline import Timeline
 from longtake.video.decode import gather_latents, stream_frames
 from longtake.video.parallelize import Handle, parallelize
+from longtake.video.run import CONTEXT_FRAMES, Context, as_timeline, check_frames
 from longtake.video.scope import Scope
 
 DEFAULT_PRIOR = "kaykit-small"
 CHUNK_ABOVE = 320  # frames on one rank from which the spatial layers run in chunks
 CHUNK_FRAMES = 64
-CONTEXT_FRAMES = 24  # frozen frames beside new ones: the window on each side and a part of the global set
-
 
 OUTPUT_TYPES = ("film", "stream", "latent", "np", "pt", "pil")
 STOCK_TYPES = ("np", "pt", "pil")
@@ -60,64 +59,6 @@ class InitialNoise(StrEnum):
 
     INDEPENDENT = "independent"
     FREENOISE = "freenoise"
-
-
-@dataclass
-class Context:
-    """The frames to make, and clean latents (F, c, h, w) of an earlier run that they must join, if there is one.
-
-    start, stop: the frames to make anew, in the numbers of the finished video; all others are kept bit for bit.
-    before: the prompt that the earlier run ended with. The kept frames hear it, and the new ones fade out of it behind
-        the border (see ``Timeline.after``); None: the kept frames hear the new prompt too, which begins at once.
-    """
-
-    latents: torch.Tensor | None
-    start: int
-    stop: int
-    before: str | None = None
-
-    @classmethod
-    def new(cls, frames: int) -> Context:
-        """``frames`` frames that join nothing."""
-        return cls(None, 0, frames)
-
-    @classmethod
-    def extend(cls, latents: torch.Tensor, frames: int, before: str | None = None) -> Context:
-        """``frames`` more after the last one; before: the prompt that the last one heard, if it is known."""
-        return cls(latents, len(latents), len(latents) + frames, before)
-
-    @classmethod
-    def redo(cls, latents: torch.Tensor, start: int, stop: int) -> Context:
-        """The frames start..stop (stop not included) again, the rest fixed."""
-        if not 0 <= start < stop <= len(latents):
-            raise UserError(f"cannot redo frames {start}:{stop} of a video of {len(latents)} frames")
-        if stop - start == len(latents):
-            raise UserError("redoing every frame keeps nothing of the run: make a new one instead")
-        return cls(latents, start, stop)
-
-    @property
-    def kept(self) -> int:
-        """Frames of the earlier run."""
-        return 0 if self.latents is None else len(self.latents)
-
-    def window(self, context_frames: int = CONTEXT_FRAMES) -> range:
-        """Frames that the network sees: those to make and up to ``context_frames`` kept ones on each side."""
-        return range(max(0, self.start - context_frames), min(max(self.kept, self.stop), self.stop + context_frames))
-
-    def known(self, numbers: range) -> Known | None:
-        """The kept ones among some frames, held fixed; None when nothing is kept."""
-        if self.latents is None:
-            return None
-        mask = torch.tensor([not self.start <= number < self.stop for number in numbers])
-        rows = [min(number, len(self.latents) - 1) for number in numbers]
-        return Known(mask, self.latents[torch.tensor(rows)])
-
-    def merge(self, made: torch.Tensor, span: range) -> torch.Tensor:
-        """The whole video (F, c, h, w) of the frames made in ``span``: kept frames bit for bit, new ones in place."""
-        if self.latents is None:
-            return made
-        new = made[self.start - span.start : self.stop - span.start]
-        return torch.cat([self.latents[: self.start].float(), new, self.latents[self.stop :].float()])
 
 
 def freenoise_index(seed: int, total: int, window: int = 16, stride: int = 4) -> np.ndarray:
@@ -157,12 +98,12 @@ class LongVideoPipeline(LongTakePipeline):
     @classmethod
     def from_prior(
         cls, name: str | Path = DEFAULT_PRIOR, *, dtype: torch.dtype = torch.float32, base: str | None = None
-    ) -> LongVideoPipeline:
+    ) -> Any:
         """Load a shipped prior, a local folder or a Hub id; a bare VideoCrafter2 UNet borrows the rest from ``base``.
 
         Raises UserError when the weights are missing, damaged or of another kind.
         """
-        from longtake.video.convert import find_base, is_bare_unet, load_bare_unet
+        from longtake.video.convert import find_base, is_bare_unet, is_transformer, load_bare_unet
         from longtake.weights import resolve
 
         folder = resolve(str(name), kind="video prior", priors_package="longtake.video")
@@ -170,9 +111,37 @@ class LongVideoPipeline(LongTakePipeline):
             whole = load_prior(cls, find_base(base, str(name)), "video prior", dtype=dtype, parts=("unet", "vae"))
             whole.register_modules(unet=load_bare_unet(folder, dtype))
             return whole
+        if is_transformer(folder):
+            return cls._of_folder(folder, str(name), dtype)
         if not (folder / "model_index.json").exists():
             raise UserError(f"{folder} is no video prior: it has neither model_index.json nor a UNet's config.json")
         return load_prior(cls, folder, "video prior", dtype=dtype, parts=("unet", "vae"))
+
+    @classmethod
+    def from_pipeline(cls, stock: Any, name: str | None = None, **preset: Any) -> Any:
+        """A stock diffusers pipeline as one that makes long films.
+
+        stock: a text-, image- or video-to-video pipeline with a video transformer (Wan, LTX, HunyuanVideo, ...: see
+            ``video/dit/records.py``) or a UNet3DConditionModel. Its weights, LoRA, offload and scheduler stay its own.
+        name: its repository on the Hub, where it was loaded from a folder: its preset is found by it.
+        preset: fields of the preset to name, as length (training length in latent frames) or fps.
+        Raises UserError for a pipeline with neither.
+        """
+        if getattr(stock, "transformer", None) is not None:
+            from longtake.video.dit.pipeline import TransformerVideoPipeline
+
+            return TransformerVideoPipeline.of(stock, name, **preset)
+        parts = ("vae", "text_encoder", "unet", "scheduler")
+        if not all(hasattr(stock, part) for part in parts):
+            raise UserError(f"{type(stock).__name__} has neither a video transformer nor {', '.join(parts)}")
+        return cls(**{part: getattr(stock, part) for part in parts}, tokenizer=getattr(stock, "tokenizer", None))
+
+    @classmethod
+    def _of_folder(cls, folder: Path, name: str, dtype: torch.dtype) -> Any:
+        from longtake.video.dit.pipeline import TransformerVideoPipeline
+        from longtake.video.dit.presets import PRESETS
+
+        return TransformerVideoPipeline.from_folder(folder, dtype=dtype, name=name if name in PRESETS else None)
 
     # ------------------------------------------------------------------------------------------------------ the call
 
@@ -550,31 +519,3 @@ def stock_video(outputs: list[VideoOutput], kind: str) -> StockVideo:
     if kind == "np":
         return StockVideo(stacked, outputs)
     return StockVideo(torch.from_numpy(stacked).permute(0, 1, 4, 2, 3).contiguous(), outputs)
-
-
-def as_timeline(prompt: str | Timeline, fps: float) -> Timeline:
-    """A prompt as every door reads it: a Timeline as it is, text with times parsed, other text as one prompt."""
-    if isinstance(prompt, Timeline):
-        return prompt
-    if not isinstance(prompt, str):
-        raise UserError(f"prompt is text or a Timeline; given {type(prompt).__name__}")
-    return Timeline.parse(prompt, fps=fps) if has_times(prompt) else Timeline(((0, prompt),))
-
-
-def check_frames(
-    total: int, world: int, scope: Scope | None, sizes: Sequence[int] | None, new: int | None = None
-) -> Partition:
-    """The partition of a run's frames, or UserError: none, fewer than ranks, window larger than the video."""
-    if new is not None and new < 1:
-        raise UserError(f"frames must be at least 1, got {new}")
-    if total < world:
-        raise UserError(
-            f"{total} frames cannot be shared by {world} ranks: use at most {max(total, 1)} ranks or more frames"
-        )
-    if scope is not None and scope.window > total:
-        raise UserError(f"the window of {scope.window} frames on each side is larger than the video of {total} frames")
-    if sizes is None:
-        return Partition.even(total, world)
-    if len(sizes) != world or sum(sizes) != total or min(sizes) < 1:
-        raise UserError(f"sizes {list(sizes)} must be {world} positive numbers that add up to {total} frames")
-    return Partition.from_sizes(list(sizes))

@@ -84,9 +84,7 @@ class Call:
         return self._counted
 
 
-def install(
-    model: Any, record: Record, piece: Piece, patches: Patches, *, positions: Positions, whole: bool
-) -> Call:
+def install(model: Any, record: Record, piece: Piece, patches: Patches, *, positions: Positions, whole: bool) -> Call:
     """Patch a model of a record; raises UnsupportedModule or UserError for what it cannot honour."""
     if piece.mode != Mode.EXACT:
         raise UserError(f"{record.name} is computed in mode=exact, without chunk_frames")
@@ -226,8 +224,10 @@ def _cut(call: Call, given: Given, patch: int, tokens: int) -> Given:
     if isinstance(time, Tensor) and time.ndim > 1:
         axis = 2 if time.ndim == 5 else 1
         unit = tokens if time.shape[axis] in (total * tokens, 0) and time.ndim < 5 else patch
-        made["timestep"] = part(time, axis, unit) if time.shape[axis] else time.new_zeros(
-            (*time.shape[:axis], tokens, *time.shape[axis + 1 :])
+        made["timestep"] = (
+            part(time, axis, unit)
+            if time.shape[axis]
+            else time.new_zeros((*time.shape[:axis], tokens, *time.shape[axis + 1 :]))
         )
     return made
 

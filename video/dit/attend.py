@@ -213,9 +213,7 @@ def _fetch(view: View, tensors: list[Tensor], frames: int) -> tuple[list[int], l
     held = sorted([*mine, *view.wanted[rank]])
     if not frames:
         return held, tensors
-    spans: list[tuple[int, list[Tensor]]] = [(mine.start, five)] + [
-        (take[0], list(buffer)) for take, buffer in coming
-    ]
+    spans: list[tuple[int, list[Tensor]]] = [(mine.start, five)] + [(take[0], list(buffer)) for take, buffer in coming]
     order = [*mine, *[frame for take, _ in coming for frame in take]]
     laid = [torch.cat([part[number] for _, part in spans], 2) for number in range(len(tensors))]
     if order != held:

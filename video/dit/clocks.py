@@ -66,15 +66,15 @@ def install_clock(model: Any, time: Time, patches: Patches) -> Callable[[Given],
     if clock is Clock.GRID:
         if not time.stock:
             patches.forward(model.visual_rope_embeddings, _grid_forward(model.visual_rope_embeddings, time))
-        time.turn = Turn(_padded(angular_rates(model.visual_rope_embeddings.axes_dims[0], _period(model)), _head(model)))
+        time.turn = Turn(
+            _padded(angular_rates(model.visual_rope_embeddings.axes_dims[0], _period(model)), _head(model))
+        )
         return lambda given: _cut_grid(given, time)
     if clock is Clock.ARGUMENT:
         patches.forward(model.patch_embed, _sincos_forward(model.patch_embed, time))
         return lambda given: _cut_argument(given, time)
     if time.positions.policy is Policy.RIFLEX:
-        raise UserError(
-            f"riflex does not fit {time.record.name}, whose time is seconds: use clip or interpolate"
-        )
+        raise UserError(f"riflex does not fit {time.record.name}, whose time is seconds: use clip or interpolate")
     patches.forward(model.rope, _seconds_forward(model, time))
     return lambda given: given
 
@@ -101,7 +101,9 @@ def _check_end(model: Any, time: Time) -> None:
 # ---- tables of cosines and sines ------------------------------------------------------------------------------------
 
 
-def _retime(table: tuple[Tensor, Tensor], axis: int, tokens: int, time: Time, rates: Tensor, columns: list[slice]) -> Any:
+def _retime(
+    table: tuple[Tensor, Tensor], axis: int, tokens: int, time: Time, rates: Tensor, columns: list[slice]
+) -> Any:
     """A table of one frame as that of the frames here, the columns of time made anew.
 
     table: rows in `axis`, D last. columns: where cos of the rates stands; one slice holds each value twice in a row,
@@ -223,7 +225,9 @@ def _cut_grid(given: Given, time: Time) -> Given:
     """Kandinsky: `visual_rope_pos`, frame numbers first; of the whole video, or of the frames here."""
     numbers, rows, columns = given["visual_rope_pos"]
     if given.get("sparse_params") is not None:
-        raise UserError("sparse_params (NABLA attention) choose tokens across frames: use a dense checkpoint, or a scope")
+        raise UserError(
+            "sparse_params (NABLA attention) choose tokens across frames: use a dense checkpoint, or a scope"
+        )
     if len(numbers) == time.piece.total:
         numbers = numbers[time.span.start : time.span.stop]
     elif len(numbers) != len(time.span):
@@ -327,7 +331,9 @@ def _seconds_forward(model: Any, time: Time) -> Any:
         if coords.shape[2] == total * tokens:
             when = coords[:, 0].unflatten(1, (total, tokens))
             if not time.stock and time.positions.policy is Policy.INTERPOLATE:
-                when = when * (float(time.positions.frames(range(total), total, time.record.length)[-1]) / max(total - 1, 1))
+                when = when * (
+                    float(time.positions.frames(range(total), total, time.record.length)[-1]) / max(total - 1, 1)
+                )
             coords = torch.stack([when.flatten(1), coords[:, 1], coords[:, 2]], 1)
             if time.positions.policy is Policy.CLIP:
                 time.turn = _seconds_turn(rope, model, coords, tokens)

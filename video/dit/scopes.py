@@ -194,9 +194,7 @@ class Sinks:
 
     def sight(self, moment: Moment) -> Sight:
         positions = torch.arange(moment.total)
-        return Sight(
-            _seen(((positions[:, None] - positions).abs() <= self.window) | (positions < self.sinks)[None, :])
-        )
+        return Sight(_seen(((positions[:, None] - positions).abs() <= self.window) | (positions < self.sinks)[None, :]))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,583 @@
+"""A stock video pipeline of diffusers as a long-video pipeline.
+
+    pipe = LongVideoPipeline.from_pipeline(WanPipeline.from_pretrained("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"))
+    pipe("0s: a dog runs | 8s: it swims", seconds=16, seed=1).save("dog.mp4")
+
+The stock pipeline makes the film, with its own prompts, guidance and conditions (`drive.py`); its transformer sees the
+frames of this rank and what the scope shows it (`adapter.py`); its VAE decodes in a stream (`decode.py`).
+
+Legend: F latent frames, f frames of film, P prompts, s stride (film frames a latent frame).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from longtake.distributed import Ranks, current
+from longtake.errors import UserError
+from longtake.kernels.ranks.transport import DryTransport, Transport
+from longtake.outputs import VideoOutput
+from longtake.pipeline import CALLBACK_INPUTS, Callback, frames_of, seed_of, steps_of
+from longtake.timeline import Timeline
+from longtake.video.dit.decode import Decoder, caught
+from longtake.video.dit.drive import Drive, Kept, Layout, texts_of
+from longtake.video.dit.positions import Positions
+from longtake.video.dit.presets import Preset, preset_of
+from longtake.video.dit.prompts import frame_weights
+from longtake.video.dit.records import Record, record_of
+from longtake.video.dit.scopes import FrameScope, RotatingAnchors
+from longtake.video.parallelize import Handle, parallelize
+from longtake.video.piece import Patches
+from longtake.video.run import Context, as_timeline, check_frames
+from longtake.video.scope import Scope
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from longtake.journal import Journal
+
+CONTEXT_FRAMES = 24  # latent frames of an earlier run that new ones see on each side
+_TRANSFORMERS = ("transformer", "transformer_2")
+
+
+class TransformerVideoPipeline:
+    """See the module's docstring. Made by `LongVideoPipeline.from_pipeline` and `from_prior`.
+
+    stock: a diffusers pipeline whose `transformer` has a record. preset: what the checkpoint was trained for.
+    """
+
+    def __init__(self, stock: Any, preset: Preset, name: str | None = None) -> None:
+        self.stock, self.preset, self.name = stock, preset, name
+        self.record: Record = record_of(stock.transformer)
+        self._interrupt = False
+
+    # ------------------------------------------------------------------------------------------------------ loading
+
+    @classmethod
+    def of(cls, stock: Any, name: str | None = None, **preset: Any) -> TransformerVideoPipeline:
+        """Around a stock pipeline. name: its repository, by which the preset is found; preset: fields of it to name."""
+        record = record_of(getattr(stock, "transformer", None))
+        if name is None:
+            name = _repository(stock)
+        return cls(stock, preset_of(name, record, **preset), name)
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, name: str | None = None, **preset: Any
+    ) -> TransformerVideoPipeline:
+        """A local folder in diffusers' layout. Raises UserError for one that does not load."""
+        from diffusers import DiffusionPipeline
+
+        try:
+            stock = DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(f"{folder} does not load as a diffusers pipeline: {reason}") from error
+        return cls.of(stock, name, **preset)
+
+    def to(self, *args: Any, **kwargs: Any) -> TransformerVideoPipeline:
+        """Move the stock pipeline."""
+        self.stock.to(*args, **kwargs)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.stock.device)
+
+    @property
+    def transformers(self) -> list[Any]:
+        """The models that are cut: two for Wan 2.2."""
+        found = (getattr(self.stock, name, None) for name in _TRANSFORMERS)
+        return [model for model in found if model is not None]
+
+    def stop(self) -> None:
+        """Ask the run to end after the step at work; the result is then the estimate of the clean latents."""
+        self._interrupt = True
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    # ------------------------------------------------------------------------------------------------------ settings
+
+    def default_scope(self, total: int) -> Scope | FrameScope | None:
+        """All frames up to the training length; beyond it a window and rotating anchors within that budget."""
+        if total <= self.preset.length:
+            return None
+        window = max(0, min(3, (self.preset.length - 3) // 2 - 1))
+        return RotatingAnchors(self.preset.length, window=window)
+
+    def context(
+        self, latents: Tensor, *, frames: int | None = None, redo: tuple[int, int] | None = None,
+        before: str | None = None,
+    ) -> Context:  # fmt: skip
+        """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or the film frames `redo`."""
+        if redo is None:
+            assert frames is not None
+            return Context.extend(latents, -(-frames // self.preset.stride), before)
+        film = self.preset.film(len(latents))
+        start, stop = redo
+        if not 0 <= start < stop <= film:
+            raise UserError(f"cannot redo frames {start}:{stop} of a video of {film} frames")
+        return Context.redo(latents, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
+
+    def check_inputs(
+        self, timeline: Timeline, context: Context, *, height: int | None, width: int | None,
+        scope: Scope | FrameScope | None | str, span: range | None = None, sizes: Sequence[int] | None = None,
+        world: int = 1,
+    ) -> Any:  # fmt: skip
+        """How the latent frames are cut over ranks. Raises UserError for what cannot be made."""
+        span = context.window(CONTEXT_FRAMES) if span is None else span
+        dual = scope if isinstance(scope, Scope) else None
+        partition = check_frames(len(span), world, dual, sizes, new=context.stop - context.start)
+        if len(timeline.prompts) > 1:
+            self._check_prompts()
+        return partition
+
+    def _check_prompts(self) -> None:
+        if self.record.name == "HunyuanVideo15Transformer3DModel":
+            raise UserError("HunyuanVideo 1.5 sorts its texts together: it takes one prompt, not a Timeline of several")
+
+    # ------------------------------------------------------------------------------------------------------ the call
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Timeline,
+        frames: int | None = None,
+        *,
+        num_frames: int | None = None,
+        seconds: float | None = None,
+        seed: int | None = None,
+        generator: Any = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = "",
+        fps: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        scope: Scope | FrameScope | str | None = "auto",
+        positions: Positions | str = "auto",
+        context: Context | None = None,
+        hold: Mapping[int, Any] | None = None,
+        sizes: Sequence[int] | None = None,
+        ranks: Ranks | None = None,
+        journal: Journal | None = None,
+        checkpoint_every: int = 1,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_INPUTS,
+        output_type: str = "film",
+        initial_noise: str = "independent",
+        **stock: Any,
+    ) -> VideoOutput:
+        """Make a film, or the frames that `context` asks for.
+
+        prompt: text or a Timeline. frames, num_frames or seconds: how long, in frames of film; the model makes the next
+        length of its rule (s * k + 1) and the film is cut. num_inference_steps, guidance_scale, fps, height, width:
+        the preset's unless given. scope: "auto" is `default_scope`; None is every frame. positions: "auto" is clip
+        beyond the training length, absolute within it. context: see `context`. hold: pictures (PIL) that the film must
+        show, by frame of film; negative numbers count from the end. sizes: latent frames of each rank. output_type:
+        "film", "stream" or "latent". Other keywords go to the stock pipeline (image, video, guidance_scale_2, ...).
+        The latents (F, c, h, w) of the output are in the transformer's space, as `context` wants them.
+        Raises UserError for settings that do not go together.
+        """
+        started = time.monotonic()
+        self._interrupt = False
+        if output_type not in ("film", "stream", "latent"):
+            raise UserError(f"output_type must be one of film, stream, latent; given {output_type!r}")
+        if initial_noise != "independent":
+            raise UserError(f"initial_noise={initial_noise} is for UNets; video transformers take independent noise")
+        preset = self.preset
+        fps = fps or preset.fps
+        steps = steps_of(preset.steps if num_inference_steps is None else num_inference_steps)
+        asked = frames_of(frames, num_frames, seconds, fps)
+        asked = asked if asked is not None else preset.frames
+        timeline = as_timeline(prompt, fps)
+        ranks = ranks or current() or Ranks.single(self.device)
+        seed = seed_of(seed, generator)
+        film: int | None = asked if context is None else None
+        if context is None:
+            context = Context.new(preset.latents(asked))
+        span = context.window(CONTEXT_FRAMES)
+        if isinstance(scope, str):
+            if scope != "auto":
+                raise UserError(f"scope must be a scope, 'auto' or None; given {scope!r}")
+            scope = self.default_scope(len(span))
+        if positions == "auto":
+            positions = "clip" if len(span) > preset.length and self._clips else "absolute"
+        if not isinstance(positions, Positions):
+            positions = Positions(positions, preset.length)
+        partition = self.check_inputs(
+            timeline, context, height=height, width=width, scope=scope, span=span, sizes=sizes, world=ranks.world
+        )
+        height, width = self._size(height, width, context)
+        kept = self._kept(context, span, hold, height, width)
+        layout = Layout(self.record, len(span), self._pixels(height, width))
+        arguments = self._arguments(timeline, len(span), guidance_scale, negative_prompt, height, width, stock)
+
+        with ExitStack() as stack:
+            transport = Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1)
+            texts = self._texts(timeline, context, arguments, layout) if self._several(timeline, context) else None
+            handles = [
+                stack.enter_context(
+                    parallelize(model, partition, scope, transport=transport, positions=positions, whole=True)
+                )
+                for model in self.transformers
+            ]
+            drive = Drive(
+                self.stock, layout, range(span.start, span.stop), seed, steps, ranks, journal, checkpoint_every,
+                _watch(self, callback_on_step_end, callback_on_step_end_tensor_inputs), lambda: self._interrupt, kept,
+                lambda step: [handle.set_step(step) for handle in handles],
+            )  # fmt: skip
+            for handle, model in zip(handles, self.transformers, strict=True):
+                handle.set_step(0)
+                self._guide(stack, model, handle, drive, texts, timeline, context, span)
+            note = stack.enter_context(caught(self.stock.vae))
+            stack.enter_context(_quiet(self.stock, ranks.is_main))
+            drive.run(**arguments)
+            if drive.latents is None:
+                raise UserError(
+                    f"{type(self.stock).__name__} did not step the scheduler that it holds: its loop cannot be driven"
+                )
+            info: dict[str, Any] = {"run": handles[0].explain(), "traffic": handles[0].counter.as_dict()}
+        whole = context.merge(drive.latents, span)
+        info.update(
+            frames=film or preset.film(len(whole)), seed=seed, steps=drive.step, completed=not drive.stopped,
+            seconds=round(time.monotonic() - started, 2), scope=str(scope), positions=str(positions.policy),
+        )  # fmt: skip
+        return self._output(whole, drive.latents, note, layout, fps, film, ranks, info, output_type)
+
+    # ------------------------------------------------------------------------------------------------------ its parts
+
+    @property
+    def _clips(self) -> bool:
+        """Whether distances can be clipped: positions must be rotated, not added."""
+        config = self.stock.transformer.config
+        return not self.record.name.startswith(("CogVideoX", "ConsisID")) or bool(
+            config.use_rotary_positional_embeddings
+        )
+
+    def _size(self, height: int | None, width: int | None, context: Context) -> tuple[int, int]:
+        """Pixels: given, or those of an earlier run, or the preset's, or a small square."""
+        scale = int(getattr(self.stock, "vae_scale_factor_spatial", None) or self._spatial())
+        if context.latents is not None:
+            rows, columns = context.latents.shape[-2:]
+            made = (rows * scale, columns * scale)
+            if (height or made[0], width or made[1]) != made:
+                raise UserError(f"the earlier run has {made[1]} x {made[0]} pixels; {width} x {height} were asked for")
+            return made
+        patch = self.record.patch(self.stock.transformer)
+        height, width = height or self.preset.height, width or self.preset.width
+        if height is None or width is None:
+            raise UserError(f"say the height and width in pixels: there is no preset for {self.name or 'this model'}")
+        for side, step, name in ((height, scale * patch[1], "height"), (width, scale * patch[2], "width")):
+            if side % step:
+                raise UserError(f"{name} must be a multiple of {step}, got {side}")
+        return height, width
+
+    def _spatial(self) -> int:
+        for name in ("vae_spatial_compression_ratio", "vae_scale_factor"):
+            if getattr(self.stock, name, None):
+                return int(getattr(self.stock, name))
+        raise UserError(f"{type(self.stock).__name__} does not say how much smaller its latents are")
+
+    def _pixels(self, height: int, width: int) -> tuple[int, int]:
+        scale = int(getattr(self.stock, "vae_scale_factor_spatial", None) or self._spatial())
+        patch = self.record.patch(self.stock.transformer)
+        return height // scale // patch[1], width // scale // patch[2]
+
+    def _arguments(
+        self, timeline: Timeline, total: int, guidance: float | None, negative: str | None, height: int, width: int,
+        stock: Mapping[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """What the stock pipeline is called with."""
+        import inspect
+
+        takes = inspect.signature(type(self.stock).__call__).parameters
+        unknown = sorted(set(stock) - set(takes))
+        if unknown:
+            raise UserError(f"{type(self.stock).__name__} does not take {', '.join(unknown)}")
+        made: dict[str, Any] = {
+            "prompt": timeline.prompts[0], "height": height, "width": width, "num_frames": self.preset.film(total),
+            "guidance_scale": self.preset.guidance if guidance is None else guidance, "output_type": "np",
+        }  # fmt: skip
+        if negative is not None and "negative_prompt" in takes:
+            made["negative_prompt"] = negative
+        return {**made, **stock}
+
+    def _several(self, timeline: Timeline, context: Context) -> bool:
+        return len(self._prompts(timeline, context)) > 1
+
+    def _prompts(self, timeline: Timeline, context: Context) -> list[str]:
+        return list(self._faded(timeline, context).prompts)
+
+    def _faded(self, timeline: Timeline, context: Context) -> Timeline:
+        """The Timeline of the new frames, faded out of what the earlier run ended with."""
+        if context.before is None:
+            return timeline
+        return timeline.after(context.before, self.preset.stride * (context.stop - context.start))
+
+    def _weights(self, timeline: Timeline, context: Context, span: range) -> Tensor:
+        """(F, P) over the frames that the network sees; kept ones hear what their nearest new frame hears."""
+        stride, new = self.preset.stride, context.stop - context.start
+        faded = self._faded(timeline, context)
+        if context.latents is None:
+            return frame_weights(faded, new, stride)
+        film = new * stride
+        middle = [min(film - 1, index * stride + stride // 2) for index in range(new)]
+        weights = torch.from_numpy(faded.weight_matrix(middle, film)).double()
+        rows = [min(max(frame - context.start, 0), new - 1) for frame in span]
+        return weights[rows]
+
+    def _texts(
+        self, timeline: Timeline, context: Context, arguments: Mapping[str, Any], layout: Layout
+    ) -> list[list[dict[str, Tensor]]]:
+        """By prompt, by call of one step: the text arguments that the stock pipeline gives its transformer."""
+        return [self._probe({**arguments, "prompt": text}) for text in self._prompts(timeline, context)]
+
+    def _probe(self, arguments: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        """Run the pipeline to its first scheduler step with a transformer that answers zeros."""
+        calls: list[dict[str, Tensor]] = []
+        patches = Patches()
+
+        class _Done(Exception):
+            pass
+
+        def answer(model: Any) -> Callable[..., Any]:
+            names = _names(model)
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                given = {**dict(zip(names, args, strict=False)), **kwargs}
+                calls.append(texts_of(given))
+                return _zeros(given[self.record.sample[0]], model, given)
+
+            return forward
+
+        def step(*_: Any, **__: Any) -> Any:
+            raise _Done
+
+        for model in self.transformers:
+            patches.forward(model, answer(model))
+        self.stock.scheduler.__dict__["step"] = step
+        try:
+            with _quiet(self.stock, False):
+                self.stock(num_inference_steps=2, generator=torch.Generator().manual_seed(0), **arguments)
+        except _Done:
+            pass
+        finally:
+            del self.stock.scheduler.__dict__["step"]
+            patches.undo()
+            self.stock.maybe_free_model_hooks()
+        return calls
+
+    def _guide(
+        self, stack: ExitStack, model: Any, handle: Handle, drive: Drive, texts: list[list[dict[str, Tensor]]] | None,
+        timeline: Timeline, context: Context, span: range,
+    ) -> None:  # fmt: skip
+        """Around the model's call: answer steps that need not be computed, hold kept frames at the start, give every
+        frame its own text."""
+        patches = Patches()
+        stack.callback(patches.undo)
+        stock = model.__dict__["forward"]
+        names = _names(model)
+        weights = None if texts is None else self._weights(timeline, context, span)
+        number = {"step": -1, "call": 0}
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            sample = given[self.record.sample[0]]
+            if drive.skipping:
+                return _zeros(sample, model, given)
+            if drive.step == 0 and drive.kept is not None:
+                given[self.record.sample[0]] = _with_kept(drive, sample, self.stock.scheduler)
+            if texts is None:
+                return stock(**given)
+            if number["step"] != drive.step:
+                number.update(step=drive.step, call=0)
+            told = _side_by_side([prompt[number["call"]] for prompt in texts])
+            number["call"] += 1
+            handle.set_prompts(None if told is None else weights, None if told is None else told[1])
+            return stock(**given) if told is None else stock(**{**given, **told[0]})
+
+        patches.forward(model, forward)
+
+    def _kept(
+        self, context: Context, span: range, hold: Mapping[int, Any] | None, height: int, width: int
+    ) -> Kept | None:
+        """Frames of the run that are held: of an earlier run, and pictures."""
+        known = context.known(span)
+        if not hold:
+            return None if known is None else Kept(known.mask, known.clean)
+        total = len(span)
+        film = self.preset.film(total)
+        mask = torch.zeros(total, dtype=torch.bool) if known is None else known.mask.clone()
+        clean: Tensor | None = None if known is None else known.clean.clone()
+        for frame, picture in hold.items():
+            place = frame + film if frame < 0 else frame
+            if not 0 <= place < film:
+                raise UserError(f"hold names frame {frame}; the film has {film} frames")
+            latent = self.preset.latent_of(place)
+            told = self._encode(picture, height, width, first=latent == 0)
+            clean = told.new_zeros((total, *told.shape)) if clean is None else clean
+            mask[latent], clean[latent] = True, told.to(clean)
+        assert clean is not None
+        return Kept(mask, clean)
+
+    def _encode(self, picture: Any, height: int, width: int, first: bool) -> Tensor:
+        """The latent frame (c, h, w) of a still picture: the first of a film, or one within it."""
+        vae = self.stock.vae
+        image = self.stock.video_processor.preprocess(picture, height, width)  # (1, 3, H, W) in [-1, 1]
+        count = 1 if first else 1 + self.preset.stride
+        weight = next(vae.parameters())
+        film = image.to(weight)[:, :, None].expand(-1, -1, count, -1, -1).contiguous()
+        latent = vae.encode(film).latent_dist.mode()
+        return normalised(vae, latent)[0, :, -1].float().cpu()
+
+    def _output(
+        self, whole: Tensor, made: Tensor, note: Any, layout: Layout, fps: float, film: int | None, ranks: Ranks,
+        info: dict[str, Any], kind: str,
+    ) -> VideoOutput:  # fmt: skip
+        """The film from clean latents (F, c, h, w) in the transformer's space."""
+        latents = whole.detach().float().cpu()
+        if kind == "latent" or not ranks.is_main:
+            return VideoOutput(np.empty((0, 8, 8, 3), np.uint8), fps, latents, info=info)
+        length = film or self.preset.film(len(latents))
+        note.z = denormalised(self.stock.vae, self._unpacked(latents), note.z)
+        decoder = Decoder(self.stock.vae, note)
+        info["decode"] = "exact" if decoder.exact else "pieces overlap and are cross-faded: not equal to one call"
+        if kind == "stream":
+            return VideoOutput(decoder.chunks(length), fps, latents, length, info=info)
+        return VideoOutput(np.concatenate(list(decoder.chunks(length))), fps, latents, info=info)
+
+    def _unpacked(self, latents: Tensor) -> Tensor:
+        return latents.transpose(0, 1)[None]
+
+    def output(self, latents: Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str) -> VideoOutput:
+        """The film of latents that a finished run kept."""
+        from longtake.video.dit.decode import Caught
+
+        note = Caught()
+        weight = next(self.stock.vae.parameters())
+        note.z = weight.new_zeros(())
+        layout = Layout(self.record, len(latents))
+        ranks = ranks or Ranks.single(self.device)
+        return self._output(latents, latents, note, layout, fps, info.get("frames_of_film"), ranks, info, kind)
+
+
+def normalised(vae: Any, z: Tensor) -> Tensor:
+    """Latents as the VAE encodes them (1, C, F, h, w) in the transformer's space."""
+    mean, std, scale, shift = _moments(vae, z)
+    return (z - mean) / std * scale - shift
+
+
+def denormalised(vae: Any, z: Tensor, like: Tensor | None) -> Tensor:
+    """The inverse, on the VAE's device and in its dtype."""
+    weight = next(vae.parameters())
+    z = z.to(weight.device, torch.float32)
+    mean, std, scale, shift = _moments(vae, z)
+    return ((z + shift) / scale * std + mean).to(weight.dtype)
+
+
+def _moments(vae: Any, z: Tensor) -> tuple[Any, Any, float, float]:
+    """Mean and deviation by channel, scale and shift, as far as the VAE's configuration has them."""
+    config = vae.config
+    scale = getattr(config, "scaling_factor", None)
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None and hasattr(vae, "latents_mean"):  # LTX keeps them as buffers
+        mean, std = vae.latents_mean, vae.latents_std
+    if mean is None or std is None:
+        return 0.0, 1.0, 1.0 if scale is None else float(scale), 0.0
+    view = (1, -1, 1, 1, 1)
+    mean = torch.as_tensor(mean).to(z.device, z.dtype).view(view)
+    std = torch.as_tensor(std).to(z.device, z.dtype).view(view)
+    return mean, std, 1.0 if scale is None else float(scale), 0.0
+
+
+def _names(model: Any) -> list[str]:
+    import inspect
+
+    return [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
+
+
+def _zeros(sample: Tensor, model: Any, given: Mapping[str, Any]) -> Any:
+    """An answer of zeros with the shape of the model's."""
+    channels = int(getattr(model.config, "out_channels", None) or getattr(model.config, "out_visual_dim", 0) or 0)
+    shape = list(sample.shape)
+    axis = {3: 2, 5: 1}[sample.ndim]
+    name = type(model).__name__
+    if name.startswith(("CogVideoX", "ConsisID")):
+        axis = 2
+    elif name.startswith("Kandinsky"):
+        axis = 4
+    shape[axis] = channels or shape[axis]
+    out = sample.new_zeros(shape)
+    if given.get("return_dict") is False:
+        return (out,)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=out)
+
+
+def _with_kept(drive: Drive, sample: Tensor, scheduler: Any) -> Tensor:
+    """The first call's latents with kept frames on their noise's path; channels beyond the latents' are conditions."""
+    rows = []
+    assert drive.kept is not None
+    channels = drive.kept.clean.shape[1]
+    for one in sample.split(1):
+        axis = 2 if one.ndim == 3 else (1 if drive.layout.record.sample[1] == 2 else 2)
+        axis = 4 if drive.layout.record.name.startswith("Kandinsky") else axis
+        own = one.narrow(axis, 0, channels)
+        rest = one.narrow(axis, channels, one.shape[axis] - channels)
+        rows.append(torch.cat([drive.at_start(own, scheduler).to(own.dtype), rest], axis))
+    return torch.cat(rows)
+
+
+def _side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], int] | None:
+    """The texts of one call for all prompts in a row, and the length of one; None when they are all the same."""
+    first = calls[0]
+    if all(torch.equal(call["encoder_hidden_states"], first["encoder_hidden_states"]) for call in calls[1:]):
+        return None
+    made: dict[str, Tensor] = {}
+    for name, value in first.items():
+        others = [call[name] for call in calls]
+        if name.startswith("encoder_hidden_states_image") or name.startswith("pooled"):
+            made[name] = value
+        elif name == "text_rope_pos":
+            made[name] = torch.cat(others)
+        else:
+            made[name] = torch.cat(others, 1)
+    return made, int(first["encoder_hidden_states"].shape[1])
+
+
+def _watch(pipe: Any, callback: Callback | None, inputs: Sequence[str]) -> Any:
+    from longtake.pipeline import LongTakePipeline
+
+    return LongTakePipeline.watcher(pipe, callback, inputs)
+
+
+class _quiet:
+    """The stock pipeline's progress bar only where somebody looks."""
+
+    def __init__(self, stock: Any, shown: bool) -> None:
+        self.stock, self.shown = stock, shown
+
+    def __enter__(self) -> None:
+        self.had = dict(getattr(self.stock, "_progress_bar_config", {}))
+        if not self.shown:
+            self.stock.set_progress_bar_config(disable=True)
+
+    def __exit__(self, *_: Any) -> None:
+        self.stock.set_progress_bar_config(**self.had)
+
+
+def _repository(stock: Any) -> str | None:
+    """The Hub's name of a pipeline that was loaded by it; None for a folder or one made in memory."""
+    name = getattr(stock.config, "_name_or_path", None) or stock.config.get("_name_or_path")
+    if not name or Path(str(name)).exists() or str(name).count("/") != 1 or str(name).startswith(("/", ".")):
+        return None
+    return str(name)
