@@ -53,6 +53,7 @@ class Call:
     prompts: Prompts | None = None
     blind: bool = False
     view: View | None = None
+    text_mask: Tensor | None = None  # (B, P * L) of the call at hand, where prompts stand side by side
     asked: dict[str, int] = field(default_factory=dict)  # calls of torch's attention by layer
     _sights: dict[Moment, Sight] = field(default_factory=dict)
     _counted: int = -1
@@ -98,7 +99,8 @@ def install(model: Any, record: Record, piece: Piece, patches: Patches, *, posit
     if causal > 1:
         call.scope = BlockCausal(causal) if piece.scope is None else Both(BlockCausal(causal), piece.scope)
     to_clock: Callable[[Given], Given] = lambda given: given  # noqa: E731
-    if not (piece.alone and piece.scope is None and positions.policy is Policy.ABSOLUTE and causal == 1):
+    stock = piece.alone and piece.scope is None and positions.policy is Policy.ABSOLUTE and causal == 1
+    if not stock or record.text is not Text.CROSS:  # joint layers are needed for prompts too
         to_clock = install_clock(model, call.time, patches)
         for name, layer in layers.items():
             patches.forward(layer, _redirected(layer, name, call))
@@ -108,6 +110,7 @@ def install(model: Any, record: Record, piece: Piece, patches: Patches, *, posit
     if record.text is Text.CROSS:
         for layer in layers_of(model, record, record.cross).values():
             patches.forward(layer, _heard(layer, call))
+    _install_texts(model, call, patches)
     patches.forward(model, _called(model, call, to_clock))
     return call
 
@@ -191,6 +194,20 @@ def _prepared(model: Any, call: Call, given: Given) -> Given:
         _load_text(model, call)
     if call.whole or piece.empty:
         given = _cut(call, given, patch[0], tokens)
+    call.text_mask = None
+    if call.prompts is not None and record.text is not Text.CROSS:
+        given = _masked_aside(call, given)
+    return given
+
+
+def _masked_aside(call: Call, given: Given) -> Given:
+    """Joint models: the mask of texts that stand side by side is kept here, because models take it for one text's."""
+    mask = given.get("encoder_attention_mask")
+    if not isinstance(mask, Tensor):
+        return given
+    call.text_mask = mask.bool()
+    if call.record.name == "MochiTransformer3DModel":  # it drops padded rows, and texts would no longer be alike
+        return {**given, "encoder_attention_mask": torch.ones_like(mask)}
     return given
 
 
@@ -271,7 +288,7 @@ class _Redirect(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         self.call.asked[self.layer] = self.call.asked.get(self.layer, 0) + 1
         with torch._C.DisableTorchFunction():
-            return _attention(self.call, *args, **(kwargs or {}))
+            return _attention(self.call, self.layer, *args, **(kwargs or {}))
 
 
 def _redirected(layer: Any, name: str, call: Call) -> Callable[..., Any]:
@@ -285,7 +302,7 @@ def _redirected(layer: Any, name: str, call: Call) -> Callable[..., Any]:
 
 
 def _attention(
-    call: Call, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    call: Call, layer: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """torch's call, over the frames of the video. Tensors (B, H, rows, D): video rows, and text rows where joint."""
@@ -307,6 +324,9 @@ def _attention(
     if view.stock and call.prompts is None and not call.blind:
         return nnf.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
     bias = _text_bias(call, attn_mask, video, length)
+    if bias is not None and bias.shape[0] > query.shape[0] == 1:  # one entry of the batch after the other (Mochi)
+        entry = (call.asked[layer] - 1) % bias.shape[0]
+        bias = bias[entry : entry + 1]
     first = call.record.text is Text.BEFORE
     q_text, q = _split(query, length, first)
     k_text, k = _split(key, length, first)
@@ -333,6 +353,9 @@ def _split(x: Tensor, length: int, first: bool) -> tuple[Tensor, Tensor]:
 
 def _text_bias(call: Call, mask: Tensor | None, video: int, length: int) -> Tensor | None:
     """What a model's mask says of the text keys: (B, 1, 1, L) or None. Video keys must all be seen."""
+    if call.text_mask is not None:
+        hidden = ~call.text_mask[:, None, None]
+        return torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device).masked_fill_(hidden, -torch.inf)
     if mask is None:
         return None
     if mask.shape[-2] != 1 or mask.shape[1] != 1 or mask.shape[-1] != video + length:
@@ -398,6 +421,61 @@ def _install_extras(model: Any, call: Call, patches: Patches) -> None:
         before = model.config.num_frame_per_block
         model.register_to_config(num_frame_per_block=1)  # the mask of tokens by tokens; `BlockCausal` stands for it
         patches.restore(lambda: model.register_to_config(num_frame_per_block=before))
+
+
+def _install_texts(model: Any, call: Call, patches: Patches) -> None:
+    """Texts that stand side by side are refined apart: each as if it were the only one."""
+    if call.record.name == "HunyuanVideoTransformer3DModel":
+        patches.forward(model.context_embedder, _refined(model.context_embedder, call))
+    if call.record.name == "Kandinsky5Transformer3DModel":
+        for block in model.text_transformer_blocks:
+            patches.forward(block, _encoded(block, call))
+    if call.record.name == "MochiTransformer3DModel":
+        patches.forward(model.time_embed, _pooled(model.time_embed, call))
+
+
+def _apart(x: Tensor, count: int) -> Tensor:
+    """(B, P * L, ...) as (B * P, L, ...)."""
+    return x.unflatten(1, (count, -1)).flatten(0, 1)
+
+
+def _refined(embedder: Any, call: Call) -> Callable[..., Any]:
+    stock = _forward_of(embedder)
+
+    def forward(hidden_states: Tensor, timestep: Tensor, attention_mask: Tensor | None = None) -> Any:
+        if call.prompts is None:
+            return stock(hidden_states, timestep, attention_mask)
+        count = call.prompts.count
+        mask = None if attention_mask is None else _apart(attention_mask, count)
+        out = stock(_apart(hidden_states, count), timestep.repeat_interleave(count), mask)
+        return out.unflatten(0, (-1, count)).flatten(1, 2)
+
+    return forward
+
+
+def _encoded(block: Any, call: Call) -> Callable[..., Any]:
+    stock = _forward_of(block)
+
+    def forward(x: Tensor, time_embed: Tensor, rope: Tensor) -> Any:
+        if call.prompts is None:
+            return stock(x, time_embed, rope)
+        count = call.prompts.count
+        length = x.shape[1] // count
+        out = stock(_apart(x, count), time_embed.repeat_interleave(count, 0), rope[:, :length])
+        return out.unflatten(0, (-1, count)).flatten(1, 2)
+
+    return forward
+
+
+def _pooled(embedder: Any, call: Call) -> Callable[..., Any]:
+    """Mochi pools its text for the modulation: over the real tokens of all prompts."""
+    stock = _forward_of(embedder)
+
+    def forward(timestep: Tensor, states: Tensor, mask: Tensor, *args: Any, **kwargs: Any) -> Any:
+        mask = mask if call.text_mask is None else call.text_mask.to(mask.dtype)
+        return stock(timestep, states, mask, *args, **kwargs)
+
+    return forward
 
 
 def _first_tokens(holds: bool) -> Callable[..., Any]:

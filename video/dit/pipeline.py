@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 
 CONTEXT_FRAMES = 24  # latent frames of an earlier run that new ones see on each side
 _TRANSFORMERS = ("transformer", "transformer_2")
+_TWICE = ("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline")
+# what stock pipelines call the film frames of a latent frame, and the pixels of a latent one
+_STRIDES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+_SCALES = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
 
 
 class TransformerVideoPipeline:
@@ -52,8 +57,15 @@ class TransformerVideoPipeline:
     """
 
     def __init__(self, stock: Any, preset: Preset, name: str | None = None) -> None:
-        self.stock, self.preset, self.name = stock, preset, name
+        if type(stock).__name__ in _TWICE:
+            raise UserError(
+                f"{type(stock).__name__} asks its scheduler twice a step, so its loop cannot be driven; its transformer "
+                "can be: see parallelize"
+            )
         self.record: Record = record_of(stock.transformer)
+        stride = _first_of(stock, _STRIDES)
+        self.stock, self.name = stock, name
+        self.preset = preset if stride is None else replace(preset, stride=stride)
         self._interrupt = False
 
     # ------------------------------------------------------------------------------------------------------ loading
@@ -264,7 +276,7 @@ class TransformerVideoPipeline:
 
     def _size(self, height: int | None, width: int | None, context: Context) -> tuple[int, int]:
         """Pixels: given, or those of an earlier run, or the preset's, or a small square."""
-        scale = int(getattr(self.stock, "vae_scale_factor_spatial", None) or self._spatial())
+        scale = self._spatial()
         if context.latents is not None:
             rows, columns = context.latents.shape[-2:]
             made = (rows * scale, columns * scale)
@@ -281,13 +293,13 @@ class TransformerVideoPipeline:
         return height, width
 
     def _spatial(self) -> int:
-        for name in ("vae_spatial_compression_ratio", "vae_scale_factor"):
-            if getattr(self.stock, name, None):
-                return int(getattr(self.stock, name))
-        raise UserError(f"{type(self.stock).__name__} does not say how much smaller its latents are")
+        scale = _first_of(self.stock, _SCALES)
+        if scale is None:
+            raise UserError(f"{type(self.stock).__name__} does not say how much smaller its latents are")
+        return scale
 
     def _pixels(self, height: int, width: int) -> tuple[int, int]:
-        scale = int(getattr(self.stock, "vae_scale_factor_spatial", None) or self._spatial())
+        scale = self._spatial()
         patch = self.record.patch(self.stock.transformer)
         return height // scale // patch[1], width // scale // patch[2]
 
@@ -447,7 +459,9 @@ class TransformerVideoPipeline:
         if kind == "latent" or not ranks.is_main:
             return VideoOutput(np.empty((0, 8, 8, 3), np.uint8), fps, latents, info=info)
         length = film or self.preset.film(len(latents))
-        note.z = denormalised(self.stock.vae, self._unpacked(latents), note.z)
+        if len(latents) != len(made) or note.z is None:  # the stock pipeline has seen a part of the film
+            part = None if note.z is None else (made, note.z)
+            note.z = denormalised(self.stock.vae, self._unpacked(latents), part)
         decoder = Decoder(self.stock.vae, note)
         info["decode"] = "exact" if decoder.exact else "pieces overlap and are cross-faded: not equal to one call"
         if kind == "stream":
@@ -462,8 +476,6 @@ class TransformerVideoPipeline:
         from longtake.video.dit.decode import Caught
 
         note = Caught()
-        weight = next(self.stock.vae.parameters())
-        note.z = weight.new_zeros(())
         layout = Layout(self.record, len(latents))
         ranks = ranks or Ranks.single(self.device)
         return self._output(latents, latents, note, layout, fps, info.get("frames_of_film"), ranks, info, kind)
@@ -471,31 +483,53 @@ class TransformerVideoPipeline:
 
 def normalised(vae: Any, z: Tensor) -> Tensor:
     """Latents as the VAE encodes them (1, C, F, h, w) in the transformer's space."""
-    mean, std, scale, shift = _moments(vae, z)
-    return (z - mean) / std * scale - shift
+    mean, std, scale = _moments(vae, z)
+    return (z - mean) / std * scale
 
 
-def denormalised(vae: Any, z: Tensor, like: Tensor | None) -> Tensor:
-    """The inverse, on the VAE's device and in its dtype."""
+def denormalised(vae: Any, z: Tensor, part: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The inverse, on the VAE's device and in its dtype.
+
+    part: latents (F, c, h, w) and what a stock pipeline made of them (1, c, F, h, w), by which this is checked.
+    Raises UserError for a VAE whose latents are scaled in another way.
+    """
     weight = next(vae.parameters())
-    z = z.to(weight.device, torch.float32)
-    mean, std, scale, shift = _moments(vae, z)
-    return ((z + shift) / scale * std + mean).to(weight.dtype)
+    name = type(vae).__name__
+
+    def scaled(x: Tensor) -> Tensor:
+        x = x.to(weight.device, torch.float32)
+        mean, std, scale = _moments(vae, x)
+        return (x / scale * std + mean).to(weight.dtype)
+
+    if part is not None:
+        mine, theirs = scaled(part[0].transpose(0, 1)[None]), part[1].to(weight)
+        error = float((mine - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+        if error > 2e-2:  # a step of bfloat16 is 8e-3
+            raise UserError(f"latents of {name} are scaled in a way that is not known here: this run cannot be extended")
+    return scaled(z)
 
 
-def _moments(vae: Any, z: Tensor) -> tuple[Any, Any, float, float]:
-    """Mean and deviation by channel, scale and shift, as far as the VAE's configuration has them."""
+def _moments(vae: Any, z: Tensor) -> tuple[Any, Any, float]:
+    """Mean and deviation by channel, and scale, as far as the VAE's configuration has them."""
     config = vae.config
     scale = getattr(config, "scaling_factor", None)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is None and hasattr(vae, "latents_mean"):  # LTX keeps them as buffers
-        mean, std = vae.latents_mean, vae.latents_std
+    buffers = dict(vae.named_buffers(recurse=False))
+    if "latents_mean" in buffers:  # LTX keeps them as buffers
+        mean, std = buffers["latents_mean"], buffers["latents_std"]
     if mean is None or std is None:
-        return 0.0, 1.0, 1.0 if scale is None else float(scale), 0.0
+        return 0.0, 1.0, 1.0 if scale is None else float(scale)
+    mean, std = torch.as_tensor(mean).to(z.device, z.dtype), torch.as_tensor(std).to(z.device, z.dtype)
+    if mean.numel() != z.shape[1]:
+        raise UserError(
+            f"the latents of {type(vae).__name__} are scaled frame by frame: a run cannot be extended, redone or held"
+        )
     view = (1, -1, 1, 1, 1)
-    mean = torch.as_tensor(mean).to(z.device, z.dtype).view(view)
-    std = torch.as_tensor(std).to(z.device, z.dtype).view(view)
-    return mean, std, 1.0 if scale is None else float(scale), 0.0
+    return mean.view(view), std.view(view), 1.0 if scale is None else float(scale)
+
+
+def _first_of(stock: Any, names: Sequence[str]) -> int | None:
+    return next((int(getattr(stock, name)) for name in names if getattr(stock, name, None)), None)
 
 
 def _names(model: Any) -> list[str]:
