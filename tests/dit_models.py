@@ -89,6 +89,16 @@ def make(kind, **changes):
             d.CosmosTransformer3DModel, in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16,
             num_layers=2, text_embed_dim=16, adaln_lora_dim=4, max_size=(128, 16, 16),
         )  # fmt: skip
+    if kind in ("ltx2", "ltx2.3"):
+        newer = dict(
+            rope_type="split", gated_attn=True, cross_attn_mod=True, audio_gated_attn=True, audio_cross_attn_mod=True,
+            perturbed_attn=True,
+        ) if kind.endswith("3") else {}  # fmt: skip
+        return build(
+            d.LTX2VideoTransformer3DModel, in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=24,
+            cross_attention_dim=48, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
+            audio_attention_head_dim=16, audio_cross_attention_dim=32, num_layers=2, caption_channels=16, **newer,
+        )  # fmt: skip
     raise KeyError(kind)
 
 
@@ -132,6 +142,15 @@ def call_of(kind, frames, batch=2, rows=4, columns=4, texts=1):
         given |= {
             "num_frames": frames, "height": rows, "width": columns, "rope_interpolation_scale": (8 / 24, 32, 32),
             "encoder_attention_mask": _mask(batch, 5 * texts, True),
+        }  # fmt: skip
+    elif kind.startswith("ltx2"):
+        audio = 3 + round(frames * 8 / 24 * 25)  # a little longer than the video
+        given = {
+            "hidden_states": video.flatten(2).transpose(1, 2), "audio_hidden_states": noise("audio", batch, audio, 4),
+            "encoder_hidden_states": text, "audio_encoder_hidden_states": noise("text2", batch, 5 * texts, 16),
+            "timestep": time, "sigma": time, "encoder_attention_mask": _mask(batch, 5 * texts, True),
+            "audio_encoder_attention_mask": _mask(batch, 5 * texts, True), "num_frames": frames, "height": rows,
+            "width": columns, "fps": 24.0, "audio_num_frames": audio,
         }  # fmt: skip
     elif kind.startswith(("cogvideox", "consisid")):
         patch = 2 if kind.endswith("1.5") else 1

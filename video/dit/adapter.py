@@ -23,11 +23,12 @@ from longtake.errors import UserError
 from longtake.kernels.partition import Partition
 from longtake.kernels.precision import as_autocast
 from longtake.kernels.ranks.rows import gather_rows
-from longtake.video.dit.attend import Joint, Prompts, View, attend
+from longtake.video.dit.attend import Joint, Prompts, Rows, View, attend
 from longtake.video.dit.clocks import Given, Time, install_clock
 from longtake.video.dit.positions import Policy, Positions
 from longtake.video.dit.records import Record, Text
 from longtake.video.dit.scopes import BlockCausal, Both, Moment, Sight, see
+from longtake.video.dit.sound import STREAMS, Sound
 from longtake.video.piece import Exchange, Mode, Patches, Piece, UnsupportedModule
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -53,6 +54,7 @@ class Call:
     prompts: Prompts | None = None
     blind: bool = False
     view: View | None = None
+    sound: Sound | None = None
     text_mask: Tensor | None = None  # (B, P * L) of the call at hand, where prompts stand side by side
     asked: dict[str, int] = field(default_factory=dict)  # calls of torch's attention by layer
     _sights: dict[Moment, Sight] = field(default_factory=dict)
@@ -92,16 +94,22 @@ def install(model: Any, record: Record, piece: Piece, patches: Patches, *, posit
     if piece.strategy == Exchange.TRANSPOSE:
         raise UserError("strategy=transpose does not apply: tokens of a frame attend to each other; use halo or gather")
     layers = layers_of(model, record)
+    if record.name == "LTX2VideoTransformer3DModel":
+        for name in STREAMS:
+            layers |= layers_of(model, record, name)
     if record.name.startswith(("Wan", "SkyReels")) and record.patch(model)[0] != 1:
         raise UnsupportedModule("patch_embedding spans several frames (patch_size[0] > 1)")
     call = Call(record, piece, Time(piece, record, positions), whole, piece.scope)
+    if record.name == "LTX2VideoTransformer3DModel":
+        call.sound = Sound(call)
     causal = int(getattr(model.config, "num_frame_per_block", 1) or 1)
     if causal > 1:
         call.scope = BlockCausal(causal) if piece.scope is None else Both(BlockCausal(causal), piece.scope)
     to_clock: Callable[[Given], Given] = lambda given: given  # noqa: E731
     stock = piece.alone and piece.scope is None and positions.policy is Policy.ABSOLUTE and causal == 1
     if not stock or record.text is not Text.CROSS:  # joint layers are needed for prompts too
-        to_clock = install_clock(model, call.time, patches)
+        if call.sound is None:
+            to_clock = install_clock(model, call.time, patches)
         for name, layer in layers.items():
             patches.forward(layer, _redirected(layer, name, call))
             if record.name == "HunyuanVideo15Transformer3DModel":
@@ -110,6 +118,9 @@ def install(model: Any, record: Record, piece: Piece, patches: Patches, *, posit
     if record.text is Text.CROSS:
         for layer in layers_of(model, record, record.cross).values():
             patches.forward(layer, _heard(layer, call))
+        if call.sound is not None:
+            for layer in layers_of(model, record, "audio_attn2").values():
+                patches.forward(layer, _heard(layer, call, "audio"))
     _install_texts(model, call, patches)
     patches.forward(model, _called(model, call, to_clock))
     return call
@@ -192,6 +203,8 @@ def _prepared(model: Any, call: Call, given: Given) -> Given:
     call.begin(sample.shape[0], tokens, given.get("timestep"))
     if piece.text_provider is not None:
         _load_text(model, call)
+    if call.sound is not None:
+        given = call.sound.prepared(model, given)
     if call.whole or piece.empty:
         given = _cut(call, given, patch[0], tokens)
     call.text_mask = None
@@ -252,6 +265,8 @@ def _cut(call: Call, given: Given, patch: int, tokens: int) -> Given:
 def _finished(call: Call, out: Any) -> Any:
     """Drop the dummy frame of a rank without frames; bring the frames together where inputs were whole."""
     piece = call.piece
+    if call.sound is not None:
+        return call.sound.finished(out)
     if not piece.empty and not (call.whole and not piece.alone):
         return out
     plain = isinstance(out, tuple)
@@ -313,6 +328,10 @@ def _attention(
     query, key, value = as_autocast(query, key, value)
     if enable_gqa and key.shape[1] != query.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    if view.stock and call.prompts is None and not call.blind:
+        return nnf.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
+    if call.sound is not None:
+        return _streams(call, call.sound, layer, query, key, value, attn_mask, scale)
     video = len(call.time.span) * piece.tokens
     length = query.shape[2] - video
     joint = call.record.text is not Text.CROSS
@@ -321,8 +340,6 @@ def _attention(
             f"{call.record.name} attends over {query.shape[2]} queries and {key.shape[2]} keys; "
             f"{len(call.time.span)} frames of {piece.tokens} tokens were expected"
         )
-    if view.stock and call.prompts is None and not call.blind:
-        return nnf.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
     bias = _text_bias(call, attn_mask, video, length)
     if bias is not None and bias.shape[0] > query.shape[0] == 1:  # one entry of the batch after the other (Mochi)
         entry = (call.asked[layer] - 1) % bias.shape[0]
@@ -334,7 +351,8 @@ def _attention(
     if piece.empty:
         q, k, v = q[:, :, :0], k[:, :, :0], v[:, :, :0]
     text = Joint(q_text, k_text, v_text, bias, call.prompts) if length else None
-    out, text_out = attend(view, q, k, v, scale=scale, turn=call.time.turn, text=text)
+    rows = Rows.even(piece.total, piece.tokens)
+    out, text_out = attend(view, q, k, v, rows=rows, scale=scale, turn=call.time.turn, text=text)
     if piece.empty:
         out = torch.zeros_like(query[:, :, :video])
     if text_out is None:
@@ -342,6 +360,25 @@ def _attention(
     if call.blind:
         text_out = v_text
     return torch.cat([text_out, out] if first else [out, text_out], 2)
+
+
+def _streams(
+    call: Call, sound: Sound, layer: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    scale: float | None,
+) -> Tensor:  # fmt: skip
+    """Attention of one stream over another; a rank without tokens of one has a dummy, which takes no part."""
+    if mask is not None:
+        raise UnsupportedModule(f"{call.record.name} brings a mask into attention over frames")
+    view, mine = call.view, call.piece.mine
+    assert view is not None
+    kind = layer.rsplit(".", 1)[1]
+    rows, keys = sound.rows[STREAMS[kind][0]], sound.rows[STREAMS[kind][1]]
+    own, held = rows.of(mine), keys.of(mine)
+    out, _ = attend(
+        view, query[:, :, :own], key[:, :, :held], value[:, :, :held], rows=rows, keys=keys, scale=scale,
+        turn=sound.turns.get(kind),
+    )  # fmt: skip
+    return out if own == query.shape[2] else torch.cat([out, torch.zeros_like(query[:, :, own:])], 2)
 
 
 def _split(x: Tensor, length: int, first: bool) -> tuple[Tensor, Tensor]:
@@ -502,7 +539,7 @@ def _load_text(model: Any, call: Call) -> None:
     call.piece.text = embedder(call.piece.text)
 
 
-def _heard(layer: Any, call: Call) -> Callable[..., Any]:
+def _heard(layer: Any, call: Call, stream: str = "video") -> Callable[..., Any]:
     """Cross-attention in which each frame hears its own text.
 
     Prompts: frames that hear one prompt alone are called with it; in a cross-fade the outputs for two prompts are
@@ -517,7 +554,7 @@ def _heard(layer: Any, call: Call) -> Callable[..., Any]:
             return _by_frame(stock, layer, call, given)
         if call.prompts is None:
             return stock(*args, **kwargs)
-        return _by_prompt(stock, call, given)
+        return _by_prompt(stock, call, given, stream)
 
     return forward
 
@@ -534,13 +571,18 @@ def _by_frame(stock: Callable[..., Any], layer: Any, call: Call, given: Given) -
     return out.unflatten(0, (call.piece.batch, -1)).flatten(1, 2)
 
 
-def _by_prompt(stock: Callable[..., Any], call: Call, given: Given) -> Tensor:
+def _by_prompt(stock: Callable[..., Any], call: Call, given: Given, stream: str) -> Tensor:
     prompts, piece = call.prompts, call.piece
     assert prompts is not None
     hidden, text = given["hidden_states"], given["encoder_hidden_states"]
     mask = given.get("attention_mask")
     lead = text.shape[1] - prompts.count * call.asked["text"]  # image states stand before the texts
-    span, tokens = call.time.span, piece.tokens
+    span = call.time.span
+    lie = Rows.even(piece.total, piece.tokens) if call.sound is None else call.sound.rows[stream]
+    counts = torch.tensor(lie.counts(span))
+    if int(counts.sum()) != hidden.shape[1]:  # a dummy token of a rank without any
+        return stock(**given)
+    starts = counts.cumsum(0) - counts
     weights = prompts.weights[span.start : span.stop]
     out: Tensor | None = None
     for number in range(prompts.count):
@@ -549,14 +591,17 @@ def _by_prompt(stock: Callable[..., Any], call: Call, given: Given) -> Tensor:
             continue
         a, b = lead + number * call.asked["text"], lead + (number + 1) * call.asked["text"]
         own = torch.cat([text[:, :lead], text[:, a:b]], 1)
-        rows = torch.cat([torch.arange(frame * tokens, (frame + 1) * tokens) for frame in heard]).to(hidden.device)
+        rows = torch.cat([torch.arange(starts[frame], starts[frame] + counts[frame]) for frame in heard])
+        if not len(rows):
+            continue
+        rows = rows.to(hidden.device)
         asked = {**given, "hidden_states": hidden.index_select(1, rows), "encoder_hidden_states": own}
         if mask is not None:
             asked["attention_mask"] = torch.cat([mask[..., :lead], mask[..., a:b]], -1)
         part = stock(**asked)
         if out is None:
             out = part.new_zeros((part.shape[0], hidden.shape[1], part.shape[2]))
-        share = weights[heard, number].repeat_interleave(tokens).to(part.device, part.dtype)
+        share = weights[heard, number].repeat_interleave(counts[heard]).to(part.device, part.dtype)
         out.index_add_(1, rows, part * share[:, None])
     assert out is not None
     return out

@@ -9,7 +9,7 @@ keys.
 Legend: B batch, H heads, D head size, T frames here, F frames of the video, n tokens a frame, L text rows.
 
     view = View.of(piece, see(scope, moment))
-    out, text_out = attend(view, q, k, v, text=Joint(tq, tk, tv, bias), scale=None)
+    out, text_out = attend(view, q, k, v, rows=Rows.even(F, n), text=Joint(tq, tk, tv, bias))
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -30,6 +29,28 @@ from torch import Tensor
 TILE_TOKENS = 256  # a tile has as many frames as fit, at least one: enough rows for the matrix product to pay
 LOGITS = 32 << 20  # logits that are held at a time where they are made by hand (decay)
 TEXT_FRAMES = 8  # frames of keys that text rows meet at a time
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the tokens of every frame of the video lie: tokens of frame f are rows offsets[f]..offsets[f + 1]."""
+
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def even(cls, frames: int, tokens: int) -> Rows:
+        """So many tokens in every frame."""
+        return cls(tuple(range(0, (frames + 1) * tokens, tokens)) if tokens else (0,) * (frames + 1))
+
+    def count(self, frame: int) -> int:
+        return self.offsets[frame + 1] - self.offsets[frame]
+
+    def counts(self, frames: Sequence[int]) -> list[int]:
+        return [self.count(frame) for frame in frames]
+
+    def of(self, span: range) -> int:
+        """Tokens of consecutive frames."""
+        return self.offsets[span.stop] - self.offsets[span.start] if len(span) else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +117,11 @@ class View:
     def mine(self) -> range:
         return self.piece.mine
 
-    def tiles(self, tokens: int) -> list[Tile]:
-        """This rank's tiles for frames of so many tokens; a clipped or decaying sight takes frame by frame."""
+    def tiles(self, rows: Rows) -> list[Tile]:
+        """This rank's tiles of queries; a clipped or decaying sight takes frame by frame."""
         single = self.clip is not None or self.sight.decay is not None
-        count = 1 if single else max(1, TILE_TOKENS // tokens)
+        tokens = rows.of(self.mine) / max(len(self.mine), 1)
+        count = 1 if single else max(1, int(TILE_TOKENS // max(tokens, 1)))
         score = self.sight.score[self.mine.start : self.mine.stop]
         visible = score > -math.inf
         tiles = []
@@ -142,127 +164,131 @@ class Turn:
 
 @torch.no_grad()
 def attend(
-    view: View, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, turn: Turn | None = None,
-    text: Joint | None = None,
+    view: View, q: Tensor, k: Tensor, v: Tensor, *, rows: Rows, keys: Rows | None = None, scale: float | None = None,
+    turn: Turn | None = None, text: Joint | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Attention of this rank's video rows, and of all text rows. Returns (B, H, T * n, D) and (B, H, L, D) or None.
+    """Attention of this rank's rows, and of all text rows. Returns (B, H, own rows, D) and (B, H, L, D) or None.
 
-    q, k, v: (B, H, T * n, D), frames in order, rotated; T may be 0. scale: of the logits, 1/sqrt(D) by default.
-    turn: needed by a view that clips distances. Every rank of the piece's transport calls this together.
+    q: (B, H, own rows, D), frames in order, rotated; rows: where the queries' tokens lie. k, v: (B, H, own keys, D);
+    keys: where theirs lie, as the queries' by default. scale: of the logits, 1/sqrt(D) by default. turn: needed by a
+    view that clips distances. A query whose frames hold no key gets zeros. Every rank of the piece's transport calls
+    this together.
     """
-    piece = view.piece
-    frames = len(view.mine)
-    tokens = q.shape[2] // frames if frames else 0
-    held, (k_all, v_all) = _fetch(view, [k, v], frames)
-    out = torch.empty_like(q) if frames else q
-    if frames:
-        place = {frame: index for index, frame in enumerate(held)}
-        factors = view.sight.factors
-        for tile in view.tiles(tokens):
-            rows = slice(tile.rows.start * tokens, tile.rows.stop * tokens)
-            q_tile, k_tile, v_tile = q[:, :, rows], _pick(k_all, tile.keys, place, tokens), None
-            v_tile = _pick(v_all, tile.keys, place, tokens)
-            if view.clip is not None:
-                k_tile = _clipped(view, tile, k_tile, tokens, turn)
-            if factors is not None:
-                own = factors[view.mine.start + tile.rows.start : view.mine.start + tile.rows.stop]
-                q_tile = (q_tile * own.to(q.device, q.dtype).repeat_interleave(tokens)[:, None]).to(q.dtype)
-            bias = _spread(tile.bias, tile.rows, tokens, q)
-            if text is not None:
-                k_tile, v_tile = torch.cat([k_tile, text.k], 2), torch.cat([v_tile, text.v], 2)
-                bias = _with_text(bias, len(tile.keys) * tokens, tile, tokens, view, text, q)
-            if view.sight.decay is None:
-                result = nnf.scaled_dot_product_attention(q_tile, k_tile, v_tile, attn_mask=bias, scale=scale)
-            else:
-                far = _far(view, tile, tokens, k_tile.shape[2]).to(q.device)
-                result = _decayed(q_tile, k_tile, v_tile, bias, far, view.sight.decay[1], scale)
-            out[:, :, rows] = result
+    keys = rows if keys is None else keys
+    mine = view.mine
+    held, (k_all, v_all) = _fetch(view, [k, v], keys)
+    out = torch.zeros_like(q)
+    starts = dict(zip(held, _cumulative(keys.counts(held)), strict=False))
+    factors = view.sight.factors
+    for tile in view.tiles(rows) if q.shape[2] else ():
+        frames = range(mine.start + tile.rows.start, mine.start + tile.rows.stop)
+        span = slice(
+            rows.offsets[frames.start] - rows.offsets[mine.start], rows.offsets[frames.stop] - rows.offsets[mine.start]
+        )
+        counts, sizes = rows.counts(frames), keys.counts(tile.keys)
+        if span.stop == span.start or not (sum(sizes) or text is not None):
+            continue
+        q_tile = q[:, :, span]
+        k_tile, v_tile = _pick(k_all, tile.keys, starts, keys), _pick(v_all, tile.keys, starts, keys)
+        if view.clip is not None:
+            k_tile = _clipped(view, frames.start, tile, k_tile, sizes, turn)
+        if factors is not None:
+            own = factors[frames.start : frames.stop].repeat_interleave(torch.tensor(counts))
+            q_tile = (q_tile * own.to(q.device, q.dtype)[:, None]).to(q.dtype)
+        bias = _spread(tile.bias, counts, sizes, q)
+        if text is not None:
+            k_tile, v_tile = torch.cat([k_tile, text.k], 2), torch.cat([v_tile, text.v], 2)
+            bias = _with_text(bias, sum(sizes), frames, counts, text, q)
+        if view.sight.decay is None:
+            result = nnf.scaled_dot_product_attention(q_tile, k_tile, v_tile, attn_mask=bias, scale=scale)
+        else:
+            far = _far(view.sight.decay[0], frames.start, tile, sizes, k_tile.shape[2]).to(q.device)
+            result = _decayed(q_tile, k_tile, v_tile, bias, far, view.sight.decay[1], scale)
+        out[:, :, span] = result
     if text is None:
         return out, None
-    return out, _text_rows(piece, view, k, v, frames, tokens, text, scale)
+    return out, _text_rows(view, k, v, keys, text, scale)
 
 
-def _fetch(view: View, tensors: list[Tensor], frames: int) -> tuple[list[int], list[Tensor]]:
-    """The frames held and needed, in order, and for each tensor its rows (B, H, frames * n, D).
+def _cumulative(counts: list[int]) -> list[int]:
+    made = [0]
+    for count in counts:
+        made.append(made[-1] + count)
+    return made
+
+
+def _fetch(view: View, tensors: list[Tensor], rows: Rows) -> tuple[list[int], list[Tensor]]:
+    """The frames held and needed, in order, and for each tensor their rows (B, H, rows, D).
 
     One message to every rank that needs something, keys and values together.
     """
-    piece = view.piece
-    mine, rank = view.mine, piece.transport.rank
+    piece, mine = view.piece, view.mine
+    rank = piece.transport.rank
     if piece.alone or not any(view.wanted):
         return list(mine), tensors
-    partition = piece.partition
-    shape = list(tensors[0].shape)
-    tokens = _tokens(piece, shape[2], frames)
-    five = [x.reshape(*shape[:2], frames, tokens, shape[3]) for x in tensors]
+    partition, own = piece.partition, tensors[0]
+    base = rows.offsets[mine.start] if len(mine) else 0
     sends, receives, coming = [], [], []
     for other in range(partition.parts):
         if other == rank:
             continue
-        give = [frame - mine.start for frame in view.wanted[other] if frame in mine]
-        if give:
-            index = torch.tensor(give, device=tensors[0].device)
-            sends.append((other, torch.stack([x.index_select(2, index) for x in five])))
+        give = [frame for frame in view.wanted[other] if frame in mine]
+        if sum(rows.counts(give)):
+            index = torch.cat([torch.arange(rows.offsets[f], rows.offsets[f + 1]) for f in give]).to(own.device) - base
+            sends.append((other, torch.stack([x.index_select(2, index) for x in tensors])))
         take = [frame for frame in view.wanted[rank] if frame in partition.range(other)]
-        if take:
-            buffer = tensors[0].new_empty((len(tensors), *shape[:2], len(take), tokens, shape[3]))
+        if sum(rows.counts(take)):
+            buffer = own.new_empty((len(tensors), *own.shape[:2], sum(rows.counts(take)), own.shape[3]))
             receives.append((other, buffer))
             coming.append((take, buffer))
-    piece.transport.wire.connect(tensors[0].device)
+    piece.transport.wire.connect(own.device)
     piece.transport.start_messages("frames", sends, receives).wait()
     held = sorted([*mine, *view.wanted[rank]])
-    if not frames:
-        return held, tensors
-    spans: list[tuple[int, list[Tensor]]] = [(mine.start, five)] + [(take[0], list(buffer)) for take, buffer in coming]
     order = [*mine, *[frame for take, _ in coming for frame in take]]
-    laid = [torch.cat([part[number] for _, part in spans], 2) for number in range(len(tensors))]
+    laid = [torch.cat([x, *[buffer[number] for _, buffer in coming]], 2) for number, x in enumerate(tensors)]
     if order != held:
-        index = torch.tensor([order.index(frame) for frame in held], device=tensors[0].device)
+        starts = dict(zip(order, _cumulative(rows.counts(order)), strict=False))
+        parts = [torch.arange(starts[f], starts[f] + rows.count(f)) for f in held if f in starts]
+        index = torch.cat(parts).to(own.device) if parts else torch.zeros(0, dtype=torch.long, device=own.device)
         laid = [x.index_select(2, index) for x in laid]
-    return held, [x.flatten(2, 3) for x in laid]
+    return held, laid
 
 
-def _tokens(piece: Piece, rows: int, frames: int) -> int:
-    """Tokens of a frame; a rank without frames has them from its dummy frame."""
-    return rows // frames if frames else piece.tokens
-
-
-def _pick(x: Tensor, keys: Sequence[int], place: dict[int, int], tokens: int) -> Tensor:
+def _pick(x: Tensor, frames: Sequence[int], starts: dict[int, int], rows: Rows) -> Tensor:
     """The rows of some frames: a view when they lie together, else a copy."""
     runs: list[list[int]] = []
-    for frame in keys:
-        at = place[frame]
+    for frame in frames:
+        at, size = starts[frame], rows.count(frame)
         if runs and runs[-1][1] == at:
-            runs[-1][1] = at + 1
+            runs[-1][1] = at + size
         else:
-            runs.append([at, at + 1])
-    parts = [x[:, :, a * tokens : b * tokens] for a, b in runs]
+            runs.append([at, at + size])
+    parts = [x[:, :, a:b] for a, b in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
-def _spread(bias: Tensor | None, rows: range, tokens: int, like: Tensor) -> Tensor | None:
+def _spread(bias: Tensor | None, counts: list[int], sizes: list[int], like: Tensor) -> Tensor | None:
     """A bias of frames for tokens: (1, 1, queries or 1, keys)."""
     if bias is None:
         return None
-    wide = bias.repeat_interleave(tokens, 1)
+    wide = bias.repeat_interleave(torch.tensor(sizes), 1)
     if bias.shape[0] > 1:
-        wide = wide.repeat_interleave(tokens, 0)
+        wide = wide.repeat_interleave(torch.tensor(counts), 0)
     return wide.to(like.device, like.dtype)[None, None]
 
 
 def _with_text(
-    bias: Tensor | None, keys: int, tile: Tile, tokens: int, view: View, text: Joint, like: Tensor
+    bias: Tensor | None, keys: int, frames: range, counts: list[int], text: Joint, like: Tensor
 ) -> Tensor | None:
     """The bias of video keys followed by that of text keys."""
     parts = text.bias
     if text.prompts is not None:
-        first = view.mine.start
-        weights = text.prompts.weights[first + tile.rows.start : first + tile.rows.stop].log()
+        weights = text.prompts.weights[frames.start : frames.stop].log()
         if bool((weights == weights[:1]).all()):
             weights = weights[:1]
         each = weights.repeat_interleave(text.k.shape[2] // text.prompts.count, 1)
         if each.shape[0] > 1:
-            each = each.repeat_interleave(tokens, 0)
+            each = each.repeat_interleave(torch.tensor(counts), 0)
         heard = each.to(like.device, like.dtype)[None, None]
         parts = heard if parts is None else parts + heard
     if bias is None and parts is None:
@@ -274,30 +300,28 @@ def _with_text(
     return torch.cat([left.expand(batch, 1, rows, keys), right.expand(batch, 1, rows, length)], 3)
 
 
-def _clipped(view: View, tile: Tile, k_tile: Tensor, tokens: int, turn: Turn | None) -> Tensor:
+def _clipped(view: View, query: int, tile: Tile, k_tile: Tensor, sizes: list[int], turn: Turn | None) -> Tensor:
     """Keys farther away than the clip, turned as if they were that far away (after LM-Infinite, arXiv 2308.16137)."""
-    if turn is None:
-        raise ValueError("a view that clips distances needs the rates of the rotary embedding")
     assert view.clip is not None
-    query = view.mine.start + tile.rows.start
     away = torch.tensor(tile.keys, dtype=torch.float64) - query
     moved = away.clamp(-view.clip, view.clip) - away
     if not bool(moved.any()):
         return k_tile
-    rows = moved.nonzero().flatten()
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    span = slice(first * tokens, last * tokens)
-    turned = turn(k_tile[:, :, span], moved[first:last].repeat_interleave(tokens))
+    if turn is None:
+        raise ValueError("a view that clips distances needs the rates of the rotary embedding")
+    starts = _cumulative(sizes)
+    far = moved.nonzero().flatten().tolist()
+    first, last = far[0], far[-1] + 1
+    span = slice(starts[first], starts[last])
+    turned = turn(k_tile[:, :, span], moved[first:last].repeat_interleave(torch.tensor(sizes[first:last])))
     return torch.cat([k_tile[:, :, : span.start], turned, k_tile[:, :, span.stop :]], 2)
 
 
-def _far(view: View, tile: Tile, tokens: int, keys: int) -> Tensor:
+def _far(distance: int, query: int, tile: Tile, sizes: list[int], keys: int) -> Tensor:
     """Which keys of a tile of one frame are farther away than the decay's distance: bool (keys,), text is near."""
-    assert view.sight.decay is not None
-    query = view.mine.start + tile.rows.start
-    away = (torch.tensor(tile.keys) - query).abs() > view.sight.decay[0]
+    away = ((torch.tensor(tile.keys) - query).abs() > distance).repeat_interleave(torch.tensor(sizes))
     far = torch.zeros(keys, dtype=torch.bool)
-    far[: len(tile.keys) * tokens] = away.repeat_interleave(tokens)
+    far[: len(away)] = away
     return far
 
 
@@ -318,44 +342,39 @@ def _decayed(
     return torch.cat(parts, 2)
 
 
-def _text_rows(
-    piece: Piece, view: View, k: Tensor, v: Tensor, frames: int, tokens: int, text: Joint, scale: float | None
-) -> Tensor:
+def _text_rows(view: View, k: Tensor, v: Tensor, keys: Rows, text: Joint, scale: float | None) -> Tensor:
     """Text over all video and all text: partial attention over the frames here, merged over ranks."""
     count = 1 if text.prompts is None else text.prompts.count
     length = text.q.shape[2] // count
-    kinds: list[Any] = []
+    made = []
     for number in range(count):
         span = slice(number * length, (number + 1) * length)
-        part = _text_part(view, text.q[:, :, span], k, v, frames, tokens, text.prompts, number, scale)
-        kinds.append((span, *_merged(piece, *part)))
-    made = []
-    for span, out, lse in kinds:
-        bias = None if text.bias is None else text.bias[..., span].to(text.q.dtype)
-        own = partial_attention(text.q[:, :, span], text.k[:, :, span], text.v[:, :, span], bias=bias, scale=scale)
-        made.append(merge(out, lse, *own)[0].to(text.q.dtype))
+        q = text.q[:, :, span]
+        out, lse = _merged(view.piece, *_text_part(view, q, k, v, keys, text.prompts, number, scale))
+        bias = None if text.bias is None else text.bias[..., span].to(q.dtype)
+        own = partial_attention(q, text.k[:, :, span], text.v[:, :, span], bias=bias, scale=scale)
+        made.append(merge(out, lse, *own)[0].to(q.dtype))
     return made[0] if count == 1 else torch.cat(made, 2)
 
 
 def _text_part(
-    view: View, q: Tensor, k: Tensor, v: Tensor, frames: int, tokens: int, prompts: Prompts | None, number: int,
+    view: View, q: Tensor, k: Tensor, v: Tensor, keys: Rows, prompts: Prompts | None, number: int,
     scale: float | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Text rows over this rank's frames: O (B, H, L, D) and L (B, H, L), in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros(q.shape, dtype=wide)
     lse = q.new_full(q.shape[:3], -math.inf, dtype=wide)
-    for start in range(0, frames, TEXT_FRAMES):
-        stop = min(frames, start + TEXT_FRAMES)
+    for start in range(view.mine.start, view.mine.stop, TEXT_FRAMES):
+        frames = range(start, min(view.mine.stop, start + TEXT_FRAMES))
         bias = None
         if prompts is not None:
-            first = view.mine.start
-            weights = prompts.weights[first + start : first + stop, number].log()
+            weights = prompts.weights[frames.start : frames.stop, number].log()
             if bool((weights == -math.inf).all()):
                 continue
-            bias = weights.repeat_interleave(tokens).to(q.device, q.dtype)[None, None, None]
-        rows = slice(start * tokens, stop * tokens)
-        out, lse = merge(out, lse, *partial_attention(q, k[:, :, rows], v[:, :, rows], bias=bias, scale=scale))
+            bias = weights.repeat_interleave(torch.tensor(keys.counts(frames))).to(q.device, q.dtype)[None, None, None]
+        a, b = (keys.offsets[frame] - keys.offsets[view.mine.start] for frame in (frames.start, frames.stop))
+        out, lse = merge(out, lse, *partial_attention(q, k[:, :, a:b], v[:, :, a:b], bias=bias, scale=scale))
     return out, lse
 
 

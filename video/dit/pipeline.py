@@ -505,7 +505,9 @@ def denormalised(vae: Any, z: Tensor, part: tuple[Tensor, Tensor] | None = None)
         mine, theirs = scaled(part[0].transpose(0, 1)[None]), part[1].to(weight)
         error = float((mine - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
         if error > 2e-2:  # a step of bfloat16 is 8e-3
-            raise UserError(f"latents of {name} are scaled in a way that is not known here: this run cannot be extended")
+            raise UserError(
+                f"latents of {name} are scaled in a way that is not known here: this run cannot be extended"
+            )
     return scaled(z)
 
 

@@ -50,7 +50,7 @@ class Preset:
 
 _WAN = Preset(21, 4, 16.0, 480, 832, 50, 5.0)
 _COG = Preset(13, 4, 8.0, 480, 720, 50, 6.0)
-_LTX = Preset(21, 8, 24.0, 512, 768, 50, 3.0)
+_LTX = Preset(61, 8, 24.0, 512, 768, 50, 3.0)
 
 PRESETS: dict[str, Preset] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _WAN,
@@ -69,7 +69,7 @@ PRESETS: dict[str, Preset] = {
     "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v": Preset(31, 4, 24.0, 480, 832, 50, 6.0),
     "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v": Preset(31, 4, 24.0, 720, 1280, 50, 6.0),
     "Lightricks/LTX-Video": _LTX,
-    "Lightricks/LTX-2": Preset(16, 8, 24.0, 512, 768, 40, 4.0),
+    "Lightricks/LTX-2": Preset(61, 8, 24.0, 512, 768, 40, 4.0),
     "THUDM/CogVideoX-2b": _COG,
     "THUDM/CogVideoX-5b": _COG,
     "THUDM/CogVideoX1.5-5B": Preset(21, 4, 16.0, 768, 1360, 50, 6.0),

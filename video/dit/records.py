@@ -126,7 +126,11 @@ RECORDS: dict[str, Record] = {
         ),
         Record(
             "LTXVideoTransformer3DModel", Text.CROSS, Clock.SECONDS, ("transformer_blocks",), "attn1", {},
-            tokens={"hidden_states": 1, "video_coords": 2}, length=21, stride=8, fps=24.0, cross="attn2",
+            tokens={"hidden_states": 1, "video_coords": 2}, length=61, stride=8, fps=24.0, cross="attn2",
+        ),
+        Record(
+            "LTX2VideoTransformer3DModel", Text.CROSS, Clock.SECONDS, ("transformer_blocks",), "attn1", {},
+            tokens={"hidden_states": 1, "video_keyframes_mask": 1}, length=61, stride=8, fps=24.0, cross="attn2",
         ),
         Record("CogVideoXTransformer3DModel", **_COG),  # type: ignore[arg-type]
         Record("ConsisIDTransformer3DModel", **_COG),  # type: ignore[arg-type]
