@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as nnf
 from longtake.media import to_uint8
+from longtake.video.piece import Patches
 from torch import Tensor
 
 PIECE = 8  # latent frames at a time where pieces overlap
@@ -157,22 +159,38 @@ def _cogvideox(vae: Any, z: Tensor) -> Iterator[Tensor]:
 
 
 def _mochi(vae: Any, z: Tensor) -> Iterator[Tensor]:
-    if not vae.use_framewise_decoding:
-        out, _ = vae.decoder(z)
-        yield (
-            out[:, :, vae.temporal_compression_ratio - 1 :]
-            if vae.drop_last_temporal_frames and (out.shape[2] >= vae.temporal_compression_ratio)
-            else out
-        )
-        return
-    size, total, cache, index = vae.num_latent_frames_batch_size, z.shape[2], None, 0
-    dropped = 0
-    for start in range(0, total, size):
-        out, cache = vae.decoder(z[:, :, start : start + size], conv_cache=cache)
-        if vae.drop_last_temporal_frames and dropped < vae.temporal_compression_ratio - 1:
-            skip = min(out.shape[2], vae.temporal_compression_ratio - 1 - dropped)
-            dropped += skip
-            out = out[:, :, skip:]
-        index += 1
-        if out.shape[2]:
-            yield out
+    """The first frames, which the first latent makes too many, are dropped as the stock call drops them.
+
+    diffusers' own framewise decoding of this VAE carries no cache (its convolutions pad by replicating, and then return
+    none), so its pieces know nothing of each other; here the convolutions carry their last inputs.
+    """
+    size = vae.num_latent_frames_batch_size
+    left = vae.temporal_compression_ratio - 1 if vae.drop_last_temporal_frames else 0
+    patches = Patches()
+    try:
+        for module in vae.decoder.modules():
+            if type(module).__name__ == "CogVideoXCausalConv3d" and module.pad_mode == "replicate":
+                patches.forward(module, _carrying(module))
+        for start in range(0, z.shape[2], size):
+            out, _ = vae.decoder(z[:, :, start : start + size])
+            skip = min(out.shape[2], left)
+            left -= skip
+            if out.shape[2] > skip:
+                yield out[:, :, skip:]
+    finally:
+        patches.undo()
+
+
+def _carrying(module: Any) -> Any:
+    """A causal convolution over a stream: the first piece is padded with its first frame, others with what came."""
+    pad = tuple(module.time_causal_padding)  # of width, height, time, each before and after
+    kept: list[Tensor] = []
+
+    def forward(inputs: Tensor, conv_cache: Any = None) -> tuple[Tensor, None]:
+        front = pad[4]
+        before = kept.pop() if kept else inputs[:, :, :1].expand(-1, -1, front, -1, -1)
+        whole = torch.cat([before, inputs], 2)
+        kept.append(whole[:, :, whole.shape[2] - front :].clone())
+        return module.conv(nnf.pad(whole, (*pad[:4], 0, 0), mode="replicate")), None
+
+    return forward

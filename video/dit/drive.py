@@ -273,7 +273,9 @@ class Drive:
     def _revived(self, scheduler: Any, like: Tensor) -> Tensor:
         assert self._found is not None
         state = self._state(like)
+        own = scheduler.__dict__["step"]
         load_step(self._found[1], self._found[0], state, {"latents": scheduler}, self._total)
+        scheduler.__dict__["step"] = own  # what is loaded was a copy, and its step is bound to the copy
         self.latents = self.layout.first(state.latents).detach().float().cpu()
         if self.at_step is not None:
             self.at_step(self.step)
