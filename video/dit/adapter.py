@@ -191,7 +191,7 @@ def _prepared(model: Any, call: Call, given: Given) -> Given:
             raise UserError(f"{sample.shape[axis]} tokens are no whole frames of {tokens}")
         given["num_frames"] = len(call.time.span)
     else:
-        height, width = _grid_of(sample, axis)
+        height, width = (side for place, side in enumerate(sample.shape) if place not in (0, axis, record.channels))
         tokens = (height // patch[1]) * (width // patch[2])
         frames, rest = divmod(sample.shape[axis], patch[0])
         if rest:
@@ -222,12 +222,6 @@ def _masked_aside(call: Call, given: Given) -> Given:
     if call.record.name == "MochiTransformer3DModel":  # it drops padded rows, and texts would no longer be alike
         return {**given, "encoder_attention_mask": torch.ones_like(mask)}
     return given
-
-
-def _grid_of(sample: Tensor, axis: int) -> tuple[int, int]:
-    """Rows and columns of the latents: behind the frames, or behind frames and channels."""
-    last = sample.shape[-2:] if axis == 2 or sample.shape[-1] != sample.shape[axis] else sample.shape[-2:]
-    return int(last[0]), int(last[1])
 
 
 def _cut(call: Call, given: Given, patch: int, tokens: int) -> Given:

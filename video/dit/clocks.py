@@ -360,10 +360,13 @@ def _ltx_table(rope: Any, grid: Tensor) -> Any:
 
 
 def _seconds_turn(rope: Any, model: Any, coords: Tensor, tokens: int) -> Turn | None:
-    """Rates in radians a latent frame: frames are as far apart as the last two here."""
-    if coords.shape[2] < 2 * tokens:
+    """Rates in radians a latent frame; coords of the whole video. The fastest plane turns 500 radians a frame, so the
+    pace is taken over as many frames as there are; the first may stand apart (causal VAEs)."""
+    when = coords[0, 0, ::tokens].double()
+    if len(when) < 2:
         return None
-    pace = float(coords[0, 0, -1] - coords[0, 0, -1 - tokens]) / rope.base_num_frames
+    first = 1 if len(when) > 2 else 0
+    pace = float(when[-1] - when[first]) / (len(when) - 1 - first) / rope.base_num_frames
     count = rope.dim // 6
     rates = torch.zeros(rope.dim // 2, dtype=torch.float64)
     freqs = rope.theta ** torch.linspace(0, 1, count, dtype=torch.float64) * torch.pi / 2

@@ -45,18 +45,19 @@ class Layout:
             assert self.pixels is not None
             height, width = self.pixels
             return x[0].unflatten(0, (self.frames, height, width)).permute(0, 3, 1, 2)
-        axis = self.record.sample[1]
-        if self.record.name.startswith("Kandinsky"):
-            return x[0].permute(0, 3, 1, 2)
-        return x[0].transpose(0, 1) if axis == 2 else x[0]
+        return x[0].permute(*self._order)
 
     def back(self, x: Tensor) -> Tensor:
         """As the pipeline has them, from frames first."""
         if self.record.packed:
             return x.permute(0, 2, 3, 1).flatten(0, 2)[None]
-        if self.record.name.startswith("Kandinsky"):
-            return x.permute(0, 2, 3, 1)[None]
-        return x.transpose(0, 1)[None] if self.record.sample[1] == 2 else x[None]
+        return x.permute(*sorted(range(4), key=self._order.__getitem__))[None]
+
+    @property
+    def _order(self) -> list[int]:
+        """Axes of one entry of the batch, as frames, channels, rows, columns."""
+        first = [self.record.sample[1] - 1, self.record.channels - 1]
+        return first + [axis for axis in range(4) if axis not in first]
 
     def noise(self, shape: tuple[int, ...], seed: int, numbers: range, draw: int) -> Tensor | None:
         """Unit noise of that shape, each frame's from its own stream; None for a shape without an axis of frames."""

@@ -544,12 +544,7 @@ def _zeros(sample: Tensor, model: Any, given: Mapping[str, Any]) -> Any:
     """An answer of zeros with the shape of the model's."""
     channels = int(getattr(model.config, "out_channels", None) or getattr(model.config, "out_visual_dim", 0) or 0)
     shape = list(sample.shape)
-    axis = {3: 2, 5: 1}[sample.ndim]
-    name = type(model).__name__
-    if name.startswith(("CogVideoX", "ConsisID")):
-        axis = 2
-    elif name.startswith("Kandinsky"):
-        axis = 4
+    axis = record_of(model).channels
     shape[axis] = channels or shape[axis]
     out = sample.new_zeros(shape)
     if given.get("return_dict") is False:
@@ -565,8 +560,7 @@ def _with_kept(drive: Drive, sample: Tensor, scheduler: Any) -> Tensor:
     assert drive.kept is not None
     channels = drive.kept.clean.shape[1]
     for one in sample.split(1):
-        axis = 2 if one.ndim == 3 else (1 if drive.layout.record.sample[1] == 2 else 2)
-        axis = 4 if drive.layout.record.name.startswith("Kandinsky") else axis
+        axis = drive.layout.record.channels
         own = one.narrow(axis, 0, channels)
         rest = one.narrow(axis, channels, one.shape[axis] - channels)
         rows.append(torch.cat([drive.at_start(own, scheduler).to(own.dtype), rest], axis))

@@ -5,7 +5,7 @@ Four policies, each a function of the whole video and none of the number of rank
     absolute      frame numbers as they are (stock)
     interpolate   t L / F: all frames within the trained range, motion slows in proportion
     riflex        RIFLEx (arXiv 2502.15894): the component whose period is nearest 1.5 L is slowed to 0.9 of a turn over
-                  F frames, once the video outlasts its period, so that it does not repeat
+                  F frames, once the video outlasts L and that period, so that it does not repeat
     clip          frame numbers, but no key seems farther away than L - 1 frames: distances within a window stay as
                   trained, anchors never exceed what was trained (after LM-Infinite, arXiv 2308.16137)
 
@@ -68,7 +68,7 @@ class Positions:
 
     def rates(self, rates: Tensor, total: int, length: int) -> Tensor:
         """The frequencies (..., D_t/2) radians a frame, changed where the policy says so."""
-        if self.policy is not Policy.RIFLEX:
+        if self.policy is not Policy.RIFLEX or total <= (self.length or length):
             return rates
         flat = rates.reshape(-1, rates.shape[-1]).clone()
         for row in flat:

@@ -57,7 +57,7 @@ class Record:
 
     name: of the class. blocks: its lists of blocks; attention: name of the layer in a block that ties frames together;
     cross: name of the one that reads text. frames: arguments with an axis of latent frames (the first is the sample);
-    tokens: arguments with an axis of F * n tokens. length: L. stride: frames of film a latent frame. fps: of training.
+    tokens: arguments with an axis of F * n tokens. channels: the sample's axis of channels. length: L. stride: frames of film a latent frame. fps: of training.
     longest: most latent frames of a
     position table with a hard end, or the attribute path that says it.
     """
@@ -72,6 +72,7 @@ class Record:
     stride: int
     fps: float
     cross: str | None = None
+    channels: int = 1
     tokens: dict[str, int] = field(default_factory=dict)
     longest: int | str | None = None
 
@@ -101,7 +102,7 @@ _WAN = dict(
 )  # fmt: skip
 _COG = dict(
     text=Text.BEFORE, clock=Clock.ARGUMENT, blocks=("transformer_blocks",), attention="attn1",
-    frames={"hidden_states": 1}, length=13, stride=4, fps=8.0,
+    frames={"hidden_states": 1}, channels=2, length=13, stride=4, fps=8.0,
 )  # fmt: skip
 
 RECORDS: dict[str, Record] = {
@@ -126,11 +127,11 @@ RECORDS: dict[str, Record] = {
         ),
         Record(
             "LTXVideoTransformer3DModel", Text.CROSS, Clock.SECONDS, ("transformer_blocks",), "attn1", {},
-            tokens={"hidden_states": 1, "video_coords": 2}, length=61, stride=8, fps=24.0, cross="attn2",
+            tokens={"hidden_states": 1, "video_coords": 2}, channels=2, length=61, stride=8, fps=24.0, cross="attn2",
         ),
         Record(
             "LTX2VideoTransformer3DModel", Text.CROSS, Clock.SECONDS, ("transformer_blocks",), "attn1", {},
-            tokens={"hidden_states": 1, "video_keyframes_mask": 1}, length=61, stride=8, fps=24.0, cross="attn2",
+            tokens={"hidden_states": 1, "video_keyframes_mask": 1}, channels=2, length=61, stride=8, fps=24.0, cross="attn2",
         ),
         Record("CogVideoXTransformer3DModel", **_COG),  # type: ignore[arg-type]
         Record("ConsisIDTransformer3DModel", **_COG),  # type: ignore[arg-type]
@@ -140,7 +141,7 @@ RECORDS: dict[str, Record] = {
         ),
         Record(
             "Kandinsky5Transformer3DModel", Text.CROSS, Clock.GRID, ("visual_transformer_blocks",), "self_attention",
-            {"hidden_states": 1}, length=31, stride=4, fps=24.0, cross="cross_attention", longest=128,
+            {"hidden_states": 1}, channels=4, length=31, stride=4, fps=24.0, cross="cross_attention", longest=128,
         ),
         Record(
             "CosmosTransformer3DModel", Text.CROSS, Clock.TABLE, ("transformer_blocks",), "attn1",

@@ -120,7 +120,8 @@ class Sound:
         """Radians a latent frame of every rotary module, for clipped distances."""
         tokens = self.call.piece.tokens
         starts = video_at[0, 0, ::tokens].double().mean(-1)
-        pace = float(starts[-1] - starts[-2]) if len(starts) > 1 else 0.0
+        first = 1 if len(starts) > 2 else 0  # the first frame stands apart
+        pace = float(starts[-1] - starts[first]) / max(len(starts) - 1 - first, 1)
         for name, (_, _, module) in STREAMS.items():
             self.turns[name] = _turn(getattr(model, module), pace, 3 if module == "rope" else 1)
 
