@@ -96,6 +96,10 @@ class Handle:
 
         set_prompts(self._transformer("set_prompts"), weights, length)
 
+    def set_through(self, through: bool) -> None:
+        """Whether attention goes through our own way even where torch's stock call computes the same: to compare."""
+        self._transformer("set_through").through = through
+
     def set_step(self, step: int | None) -> None:
         """Denoising steps done, for scopes that change from step to step. None: changes of the timestep are counted."""
         self._transformer("set_step").step = step

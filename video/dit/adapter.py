@@ -42,7 +42,8 @@ class Call:
 
     scope: as the piece's, with what the model's own settings add. step: steps done, for scopes that rotate; None counts
     changes of the timestep. view: of the call at hand. prompts: P texts side by side in the text arguments, or None.
-    blind: text rows do not see the video (used to test locality).
+    blind: text rows do not see the video (used to test locality). through: `attend` computes what the stock call would
+    compute alike (used to compare them).
     """
 
     record: Record
@@ -53,6 +54,7 @@ class Call:
     step: int | None = None
     prompts: Prompts | None = None
     blind: bool = False
+    through: bool = False
     view: View | None = None
     sound: Sound | None = None
     text_mask: Tensor | None = None  # (B, P * L) of the call at hand, where prompts stand side by side
@@ -322,7 +324,7 @@ def _attention(
     query, key, value = as_autocast(query, key, value)
     if enable_gqa and key.shape[1] != query.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    if view.stock and call.prompts is None and not call.blind:
+    if view.stock and call.prompts is None and not (call.blind or call.through):
         return nnf.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
     if call.sound is not None:
         return _streams(call, call.sound, layer, query, key, value, attn_mask, scale)

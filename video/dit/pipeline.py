@@ -234,7 +234,7 @@ class TransformerVideoPipeline:
 
         with ExitStack() as stack:
             transport = Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1)
-            texts = self._texts(timeline, context, arguments, layout) if self._several(timeline, context) else None
+            texts = self._texts(timeline, context, arguments) if self._several(timeline, context) else None
             handles = [
                 stack.enter_context(
                     parallelize(model, partition, scope, transport=transport, positions=positions, whole=True)
@@ -347,14 +347,23 @@ class TransformerVideoPipeline:
         return weights[rows]
 
     def _texts(
-        self, timeline: Timeline, context: Context, arguments: Mapping[str, Any], layout: Layout
+        self, timeline: Timeline, context: Context, arguments: Mapping[str, Any]
     ) -> list[list[dict[str, Tensor]]]:
         """By prompt, by call of one step: the text arguments that the stock pipeline gives its transformer."""
-        return [self._probe({**arguments, "prompt": text}) for text in self._prompts(timeline, context)]
+        probes = [self._probe({**arguments, "prompt": text}) for text in self._prompts(timeline, context)]
+        return [[texts_of(call) for call in probe] for probe in probes]
 
-    def _probe(self, arguments: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-        """Run the pipeline to its first scheduler step with a transformer that answers zeros."""
-        calls: list[dict[str, Tensor]] = []
+    def first_call(self, prompt: str, latents: int, *, height: int | None = None, width: int | None = None) -> dict[str, Any]:
+        """All arguments of the first call that the stock pipeline makes of its transformer, for so many latent frames."""
+        context = Context.new(latents)
+        height, width = self._size(height, width, context)
+        timeline = as_timeline(prompt, self.preset.fps)
+        arguments = self._arguments(timeline, latents, None, "", height, width, {})
+        return self._probe(arguments)[0]
+
+    def _probe(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The calls of the first step, with a transformer that answers zeros."""
+        calls: list[dict[str, Any]] = []
         patches = Patches()
 
         class _Done(Exception):
@@ -365,7 +374,7 @@ class TransformerVideoPipeline:
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
-                calls.append(texts_of(given))
+                calls.append(given)
                 return _zeros(given[self.record.sample[0]], model, given)
 
             return forward
@@ -377,7 +386,7 @@ class TransformerVideoPipeline:
             patches.forward(model, answer(model))
         self.stock.scheduler.__dict__["step"] = step
         try:
-            with _quiet(self.stock, False):
+            with caught(self.stock.vae), _quiet(self.stock, False):
                 self.stock(num_inference_steps=2, generator=torch.Generator().manual_seed(0), **arguments)
         except _Done:
             pass
