@@ -89,7 +89,9 @@ def cogvideox(kind="cogvideox"):
     ).eval()  # fmt: skip
     return CogVideoXPipeline(
         tokenizer=tokenizer(), text_encoder=t5(), vae=vae, transformer=make(kind, max_text_seq_length=8),
-        scheduler=CogVideoXDDIMScheduler(rescale_betas_zero_snr=True, snr_shift_scale=1.0, prediction_type="v_prediction"),
+        scheduler=CogVideoXDDIMScheduler(
+            rescale_betas_zero_snr=True, snr_shift_scale=1.0, prediction_type="v_prediction"
+        ),
     )  # fmt: skip
 
 
@@ -103,7 +105,8 @@ def mochi():
         latents_std=[1.0] * 12,
     ).eval()  # fmt: skip
     return MochiPipeline(
-        scheduler=_flow(), vae=vae, text_encoder=t5(), tokenizer=tokenizer(256), transformer=make("mochi", in_channels=12),
+        scheduler=_flow(), vae=vae, text_encoder=t5(), tokenizer=tokenizer(256),
+        transformer=make("mochi", in_channels=12),
         force_zeros_for_empty_prompt=True,
     )  # fmt: skip
 

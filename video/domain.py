@@ -87,6 +87,14 @@ KNOBS = (
         name="noise", default="independent", kind=("independent", "freenoise"), argument="initial_noise",
         help="initial noise",
     ),
+    Knob(
+        name="positions", default="auto", kind=("auto", "absolute", "interpolate", "riflex", "clip"),
+        help="video transformers: where frames stand in time beyond the training length (auto: clip)",
+    ),
+    Knob(
+        name="length", default=None, kind=int, least=1, most=100_000,
+        help="video transformers: training length in latent frames, where no preset knows it",
+    ),
     Knob(name="redo", default=None, kind=str, metavar="A:B", help="make frames A to B-1 of --extend RUN anew"),
 )  # fmt: skip
 
@@ -98,7 +106,11 @@ class VideoDomain(Domain):
     ABOUT = "make a long video from prompts"
     FPS = 12.0
     KNOBS = KNOBS
-    INPUTS = (InputFile("extend", "add frames to a run: its film, its record or its latents", "RUN"),)
+    INPUTS = (
+        InputFile("extend", "add frames to a run: its film, its record or its latents", "RUN"),
+        InputFile("first", "video transformers: a picture that the film begins with", "PICTURE"),
+        InputFile("last", "video transformers: a picture that the film ends with", "PICTURE"),
+    )
     SIDES = (
         SideFile(
             "preview", ".png", "contact sheet, a png file",
@@ -169,10 +181,14 @@ class VideoDomain(Domain):
         return folders
 
     def input_path(self, name: str, path: Path) -> Path:
+        if name != "extend":
+            return path
         found: Path = _latents().latents_file(path)
         return found
 
     def input_mark(self, name: str, path: Path) -> str:
+        if name != "extend":
+            return str(super().input_mark(name, path))
         return str(_latents().latents_mark(path))
 
     def _recorded(self, request: Request) -> str | None:
@@ -199,8 +215,9 @@ class VideoDomain(Domain):
         from longtake.video.pipeline import LongVideoPipeline
 
         pipe = LongVideoPipeline.from_prior(
-            request.settings["prior"], dtype=ranks.choice.dtype, base=request.settings["base"]
-        )
+            request.settings["prior"], dtype=ranks.choice.dtype, base=request.settings["base"],
+            length=request.settings["length"],
+        )  # fmt: skip
         pipe.to(ranks.device)
         return pipe
 
@@ -214,27 +231,57 @@ class VideoDomain(Domain):
         bias = 10.0 if given["gate"] == "soft" else 0.0
         return Scope(window=window, global_frames=given["global_frames"], gate=given["gate"], bias=bias)
 
-    def context(self, request: Request) -> Context:
-        """The frames to make, and the earlier run that they must join."""
-        from longtake.video.pipeline import Context
+    def _scope_for(self, pipe: Any, request: Request, context: Context | None) -> Any:
+        """As asked; a video transformer whose scope nobody named chooses by its training length."""
+        if _is_transformer(pipe) and not self._scope_is_named(request):
+            return "auto"
+        return self.scope(request, context)
 
+    def _scope_is_named(self, request: Request) -> bool:
+        named = ("window", "global_frames", "gate")
+        return any(request.settings[knob.name] != knob.default for knob in KNOBS if knob.name in named)
+
+    def context(self, request: Request, pipe: Any) -> Context | None:
+        """The earlier run that the frames must join; None for a new film."""
         if "extend" not in request.inputs:
-            return Context.new(request.settings["frames"])
+            return None
         latents, note = _latents().read_run(request.inputs["extend"])
-        if request.settings["redo"] is None:
-            return Context.extend(latents, request.settings["frames"], _latents().last_prompt(note))
-        return Context.redo(latents, *_redo(request.settings["redo"]))
+        given = request.settings
+        redo = None if given["redo"] is None else _redo(given["redo"])
+        before = _latents().last_prompt(note) if redo is None else None
+        made: Context = pipe.context(latents, frames=given["frames"], redo=redo, before=before)
+        return made
 
     def check(self, pipe: LongVideoPipeline, request: Request, ranks: Ranks) -> None:
-        context = self.context(request)
+        from longtake.video.pipeline import Context
+
+        given, context = request.settings, self.context(request, pipe)
+        transformer = _is_transformer(pipe)
+        for name in ("first", "last"):
+            if name in request.inputs and not transformer:
+                raise UserError(f"--{name} is for video transformers: {given['prior']} is a UNet")
+        if not transformer and (given["positions"] != "auto" or given["length"] is not None):
+            raise UserError(f"--positions and --length are for video transformers: {given['prior']} is a UNet")
+        new = Context.new(pipe.latents(given["frames"]) if transformer else given["frames"])
         pipe.check_inputs(
             request.times,
-            context,
-            height=request.settings["height"],
-            width=request.settings["width"],
-            scope=self.scope(request, context),
+            new if context is None else context,
+            height=given["height"],
+            width=given["width"],
+            scope=self._scope_for(pipe, request, new if context is None else context),
             world=ranks.world,
         )
+
+    def warn(self, pipe: Any, request: Request) -> list[str]:
+        if not _is_transformer(pipe):
+            return super().warn(pipe, request)
+        preset, given = pipe.preset, request.settings
+        usual = {"steps": preset.steps, "guidance": preset.guidance, "fps": preset.fps}
+        other = [name for name, value in usual.items() if given[name] != value]
+        if not other:
+            return []
+        said = " ".join(f"--{name} {usual[name]:g}" for name in other)
+        return [f"this model is usually run with {said}"]
 
     def most_ranks(self, pipe: LongVideoPipeline, request: Request) -> int:
         """Every rank needs a frame."""
@@ -248,7 +295,15 @@ class VideoDomain(Domain):
         journal: Journal | None,
         on_step: OnStep | None,
     ) -> VideoOutput:
-        given, context = request.settings, self.context(request)
+        given, context = request.settings, self.context(request, pipe)
+        more: dict[str, Any] = {}
+        if _is_transformer(pipe):
+            from PIL import Image
+
+            more["positions"] = given["positions"]
+            ends = {"first": 0, "last": -1}
+            held = {place: Image.open(request.inputs[name]) for name, place in ends.items() if name in request.inputs}
+            more["hold"] = held or None
         output = pipe(
             request.times,
             given["frames"],
@@ -259,7 +314,7 @@ class VideoDomain(Domain):
             fps=given["fps"],
             height=given["height"],
             width=given["width"],
-            scope=self.scope(request, context),
+            scope=self._scope_for(pipe, request, context),
             initial_noise=given["noise"],
             context=context,
             ranks=ranks,
@@ -267,14 +322,15 @@ class VideoDomain(Domain):
             checkpoint_every=1 if journal is None else journal.every_steps,
             callback_on_step_end=step_callback(on_step, given["steps"]),
             output_type="stream",
+            **more,
         )
         output.info["note"] = self._note(request, context, output.info["steps"])
         return output
 
-    def _note(self, request: Request, context: Context, steps: int) -> dict[str, Any]:
+    def _note(self, request: Request, context: Context | None, steps: int) -> dict[str, Any]:
         told = {name: request.settings[name] for name in ("prior", "fps")}
         last: str | None = request.times.starts[-1][1]
-        if context.stop < context.kept:  # the end of the film is of an earlier run
+        if context is not None and context.stop < context.kept:  # the end of the film is of an earlier run
             last = _latents().last_prompt(_latents().read_note(_latents().latents_file(request.inputs["extend"])))
         return {**told, "prompt": request.prompt, "last_prompt": last, "seed": request.seed, "steps": steps}
 
@@ -314,6 +370,10 @@ class VideoDomain(Domain):
                 said.before.append(f"context = Context.redo(latents, {start}, {stop})")
             said.arguments["context"] = _Name("context")
         return said
+
+
+def _is_transformer(pipe: Any) -> bool:
+    return hasattr(pipe, "record")
 
 
 class _Name:

@@ -258,11 +258,17 @@ class Piece:
         return out.transpose(1, 2).reshape(q.shape).to(q.dtype)
 
 
+def forward_of(module: Any) -> Callable[..., Any]:
+    """What a module's call runs now: the instance's own forward (offload, caches, ours), or its class's."""
+    own = module.__dict__.get("forward")
+    return own if own is not None else module.forward  # type: ignore[no-any-return]
+
+
 class Patches:
     """Reversible changes to a model; `undo` restores every module exactly as it was found."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
 
     def forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """Replace the forward of this instance only."""

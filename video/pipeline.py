@@ -97,9 +97,17 @@ class LongVideoPipeline(LongTakePipeline):
 
     @classmethod
     def from_prior(
-        cls, name: str | Path = DEFAULT_PRIOR, *, dtype: torch.dtype = torch.float32, base: str | None = None
+        cls,
+        name: str | Path = DEFAULT_PRIOR,
+        *,
+        dtype: torch.dtype = torch.float32,
+        base: str | None = None,
+        length: int | None = None,
     ) -> Any:
         """Load a shipped prior, a local folder or a Hub id; a bare VideoCrafter2 UNet borrows the rest from ``base``.
+
+        A folder with a video transformer gives a ``TransformerVideoPipeline``; length: its training length in latent
+        frames, where no preset knows it.
 
         Raises UserError when the weights are missing, damaged or of another kind.
         """
@@ -112,7 +120,7 @@ class LongVideoPipeline(LongTakePipeline):
             whole.register_modules(unet=load_bare_unet(folder, dtype))
             return whole
         if is_transformer(folder):
-            return cls._of_folder(folder, str(name), dtype)
+            return cls._of_folder(folder, str(name), dtype, length)
         if not (folder / "model_index.json").exists():
             raise UserError(f"{folder} is no video prior: it has neither model_index.json nor a UNet's config.json")
         return load_prior(cls, folder, "video prior", dtype=dtype, parts=("unet", "vae"))
@@ -137,11 +145,22 @@ class LongVideoPipeline(LongTakePipeline):
         return cls(**{part: getattr(stock, part) for part in parts}, tokenizer=getattr(stock, "tokenizer", None))
 
     @classmethod
-    def _of_folder(cls, folder: Path, name: str, dtype: torch.dtype) -> Any:
+    def _of_folder(cls, folder: Path, name: str, dtype: torch.dtype, length: int | None) -> Any:
         from longtake.video.dit.pipeline import TransformerVideoPipeline
         from longtake.video.dit.presets import PRESETS
 
-        return TransformerVideoPipeline.from_folder(folder, dtype=dtype, name=name if name in PRESETS else None)
+        known = name if name in PRESETS else None
+        return TransformerVideoPipeline.from_folder(folder, dtype=dtype, name=known, length=length)
+
+    def context(
+        self, latents: torch.Tensor, *, frames: int | None = None, redo: tuple[int, int] | None = None,
+        before: str | None = None,
+    ) -> Context:  # fmt: skip
+        """What an earlier run's latents are asked for: ``frames`` more, or the frames ``redo`` (start, stop) anew."""
+        if redo is not None:
+            return Context.redo(latents, *redo)
+        assert frames is not None
+        return Context.extend(latents, frames, before)
 
     # ------------------------------------------------------------------------------------------------------ the call
 

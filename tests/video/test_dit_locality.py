@@ -82,7 +82,7 @@ def test_d4_memory_grows_with_the_frames_and_no_mask_of_tokens_by_tokens_is_made
 
 @pytest.mark.parametrize("kind", ["wan", "hunyuan", "ltx"])
 def test_traffic_of_a_rank_does_not_grow_with_the_video_and_is_what_a_dry_run_says(kind):
-    """Window 1 and first frames 2: a middle rank asks for two neighbours and two anchors, keys and values, each block."""
+    """Window 1 and first frames 2: a middle rank asks for two neighbours and two anchors in each block."""
     from longtake.video.dit.scopes import Sinks
 
     received = []
@@ -140,7 +140,9 @@ def test_d10_first_block_cache_is_used_and_gives_the_same_numbers():
     from diffusers import FirstBlockCacheConfig
 
     model, given = make("wan", num_layers=4), call_of("wan", 6)
-    model.enable_cache(FirstBlockCacheConfig(threshold=1e9))  # after the first step every block but the first is skipped
+    model.enable_cache(
+        FirstBlockCacheConfig(threshold=1e9)
+    )  # after the first step every block but the first is skipped
     other = {**given, "hidden_states": given["hidden_states"] * 1.01}
 
     def two_steps():

@@ -70,8 +70,10 @@ def rescaled(kind, given, model, factor):
     if kind == "ltx":
         rows, columns = given["height"], given["width"]
         grid = torch.stack(
-            torch.meshgrid(torch.arange(FRAMES) * 8 / 24 * factor, torch.arange(rows) * 32.0, torch.arange(columns) * 32.0,
-                           indexing="ij")
+            torch.meshgrid(
+                torch.arange(FRAMES) * 8 / 24 * factor, torch.arange(rows) * 32.0, torch.arange(columns) * 32.0,
+                indexing="ij",
+            )
         ).flatten(1)[None].expand(2, -1, -1)  # fmt: skip
         return {**given, "video_coords": grid}
     return given
@@ -136,12 +138,12 @@ def compare(rank, world):
                 out = run(model, given)
             worst[f"{kind} {policy}"] = (out - expected).abs().max().item()
         if kind not in ("ltx", "cosmos"):
-            one = parallelize(model, Partition.even(FRAMES, 1), SHOWN, whole=True, positions=Positions("riflex", LENGTH),
-                              transport=_alone())  # fmt: skip
-            with one:
+            slowed = Positions("riflex", LENGTH)
+            with parallelize(
+                model, Partition.even(FRAMES, 1), SHOWN, whole=True, positions=slowed, transport=_alone()
+            ):  # fmt: skip
                 expected = run(model, given)
-            with parallelize(model, Partition.from_sizes(CUTS[world]), SHOWN, whole=True,
-                             positions=Positions("riflex", LENGTH)):  # fmt: skip
+            with parallelize(model, Partition.from_sizes(CUTS[world]), SHOWN, whole=True, positions=slowed):
                 worst[f"{kind} riflex"] = (run(model, given) - expected).abs().max().item()
     return worst
 

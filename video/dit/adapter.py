@@ -29,7 +29,8 @@ from longtake.video.dit.positions import Policy, Positions
 from longtake.video.dit.records import Record, Text
 from longtake.video.dit.scopes import BlockCausal, Both, Moment, Sight, see
 from longtake.video.dit.sound import STREAMS, Sound
-from longtake.video.piece import Exchange, Mode, Patches, Piece, UnsupportedModule
+from longtake.video.dit.texts import heard, install_texts, load_text
+from longtake.video.piece import Exchange, Mode, Patches, Piece, UnsupportedModule, forward_of
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -106,7 +107,7 @@ def install(model: Any, record: Record, piece: Piece, patches: Patches, *, posit
         call.sound = Sound(call)
     causal = int(getattr(model.config, "num_frame_per_block", 1) or 1)
     if causal > 1:
-        call.scope = BlockCausal(causal) if piece.scope is None else Both(BlockCausal(causal), piece.scope)
+        call.scope = BlockCausal(causal) if piece.scope is None else Both(BlockCausal(causal), call.scope)
     to_clock: Callable[[Given], Given] = lambda given: given  # noqa: E731
     stock = piece.alone and piece.scope is None and positions.policy is Policy.ABSOLUTE and causal == 1
     if not stock or record.text is not Text.CROSS:  # joint layers are needed for prompts too
@@ -119,11 +120,11 @@ def install(model: Any, record: Record, piece: Piece, patches: Patches, *, posit
         _install_extras(model, call, patches)
     if record.text is Text.CROSS:
         for layer in layers_of(model, record, record.cross).values():
-            patches.forward(layer, _heard(layer, call))
+            patches.forward(layer, heard(layer, call))
         if call.sound is not None:
             for layer in layers_of(model, record, "audio_attn2").values():
-                patches.forward(layer, _heard(layer, call, "audio"))
-    _install_texts(model, call, patches)
+                patches.forward(layer, heard(layer, call, "audio"))
+    install_texts(model, call, patches)
     patches.forward(model, _called(model, call, to_clock))
     return call
 
@@ -147,14 +148,8 @@ def layers_of(model: Any, record: Record, name: str | None = None) -> dict[str, 
 # ---- the model's call -----------------------------------------------------------------------------------------------
 
 
-def _forward_of(module: Any) -> Callable[..., Any]:
-    """What the module's call runs now: an instance's own forward (offload, caches), or its class's."""
-    own = module.__dict__.get("forward")
-    return own if own is not None else module.forward
-
-
 def _called(model: Any, call: Call, to_clock: Callable[[Given], Given]) -> Callable[..., Any]:
-    stock = _forward_of(model)
+    stock = forward_of(model)
     signature = inspect.signature(type(model).forward)
     names = [name for name in signature.parameters if name != "self"]
 
@@ -204,7 +199,7 @@ def _prepared(model: Any, call: Call, given: Given) -> Given:
         piece.check_frames(frames)
     call.begin(sample.shape[0], tokens, given.get("timestep"))
     if piece.text_provider is not None:
-        _load_text(model, call)
+        load_text(model, call)
     if call.sound is not None:
         given = call.sound.prepared(model, given)
     if call.whole or piece.empty:
@@ -303,7 +298,7 @@ class _Redirect(TorchFunctionMode):
 
 
 def _redirected(layer: Any, name: str, call: Call) -> Callable[..., Any]:
-    stock = _forward_of(layer)
+    stock = forward_of(layer)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with _Redirect(call, name):
@@ -313,8 +308,8 @@ def _redirected(layer: Any, name: str, call: Call) -> Callable[..., Any]:
 
 
 def _attention(
-    call: Call, layer: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    call: Call, layer: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """torch's call, over the frames of the video. Tensors (B, H, rows, D): video rows, and text rows where joint."""
     view, piece = call.view, call.piece
@@ -432,8 +427,8 @@ class _HunyuanVideo15Processor:
         mask = None
         if attention_mask is not None:
             mask = nnf.pad(attention_mask.bool(), (hidden_states.shape[1], 0), value=True)[:, None, None]
-        rows = [torch.cat(pair, 1).transpose(1, 2) for pair in ((query, q_text), (key, k_text), (value, v_text))]
-        out = nnf.scaled_dot_product_attention(*rows, attn_mask=mask)
+        q, k, v = (torch.cat(pair, 1).transpose(1, 2) for pair in ((query, q_text), (key, k_text), (value, v_text)))
+        out = nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = out.transpose(1, 2).flatten(2, 3).to(query.dtype)
         length = encoder_hidden_states.shape[1]
         video, text = out[:, :-length], out[:, -length:]
@@ -456,61 +451,6 @@ def _install_extras(model: Any, call: Call, patches: Patches) -> None:
         patches.restore(lambda: model.register_to_config(num_frame_per_block=before))
 
 
-def _install_texts(model: Any, call: Call, patches: Patches) -> None:
-    """Texts that stand side by side are refined apart: each as if it were the only one."""
-    if call.record.name == "HunyuanVideoTransformer3DModel":
-        patches.forward(model.context_embedder, _refined(model.context_embedder, call))
-    if call.record.name == "Kandinsky5Transformer3DModel":
-        for block in model.text_transformer_blocks:
-            patches.forward(block, _encoded(block, call))
-    if call.record.name == "MochiTransformer3DModel":
-        patches.forward(model.time_embed, _pooled(model.time_embed, call))
-
-
-def _apart(x: Tensor, count: int) -> Tensor:
-    """(B, P * L, ...) as (B * P, L, ...)."""
-    return x.unflatten(1, (count, -1)).flatten(0, 1)
-
-
-def _refined(embedder: Any, call: Call) -> Callable[..., Any]:
-    stock = _forward_of(embedder)
-
-    def forward(hidden_states: Tensor, timestep: Tensor, attention_mask: Tensor | None = None) -> Any:
-        if call.prompts is None:
-            return stock(hidden_states, timestep, attention_mask)
-        count = call.prompts.count
-        mask = None if attention_mask is None else _apart(attention_mask, count)
-        out = stock(_apart(hidden_states, count), timestep.repeat_interleave(count), mask)
-        return out.unflatten(0, (-1, count)).flatten(1, 2)
-
-    return forward
-
-
-def _encoded(block: Any, call: Call) -> Callable[..., Any]:
-    stock = _forward_of(block)
-
-    def forward(x: Tensor, time_embed: Tensor, rope: Tensor) -> Any:
-        if call.prompts is None:
-            return stock(x, time_embed, rope)
-        count = call.prompts.count
-        length = x.shape[1] // count
-        out = stock(_apart(x, count), time_embed.repeat_interleave(count, 0), rope[:, :length])
-        return out.unflatten(0, (-1, count)).flatten(1, 2)
-
-    return forward
-
-
-def _pooled(embedder: Any, call: Call) -> Callable[..., Any]:
-    """Mochi pools its text for the modulation: over the real tokens of all prompts."""
-    stock = _forward_of(embedder)
-
-    def forward(timestep: Tensor, states: Tensor, mask: Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask = mask if call.text_mask is None else call.text_mask.to(mask.dtype)
-        return stock(timestep, states, mask, *args, **kwargs)
-
-    return forward
-
-
 def _first_tokens(holds: bool) -> Callable[..., Any]:
     def before(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if holds:
@@ -520,84 +460,3 @@ def _first_tokens(holds: bool) -> Callable[..., Any]:
         return args, {**kwargs, "num_tokens": 0}
 
     return before
-
-
-# ---- text that changes along the video -------------------------------------------------------------------------------
-
-
-def _load_text(model: Any, call: Call) -> None:
-    """Text states by frame (`Handle.set_text`), through the model's text projection."""
-    embedder = getattr(getattr(model, "condition_embedder", None), "text_embedder", None)
-    if embedder is None:
-        raise UserError(f"{call.record.name} takes no text by frame: give prompts with set_prompts")
-    call.piece.load_text()
-    assert call.piece.text is not None
-    call.piece.text = embedder(call.piece.text)
-
-
-def _heard(layer: Any, call: Call, stream: str = "video") -> Callable[..., Any]:
-    """Cross-attention in which each frame hears its own text.
-
-    Prompts: frames that hear one prompt alone are called with it; in a cross-fade the outputs for two prompts are
-    added with the frame's weights, which is what a mixture of two attentions is.
-    """
-    stock = _forward_of(layer)
-    names = [name for name in inspect.signature(type(layer).forward).parameters if name != "self"]
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if call.piece.text is not None:
-            return _by_frame(stock, layer, call, given)
-        if call.prompts is None:
-            return stock(*args, **kwargs)
-        return _by_prompt(stock, call, given, stream)
-
-    return forward
-
-
-def _by_frame(stock: Callable[..., Any], layer: Any, call: Call, given: Given) -> Tensor:
-    """Frames move to the batch for the call; `piece.text` is (B * T, L, C)."""
-    if getattr(layer, "add_k_proj", None) is not None:
-        raise UserError(
-            "this model mixes image states into the text: text by frame is not available; give prompts with set_prompts"
-        )
-    hidden = given["hidden_states"]
-    folded = hidden.unflatten(1, (call.piece.frames, -1)).flatten(0, 1)
-    out = stock(**{**given, "hidden_states": folded, "encoder_hidden_states": call.piece.text})
-    return out.unflatten(0, (call.piece.batch, -1)).flatten(1, 2)
-
-
-def _by_prompt(stock: Callable[..., Any], call: Call, given: Given, stream: str) -> Tensor:
-    prompts, piece = call.prompts, call.piece
-    assert prompts is not None
-    hidden, text = given["hidden_states"], given["encoder_hidden_states"]
-    mask = given.get("attention_mask")
-    lead = text.shape[1] - prompts.count * call.asked["text"]  # image states stand before the texts
-    span = call.time.span
-    lie = Rows.even(piece.total, piece.tokens) if call.sound is None else call.sound.rows[stream]
-    counts = torch.tensor(lie.counts(span))
-    if int(counts.sum()) != hidden.shape[1]:  # a dummy token of a rank without any
-        return stock(**given)
-    starts = counts.cumsum(0) - counts
-    weights = prompts.weights[span.start : span.stop]
-    out: Tensor | None = None
-    for number in range(prompts.count):
-        heard = weights[:, number].nonzero().flatten().tolist()
-        if not heard:
-            continue
-        a, b = lead + number * call.asked["text"], lead + (number + 1) * call.asked["text"]
-        own = torch.cat([text[:, :lead], text[:, a:b]], 1)
-        rows = torch.cat([torch.arange(starts[frame], starts[frame] + counts[frame]) for frame in heard])
-        if not len(rows):
-            continue
-        rows = rows.to(hidden.device)
-        asked = {**given, "hidden_states": hidden.index_select(1, rows), "encoder_hidden_states": own}
-        if mask is not None:
-            asked["attention_mask"] = torch.cat([mask[..., :lead], mask[..., a:b]], -1)
-        part = stock(**asked)
-        if out is None:
-            out = part.new_zeros((part.shape[0], hidden.shape[1], part.shape[2]))
-        share = weights[heard, number].repeat_interleave(counts[heard]).to(part.device, part.dtype)
-        out.index_add_(1, rows, part * share[:, None])
-    assert out is not None
-    return out

@@ -26,7 +26,7 @@ from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.noise import noise
-from longtake.video.dit.records import Record
+from longtake.video.dit.records import Record, record_of
 from torch import Tensor
 
 
@@ -315,3 +315,53 @@ def texts_of(given: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(value, Tensor)
         and (name.startswith("encoder_") or name.startswith("pooled") or name == "text_rope_pos")
     }
+
+
+def names_of(model: Any) -> list[str]:
+    import inspect
+
+    return [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
+
+
+def zeros_of(sample: Tensor, model: Any, given: Mapping[str, Any]) -> Any:
+    """An answer of zeros with the shape of the model's."""
+    channels = int(getattr(model.config, "out_channels", None) or getattr(model.config, "out_visual_dim", 0) or 0)
+    shape = list(sample.shape)
+    axis = record_of(model).channels
+    shape[axis] = channels or shape[axis]
+    out = sample.new_zeros(shape)
+    if given.get("return_dict") is False:
+        return (out,)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=out)
+
+
+def with_kept(drive: Drive, sample: Tensor, scheduler: Any) -> Tensor:
+    """The first call's latents with kept frames on their noise's path; channels beyond the latents' are conditions."""
+    rows = []
+    assert drive.kept is not None
+    channels = drive.kept.clean.shape[1]
+    for one in sample.split(1):
+        axis = drive.layout.record.channels
+        own = one.narrow(axis, 0, channels)
+        rest = one.narrow(axis, channels, one.shape[axis] - channels)
+        rows.append(torch.cat([drive.at_start(own, scheduler).to(own.dtype), rest], axis))
+    return torch.cat(rows)
+
+
+def side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], int] | None:
+    """The texts of one call for all prompts in a row, and the length of one; None when they are all the same."""
+    first = calls[0]
+    if all(torch.equal(call["encoder_hidden_states"], first["encoder_hidden_states"]) for call in calls[1:]):
+        return None
+    made: dict[str, Tensor] = {}
+    for name, value in first.items():
+        others = [call[name] for call in calls]
+        if name.startswith("encoder_hidden_states_image") or name.startswith("pooled"):
+            made[name] = value
+        elif name == "text_rope_pos":
+            made[name] = torch.cat(others)
+        else:
+            made[name] = torch.cat(others, 1)
+    return made, int(first["encoder_hidden_states"].shape[1])

@@ -44,8 +44,8 @@ def check_local(
         silent = sorted(set(adapter.layers_of(model, record)) - set(call.asked))
         if silent:
             raise UnsupportedModule(
-                f"{silent[0]} ({len(silent)} such layers) of {type(model).__name__} does not call torch's attention: its "
-                "scope cannot be held"
+                f"{silent[0]} ({len(silent)} such layers) of {type(model).__name__} does not call torch's attention: "
+                "its scope cannot be held"
             )
         leaks: dict[int, tuple[int, ...]] = {}
         for frame in {0, frames // 2, frames - 1}:

@@ -27,7 +27,8 @@ from longtake.outputs import VideoOutput
 from longtake.pipeline import CALLBACK_INPUTS, Callback, frames_of, seed_of, steps_of
 from longtake.timeline import Timeline
 from longtake.video.dit.decode import Decoder, caught
-from longtake.video.dit.drive import Drive, Kept, Layout, texts_of
+from longtake.video.dit.drive import Drive, Kept, Layout, names_of, side_by_side, texts_of, with_kept, zeros_of
+from longtake.video.dit.latent_space import denormalised, normalised
 from longtake.video.dit.positions import Positions
 from longtake.video.dit.presets import Preset, preset_of
 from longtake.video.dit.prompts import frame_weights
@@ -59,8 +60,8 @@ class TransformerVideoPipeline:
     def __init__(self, stock: Any, preset: Preset, name: str | None = None) -> None:
         if type(stock).__name__ in _TWICE:
             raise UserError(
-                f"{type(stock).__name__} asks its scheduler twice a step, so its loop cannot be driven; its transformer "
-                "can be: see parallelize"
+                f"{type(stock).__name__} asks its scheduler twice a step, so its loop cannot be driven; its "
+                "transformer can be: see parallelize"
             )
         self.record: Record = record_of(stock.transformer)
         stride = _first_of(stock, _STRIDES)
@@ -128,7 +129,7 @@ class TransformerVideoPipeline:
         self, latents: Tensor, *, frames: int | None = None, redo: tuple[int, int] | None = None,
         before: str | None = None,
     ) -> Context:  # fmt: skip
-        """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or the film frames `redo`."""
+        """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or film frames `redo`."""
         if redo is None:
             assert frames is not None
             return Context.extend(latents, -(-frames // self.preset.stride), before)
@@ -137,6 +138,10 @@ class TransformerVideoPipeline:
         if not 0 <= start < stop <= film:
             raise UserError(f"cannot redo frames {start}:{stop} of a video of {film} frames")
         return Context.redo(latents, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
+
+    def latents(self, frames: int) -> int:
+        """Latent frames that hold so many frames of film."""
+        return self.preset.latents(frames)
 
     def check_inputs(
         self, timeline: Timeline, context: Context, *, height: int | None, width: int | None,
@@ -241,10 +246,15 @@ class TransformerVideoPipeline:
                 )
                 for model in self.transformers
             ]
+
+            def at_step(step: int) -> None:
+                for handle in handles:
+                    handle.set_step(step)
+
             drive = Drive(
                 self.stock, layout, range(span.start, span.stop), seed, steps, ranks, journal, checkpoint_every,
                 _watch(self, callback_on_step_end, callback_on_step_end_tensor_inputs), lambda: self._interrupt, kept,
-                lambda step: [handle.set_step(step) for handle in handles],
+                at_step,
             )  # fmt: skip
             for handle, model in zip(handles, self.transformers, strict=True):
                 handle.set_step(0)
@@ -353,8 +363,10 @@ class TransformerVideoPipeline:
         probes = [self._probe({**arguments, "prompt": text}) for text in self._prompts(timeline, context)]
         return [[texts_of(call) for call in probe] for probe in probes]
 
-    def first_call(self, prompt: str, latents: int, *, height: int | None = None, width: int | None = None) -> dict[str, Any]:
-        """All arguments of the first call that the stock pipeline makes of its transformer, for so many latent frames."""
+    def first_call(
+        self, prompt: str, latents: int, *, height: int | None = None, width: int | None = None
+    ) -> dict[str, Any]:
+        """All arguments of the stock pipeline's first call of its transformer, for so many latent frames."""
         context = Context.new(latents)
         height, width = self._size(height, width, context)
         timeline = as_timeline(prompt, self.preset.fps)
@@ -370,12 +382,12 @@ class TransformerVideoPipeline:
             pass
 
         def answer(model: Any) -> Callable[..., Any]:
-            names = _names(model)
+            names = names_of(model)
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
                 calls.append(given)
-                return _zeros(given[self.record.sample[0]], model, given)
+                return zeros_of(given[self.record.sample[0]], model, given)
 
             return forward
 
@@ -405,7 +417,7 @@ class TransformerVideoPipeline:
         patches = Patches()
         stack.callback(patches.undo)
         stock = model.__dict__["forward"]
-        names = _names(model)
+        names = names_of(model)
         weights = None if texts is None else self._weights(timeline, context, span)
         number = {"step": -1, "call": 0}
 
@@ -413,14 +425,14 @@ class TransformerVideoPipeline:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             sample = given[self.record.sample[0]]
             if drive.skipping:
-                return _zeros(sample, model, given)
+                return zeros_of(sample, model, given)
             if drive.step == 0 and drive.kept is not None:
-                given[self.record.sample[0]] = _with_kept(drive, sample, self.stock.scheduler)
+                given[self.record.sample[0]] = with_kept(drive, sample, self.stock.scheduler)
             if texts is None:
                 return stock(**given)
             if number["step"] != drive.step:
                 number.update(step=drive.step, call=0)
-            told = _side_by_side([prompt[number["call"]] for prompt in texts])
+            told = side_by_side([prompt[number["call"]] for prompt in texts])
             number["call"] += 1
             handle.set_prompts(None if told is None else weights, None if told is None else told[1])
             return stock(**given) if told is None else stock(**{**given, **told[0]})
@@ -490,107 +502,8 @@ class TransformerVideoPipeline:
         return self._output(latents, latents, note, layout, fps, info.get("frames_of_film"), ranks, info, kind)
 
 
-def normalised(vae: Any, z: Tensor) -> Tensor:
-    """Latents as the VAE encodes them (1, C, F, h, w) in the transformer's space."""
-    mean, std, scale = _moments(vae, z)
-    return (z - mean) / std * scale
-
-
-def denormalised(vae: Any, z: Tensor, part: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """The inverse, on the VAE's device and in its dtype.
-
-    part: latents (F, c, h, w) and what a stock pipeline made of them (1, c, F, h, w), by which this is checked.
-    Raises UserError for a VAE whose latents are scaled in another way.
-    """
-    weight = next(vae.parameters())
-    name = type(vae).__name__
-
-    def scaled(x: Tensor) -> Tensor:
-        x = x.to(weight.device, torch.float32)
-        mean, std, scale = _moments(vae, x)
-        return (x / scale * std + mean).to(weight.dtype)
-
-    if part is not None:
-        mine, theirs = scaled(part[0].transpose(0, 1)[None]), part[1].to(weight)
-        error = float((mine - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
-        if error > 2e-2:  # a step of bfloat16 is 8e-3
-            raise UserError(
-                f"latents of {name} are scaled in a way that is not known here: this run cannot be extended"
-            )
-    return scaled(z)
-
-
-def _moments(vae: Any, z: Tensor) -> tuple[Any, Any, float]:
-    """Mean and deviation by channel, and scale, as far as the VAE's configuration has them."""
-    config = vae.config
-    scale = getattr(config, "scaling_factor", None)
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    buffers = dict(vae.named_buffers(recurse=False))
-    if "latents_mean" in buffers:  # LTX keeps them as buffers
-        mean, std = buffers["latents_mean"], buffers["latents_std"]
-    if mean is None or std is None:
-        return 0.0, 1.0, 1.0 if scale is None else float(scale)
-    mean, std = torch.as_tensor(mean).to(z.device, z.dtype), torch.as_tensor(std).to(z.device, z.dtype)
-    if mean.numel() != z.shape[1]:
-        raise UserError(
-            f"the latents of {type(vae).__name__} are scaled frame by frame: a run cannot be extended, redone or held"
-        )
-    view = (1, -1, 1, 1, 1)
-    return mean.view(view), std.view(view), 1.0 if scale is None else float(scale)
-
-
 def _first_of(stock: Any, names: Sequence[str]) -> int | None:
     return next((int(getattr(stock, name)) for name in names if getattr(stock, name, None)), None)
-
-
-def _names(model: Any) -> list[str]:
-    import inspect
-
-    return [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
-
-
-def _zeros(sample: Tensor, model: Any, given: Mapping[str, Any]) -> Any:
-    """An answer of zeros with the shape of the model's."""
-    channels = int(getattr(model.config, "out_channels", None) or getattr(model.config, "out_visual_dim", 0) or 0)
-    shape = list(sample.shape)
-    axis = record_of(model).channels
-    shape[axis] = channels or shape[axis]
-    out = sample.new_zeros(shape)
-    if given.get("return_dict") is False:
-        return (out,)
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=out)
-
-
-def _with_kept(drive: Drive, sample: Tensor, scheduler: Any) -> Tensor:
-    """The first call's latents with kept frames on their noise's path; channels beyond the latents' are conditions."""
-    rows = []
-    assert drive.kept is not None
-    channels = drive.kept.clean.shape[1]
-    for one in sample.split(1):
-        axis = drive.layout.record.channels
-        own = one.narrow(axis, 0, channels)
-        rest = one.narrow(axis, channels, one.shape[axis] - channels)
-        rows.append(torch.cat([drive.at_start(own, scheduler).to(own.dtype), rest], axis))
-    return torch.cat(rows)
-
-
-def _side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], int] | None:
-    """The texts of one call for all prompts in a row, and the length of one; None when they are all the same."""
-    first = calls[0]
-    if all(torch.equal(call["encoder_hidden_states"], first["encoder_hidden_states"]) for call in calls[1:]):
-        return None
-    made: dict[str, Tensor] = {}
-    for name, value in first.items():
-        others = [call[name] for call in calls]
-        if name.startswith("encoder_hidden_states_image") or name.startswith("pooled"):
-            made[name] = value
-        elif name == "text_rope_pos":
-            made[name] = torch.cat(others)
-        else:
-            made[name] = torch.cat(others, 1)
-    return made, int(first["encoder_hidden_states"].shape[1])
 
 
 def _watch(pipe: Any, callback: Callback | None, inputs: Sequence[str]) -> Any:

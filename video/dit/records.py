@@ -131,7 +131,8 @@ RECORDS: dict[str, Record] = {
         ),
         Record(
             "LTX2VideoTransformer3DModel", Text.CROSS, Clock.SECONDS, ("transformer_blocks",), "attn1", {},
-            tokens={"hidden_states": 1, "video_keyframes_mask": 1}, channels=2, length=61, stride=8, fps=24.0, cross="attn2",
+            tokens={"hidden_states": 1, "video_keyframes_mask": 1}, channels=2, length=61, stride=8, fps=24.0,
+            cross="attn2",
         ),
         Record("CogVideoXTransformer3DModel", **_COG),  # type: ignore[arg-type]
         Record("ConsisIDTransformer3DModel", **_COG),  # type: ignore[arg-type]
@@ -158,5 +159,6 @@ def record_of(model: Any) -> Record:
         if base.__name__ in RECORDS:
             return RECORDS[base.__name__]
     raise UnsupportedModule(
-        f"{type(model).__name__} has no record; there is one for {', '.join(sorted(RECORDS))} (and UNet3DConditionModel)"
+        f"{type(model).__name__} has no record; there is one for {', '.join(sorted(RECORDS))} "
+        "(and UNet3DConditionModel)"
     )

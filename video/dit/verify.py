@@ -86,9 +86,9 @@ def verify(
         _, seconds, memory = _timed(lambda: _first(model(**given)), sample.device)
     yield Line("window and anchors", f"{seconds:.3f} s, peak {memory} ({window.budget} of {total} frames seen)")
     if ranks.world > 1:
-        alone = _scoped(model, given, total, window, DryTransport(0, 1), 1)
+        one = _scoped(model, given, total, window, DryTransport(0, 1), 1)
         over = _scoped(model, given, total, window, Transport(ranks.group), ranks.world)
-        error = _error(over, alone)
+        error = _error(over, one)
         yield Line(f"window over {ranks.world} ranks", f"differs from one process by {error:.1e}", error <= limit)
     else:
         yield Line("ranks", "one process: torchrun --nproc_per_node 2 -m longtake verify ... compares several")
