@@ -144,6 +144,23 @@ def free_memory_bytes(device: torch.device) -> int | None:
         return None
 
 
+def settle(device: torch.device) -> None:
+    """Wait until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device, reset: bool = False) -> str:
+    """The most memory in use since the last reset, in words: of the device, or of the process on a CPU (no reset)."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
+    import resource
+
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of the process"
+
+
 def parse_device(text: str | None) -> str | None:
     """A device in words as `choose_device` takes it: "cpu", "cuda", "cuda:1", "mps"; "auto" and None: the best there
     is, None. Raises UserError for another word; whether the device is there, `choose_device` says."""

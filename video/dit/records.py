@@ -57,9 +57,9 @@ class Record:
 
     name: of the class. blocks: its lists of blocks; attention: name of the layer in a block that ties frames together;
     cross: name of the one that reads text. frames: arguments with an axis of latent frames (the first is the sample);
-    tokens: arguments with an axis of F * n tokens. channels: the sample's axis of channels. length: L. stride: frames of film a latent frame. fps: of training.
-    longest: most latent frames of a
-    position table with a hard end, or the attribute path that says it.
+    tokens: arguments with an axis of F * n tokens. channels: the sample's axis of channels. length: L. stride: frames
+    of film a latent frame. fps: of training. longest: most latent frames of a position table with a hard end, or the
+    attribute path that says it.
     """
 
     name: str
@@ -118,8 +118,8 @@ RECORDS: dict[str, Record] = {
             **{**_WAN, "fps": 24.0},  # type: ignore[arg-type]
         ),
         Record(
-            "HunyuanVideoTransformer3DModel", Text.AFTER, Clock.TABLE, ("transformer_blocks", "single_transformer_blocks"),
-            "attn", {"hidden_states": 2}, length=33, stride=4, fps=24.0,
+            "HunyuanVideoTransformer3DModel", Text.AFTER, Clock.TABLE,
+            ("transformer_blocks", "single_transformer_blocks"), "attn", {"hidden_states": 2}, length=33, stride=4, fps=24.0,
         ),
         Record(
             "HunyuanVideo15Transformer3DModel", Text.AFTER, Clock.TABLE, ("transformer_blocks",), "attn",

@@ -10,13 +10,13 @@ window with rotating anchors for time and memory. Nothing is generated and nothi
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from longtake.device import peak_memory, settle
 from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
@@ -107,19 +107,14 @@ def as_json(lines: list[Line]) -> list[dict[str, Any]]:
 @torch.no_grad()
 def _timed(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float, str]:
     """The result, the least seconds of a few calls, and the peak of memory in words."""
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
+    peak_memory(device, reset=True)
     took = []
     for _ in range(REPEATS):
         started = time.perf_counter()
         out = call()
-        if cuda:
-            torch.cuda.synchronize(device)
+        settle(device)
         took.append(time.perf_counter() - started)
-    if cuda:
-        return out, min(took), f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
-    return out, min(took), f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of the process"
+    return out, min(took), peak_memory(device)
 
 
 def _first(out: Any) -> Tensor:
