@@ -119,7 +119,8 @@ RECORDS: dict[str, Record] = {
         ),
         Record(
             "HunyuanVideoTransformer3DModel", Text.AFTER, Clock.TABLE,
-            ("transformer_blocks", "single_transformer_blocks"), "attn", {"hidden_states": 2}, length=33, stride=4, fps=24.0,
+            ("transformer_blocks", "single_transformer_blocks"), "attn", {"hidden_states": 2},
+            length=33, stride=4, fps=24.0,
         ),
         Record(
             "HunyuanVideo15Transformer3DModel", Text.AFTER, Clock.TABLE, ("transformer_blocks",), "attn",
