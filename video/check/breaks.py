@@ -9,9 +9,10 @@ of its usual size. Four signals of a step, each over the largest of its neighbou
   motion    the same at one frame alone: what went one way goes another, though no picture jumps
   tone      the change that most tiles share: brightness or colour jumps, whatever moves
 
-The limits lie between what clean films reach and what planted faults do, measured on 123 clean films (6 of a camera or
-a renderer at 480p to 1080p, 2 of the samples, 115 animations of 64 x 64) and about 50 planted ones; the figures stand
-beside each. Floors, in grey levels, keep noise of a still picture from counting.
+The limits lie between what clean films reach and what planted faults do, measured on 123 clean films (9 files of a
+camera or a renderer, 144p to 1080p, 2 samples, 112 animations of 64 x 64; real cuts left out) and 104 planted ones; the
+figures stand beside each, and `tests/benchmarks/check_films.py` prints them anew. Floors, in grey levels, keep noise of
+a still picture from counting.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LIMITS = {
     "picture": (2.6, 1.0, 0.35),  # clean 1.95, planted 2.2 to 17
     "position": (2.3, 1.25, 0.25),  # clean 1.91, planted 2.0 to 22
     "motion": (3.2, 1.0, 0.35),  # clean 2.58 (a gait at 12 fps), planted 3.7 and 3.9
-    "tone": (5.0, 3.2, 0.30),  # clean 4.4 above the floor (5.6 below it), planted 5.4 to 78
+    "tone": (5.0, 3.2, 0.30),  # clean 1.2, planted 11 to 78
 }
 FLASH, RETURNED = 2.6, 0.35  # of both steps; of a step, how far the frame after it may be from the one before
 UNLIKE = 0.5  # correlation of luma below which two frames are unrelated: 5 cuts of a real film -0.23 to 0.20
@@ -35,10 +36,10 @@ UNLIKE_GROUND = 0.8  # of pictures that share a white ground: 0.63 to 0.73 at cu
 NEW_COLOURS = 1.5  # share of new colours over the neighbours' at such a cut; joins of one texture 0.6 to 1.1
 NEW_COLOURS_GROUND = 2.0
 
-# A still step, of the film's usual change in the busiest tile, and the least and most grey levels of that. Compression
-# lets a frozen picture move now and then: a run may hold steps up to the loose limit, 0.17 in planted freezes.
+# A still step, as a share of the film's usual change in the busiest tile, with the least and most grey levels of it.
+# Compression lets a frozen picture move now and then: a run may hold steps up to the loose limit (planted up to 0.17).
 STILL, STILL_LEAST, STILL_MOST = 0.12, 0.15, 1.5
-LOOSE, LOOSE_LEAST, LOOSE_MOST = 0.20, 0.15, 4.0
+LOOSE, LOOSE_MOST = 0.2, 4.0
 STRICTLY = 0.6  # share of a run that is still by the first limit
 STILL_STEPS = 5  # in a row: six frames that are the same
 STILL_ENDS_S = 1.0  # a rest at the beginning or the end of a film is no fault before this
@@ -70,39 +71,54 @@ def _near(frame: int, found: list[Finding]) -> bool:
     return any(one.start - 2 <= frame <= one.end + 2 for one in found)
 
 
+def moving_steps(curves: Curves) -> np.ndarray:
+    """Numbers of the steps that are not still: a film that shows each picture several times, or holds one, is compared
+    as if it did not."""
+    return np.flatnonzero(curves.busiest > still_limits(curves)[0])
+
+
+def still_limits(curves: Curves) -> tuple[float, float]:
+    """Grey levels of change in the busiest tile up to which a step is still, and up to which a still run may go on:
+    shares of what is usual, the step such that half of all change happens in larger ones, so that repeats do not
+    count."""
+    change = np.sort(curves.busiest)
+    sums = np.cumsum(change, dtype=np.float64)
+    usual = float(change[np.searchsorted(sums, sums[-1] / 2)]) if len(change) else 0.0
+    strict = float(np.clip(STILL * usual, STILL_LEAST, STILL_MOST))
+    return strict, float(np.clip(LOOSE * usual, strict, LOOSE_MOST))
+
+
 def step_ratios(curves: Curves) -> dict[str, np.ndarray]:
     """Each signal's (F - 1,) ratio to its neighbours, 0 where it is below its floor or too near to an end."""
-    count = curves.frames - 1
-    picture, bend, tone = _signals(curves)
-    ratios = {name: np.zeros(max(count, 0)) for name in LIMITS}
-    for t in range(LEAST, count - LEAST):
-        before, after = slice(max(0, t - AROUND), t), slice(t + 1, t + 1 + AROUND)
-        sides = {"picture": picture, "tone": tone}
-        for name, curve in sides.items():
-            ratios[name][t] = _ratio(name, curve[t], curve[before], curve[after])
-        # bend[i] is the second difference centred on frame i; a step lies between frames t and t + 1
-        both = min(bend[t], bend[t + 1])
-        ratios["position"][t] = _ratio("position", both, bend[max(1, t - AROUND) : t], bend[t + 2 : t + 2 + AROUND])
-        alone = bend[t]
-        ratios["motion"][t] = _ratio("motion", alone, bend[max(1, t - AROUND) : t], bend[t + 1 : t + 1 + AROUND])
+    moving = moving_steps(curves)
+    picture, bend, tone = _signals(curves, moving)
+    ratios = {name: np.zeros(max(curves.frames - 1, 0)) for name in LIMITS}
+    for n in range(LEAST, len(moving) - LEAST):
+        t = moving[n]
+        before, after = slice(max(0, n - AROUND), n), slice(n + 1, n + 1 + AROUND)
+        for name, curve in (("picture", picture), ("tone", tone)):
+            ratios[name][t] = _ratio(name, curve[n], curve[before], curve[after])
+        # bend[n] lies between the steps n - 1 and n
+        both, alone, earlier = min(bend[n], bend[n + 1]), bend[n], bend[max(1, n - AROUND) : n]
+        ratios["position"][t] = _ratio("position", both, earlier, bend[n + 2 : n + 2 + AROUND])
+        ratios["motion"][t] = _ratio("motion", alone, earlier, bend[n + 1 : n + 1 + AROUND])
     return ratios
 
 
-def _signals(curves: Curves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per step the change of the picture and of the tone, per frame the bend of the tiles' path; a step over a gap of
-    time that is longer than usual counts as so many steps."""
-    gaps = np.diff(curves.times) * curves.fps
-    longer = np.maximum(gaps, 1.0)
+def _signals(curves: Curves, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per moving step the change of the picture and of the tone, and the bend of the tiles' path from the step before;
+    a step over a gap of time that is longer than usual counts as so many steps."""
+    longer = np.maximum(np.diff(curves.times) * curves.fps, 1.0)[moving]
     tiles = curves.tiles.reshape(curves.frames, -1)
-    bend = np.zeros(curves.frames + 1)
+    bend = np.zeros(len(moving) + 1)
     before = None
-    for t in range(curves.frames - 1):
-        moved = (tiles[t + 1].astype(np.float32) - tiles[t]) / longer[t]
+    for n, t in enumerate(moving):
+        moved = (tiles[t + 1].astype(np.float32) - tiles[t]) / longer[n]
         if before is not None:
-            bend[t] = np.abs(moved - before).mean()
+            bend[n] = np.abs(moved - before).mean()
         before = moved
-    tone = np.abs(curves.tone).max(1) if len(curves.tone) else np.zeros(0)
-    return curves.step / longer, bend, tone / longer
+    tone = np.abs(curves.tone[moving]).max(1, initial=0.0)
+    return curves.step[moving] / longer, bend, tone / longer
 
 
 def _ratio(name: str, here: float, before: np.ndarray, after: np.ndarray) -> float:
@@ -145,7 +161,9 @@ def _is_cut(curves: Curves, t: int, tone_jumps: bool, what: str) -> bool:
     another figure of the same colours) cannot be told from a jump, and is called a seam."""
     if what == "motion":
         return False
-    around = np.r_[curves.palette[max(0, t - AROUND) : t], curves.palette[t + 1 : t + 1 + AROUND]]
+    moving = moving_steps(curves)
+    n = int(np.searchsorted(moving, t))
+    around = curves.palette[np.r_[moving[max(0, n - AROUND) : n], moving[n + 1 : n + 1 + AROUND]]]
     fresh = curves.palette[t] / max(float(around.max(initial=0.0)), 0.01)
     if curves.likeness[t] < UNLIKE:
         return bool(fresh >= NEW_COLOURS)
@@ -186,9 +204,7 @@ def _freezes(curves: Curves) -> tuple[list[Finding], int]:
     """Runs of still steps, and the longest run. A picture that the file shows for as long as many frames counts as so
     many; repeats that a film is made of (12 pictures shown as 24 frames) do not count."""
     gaps = np.maximum(1, np.rint(np.diff(curves.times) * curves.fps)).astype(int)
-    usual = float(np.median(curves.busiest)) if len(gaps) else 0.0
-    limit = float(np.clip(STILL * usual, STILL_LEAST, STILL_MOST))
-    loose = float(np.clip(LOOSE * usual, LOOSE_LEAST, LOOSE_MOST))
+    limit, loose = still_limits(curves)
     runs: list[tuple[int, int, int]] = []  # first frame, last frame, still steps
     start, steps, strict = 0, 0, 0
 

@@ -21,7 +21,7 @@ _CODES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("film", type=Path, help="a film file: mp4, webm, mov, mkv, gif, ...")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the report as JSON")
+    parser.add_argument("--out", dest="report", type=Path, metavar="FILE.json", help="write the report as JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the curves with the findings marked")
     parser.add_argument(
         "--allow", default="", metavar="KINDS",
@@ -47,8 +47,8 @@ def _run(args: argparse.Namespace) -> int:
     from longtake.progress import Progress
     from longtake.video.check.report import check_film
 
-    targets = [path for path in (args.out, args.picture) if path is not None]
-    for path, suffix in ((args.out, ".json"), (args.picture, ".png")):
+    targets = [path for path in (args.report, args.picture) if path is not None]
+    for path, suffix in ((args.report, ".json"), (args.picture, ".png")):
         if path is not None:
             check_outputs([path], (suffix,), args.overwrite)
     check_outputs(targets, (".json", ".png"), args.overwrite)
@@ -63,8 +63,8 @@ def _run(args: argparse.Namespace) -> int:
 
         report = check_film(args.film, allow=allow, on_frame=on_frame)
     print(report.table())
-    if args.out is not None:
-        report.write_json(args.out, args.overwrite)
+    if args.report is not None:
+        report.write_json(args.report, args.overwrite)
     if args.picture is not None:
         from longtake.video.check.picture import draw_report
 

@@ -25,7 +25,7 @@ TILES = 8  # tiles on each side
 SHARP_RATE = 8.0  # samples of sharpness a second
 SHARP_WIDTH = 1280  # most pixels across in which sharpness is measured
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of BT.601
-DARK, BRIGHT = 4.0, 250.0  # a tile beyond these is clipped: its tone says nothing
+DARK, BRIGHT = 2.0, 253.5  # a tile beyond these is clipped: its tone says nothing
 
 OnFrame = Callable[[int, int], None]  # (frames read, frames in all or 0 where the file does not say)
 
@@ -171,7 +171,7 @@ class _Shrunk:
         open_tiles = (np.minimum(self.rgb, before.rgb).min(2) > DARK) & (
             np.maximum(self.rgb, before.rgb).max(2) < BRIGHT
         )
-        chosen = open_tiles if open_tiles.mean() >= 0.5 else np.ones_like(open_tiles)  # a white ground can turn, too
+        chosen = open_tiles if open_tiles.mean() >= 0.75 else np.ones_like(open_tiles)  # a white ground can turn, too
         one, two = self.luma - self.luma.mean(), before.luma - before.luma.mean()
         scale = float(np.sqrt((one * one).mean() * (two * two).mean()))
         return {

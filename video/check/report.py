@@ -110,9 +110,9 @@ def check_film(path: str | Path, *, allow: Iterable[str] = (), on_frame: OnFrame
     allowed = tuple(_kind(name) for name in allow)
     curves = read_curves(path, on_frame)
     broken, verdicts = find_breaks(curves)
-    cuts = [one.start for one in broken if one.kind is Kind.CUT]
+    jumps = [one.start for one in broken if one.kind is Kind.CUT or one.what == "tone"]
     loops, of_loops = find_loops(curves)
-    drifts, of_drifts = find_drift(curves, cuts)
+    drifts, of_drifts = find_drift(curves, jumps)
     flickers, of_flickers = find_flicker(curves)
     found = sorted([*broken, *loops, *drifts, *flickers], key=lambda one: (one.start, one.end))
     return Report(

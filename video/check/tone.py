@@ -24,18 +24,16 @@ from longtake.video.check.finding import Finding, Kind, Verdict, place
 PARTS = 12
 LEAST_SHOT = 4 * PARTS  # frames
 LEAST_TILES = 16
-ONE_WAY = (
-    0.65  # Kendall's tau of the parts: planted 0.69 to 1; clean films pass it, but not with the size and the share
-)
-TOGETHER = 0.6  # share of tiles that go the drift's way by half of its floor at least
-# side -> floor of the drift: grey levels, or log of a ratio. Clean films that go one way stay below 3 grey levels, 0.12
-# and 0.14 (where enough tiles can be read).
-FLOORS = {"brightness": 6.0, "colour": 6.0, "contrast": math.log(1.18), "sharpness": math.log(1.28)}
+# Kendall's tau of the parts: planted 0.69 to 1; clean films pass it, but not with the size and the share
+ONE_WAY = 0.65
+TOGETHER = 0.6  # share of tiles that go the drift's way by half of its floor at least (sharpness: a third)
+# side -> floor of the drift: grey levels, or log of a ratio. No clean film that goes one way comes near; a half of one,
+# 66 frames of it, loses 0.30 of sharpness (as a log) by what it shows.
+FLOORS = {"brightness": 6.0, "colour": 6.0, "contrast": math.log(1.18), "sharpness": math.log(1.4)}
 LEAST_SPREAD, LEAST_SHARP = 1.0, 0.5  # grey levels; a tile with less has no contrast or detail to lose
 
-SWING = (
-    1.2  # grey levels from peak to peak: clean films up to 0.73 (an animation), of a camera 0.24; planted 3 and more
-)
+# grey levels from peak to peak: clean films reach 0.15, a growing blur 1.35; planted swings of 4 read 2.5 to 4
+SWING = 1.6
 LEAST_WINDOW = 12  # frames
 RETURNS = 0.5  # a tone that goes further than this share of its way does not flicker, it changes
 
@@ -48,10 +46,16 @@ class Trend:
     one_way: float
     together: float
 
+    @property
+    def drifts(self) -> bool:
+        """Whether it goes one way, and in most of the picture."""
+        return abs(self.one_way) >= ONE_WAY and self.together >= TOGETHER
 
-def find_drift(curves: Curves, cuts: Sequence[int]) -> tuple[list[Finding], list[Verdict]]:
-    """Drifts of every shot (the film between two cuts, which are numbers of first frames), and their verdicts."""
-    shots = list(zip([0, *cuts], [*cuts, curves.frames], strict=True))
+
+def find_drift(curves: Curves, jumps: Sequence[int]) -> tuple[list[Finding], list[Verdict]]:
+    """Drifts of every shot, and their verdicts. jumps: numbers of the frames after a cut or a jump of tone, where one
+    shot ends and the next begins."""
+    shots = list(zip([0, *jumps], [*jumps, curves.frames], strict=True))
     found: list[Finding] = []
     verdicts = []
     for what, floor in FLOORS.items():
@@ -60,9 +64,8 @@ def find_drift(curves: Curves, cuts: Sequence[int]) -> tuple[list[Finding], list
             trend = shot_trend(curves, what, first, stop)
             if trend is None:
                 continue
-            far = abs(trend.one_way) >= ONE_WAY and trend.together >= TOGETHER
-            sizes.append(abs(trend.size) if far else 0.0)  # what goes to and fro, or in some tiles only, is no drift
-            if far and abs(trend.size) >= floor:
+            sizes.append(abs(trend.size) if trend.drifts else 0.0)
+            if trend.drifts and abs(trend.size) >= floor:
                 text = _words(what, trend.size, curves, (first, stop))
                 here.append(place(curves, Kind.DRIFT, what, (first, stop - 1), trend.size, floor, text))
         number = max(sizes) if sizes else None
@@ -83,8 +86,8 @@ def shot_trend(curves: Curves, what: str, first: int, stop: int) -> Trend | None
         parts = np.stack([part.mean(0, dtype=np.float64) for part in np.array_split(curves.tiles[first:stop], PARTS)])
         luma = parts @ LUMA
         if what == "brightness":
-            return _trend(luma, FLOORS[what])
-        channels = [_trend(parts[..., channel] - luma, FLOORS[what]) for channel in range(3)]
+            return _trend(luma, FLOORS[what] / 2)
+        channels = [_trend(parts[..., channel] - luma, FLOORS[what] / 2) for channel in range(3)]
         return max(channels, key=lambda one: abs(one.size))
     if what == "contrast":
         values, least = curves.spread[first:stop], LEAST_SPREAD
@@ -96,20 +99,20 @@ def shot_trend(curves: Curves, what: str, first: int, stop: int) -> Trend | None
     chosen = parts.max(0) >= 4 * least
     if chosen.sum() < LEAST_TILES:
         return None
-    return _trend(np.log(np.maximum(parts[:, chosen], least / 4)), FLOORS[what])
+    vote = FLOORS[what] / (2 if what == "contrast" else 3)
+    return _trend(np.log(np.maximum(parts[:, chosen], least / 4)), vote)
 
 
-def _trend(parts: np.ndarray, floor: float) -> Trend:
-    """Of (12, tiles)."""
+def _trend(parts: np.ndarray, vote: float) -> Trend:
+    """Of (12, tiles). vote: change from which on a tile goes along."""
     level = parts - parts.mean(0)
     place_ = np.arange(PARTS) - (PARTS - 1) / 2
     change = (place_[:, None] * level).sum(0) / np.square(place_).sum() * (PARTS - 1)
     size = float(np.median(change))
     curve = np.median(level, axis=1)
     one, two = np.triu_indices(PARTS, 1)
-    return Trend(
-        size, float(np.sign(curve[two] - curve[one]).mean()), float((change * np.sign(size) >= floor / 2).mean())
-    )
+    together = float((change * np.sign(size) >= vote).mean())
+    return Trend(size, float(np.sign(curve[two] - curve[one]).mean()), together)
 
 
 def _words(what: str, size: float, curves: Curves, shot: tuple[int, int]) -> str:
@@ -136,21 +139,20 @@ def find_flicker(curves: Curves) -> tuple[list[Finding], list[Verdict]]:
     tone = curves.tone @ LUMA
     sides = np.concatenate([tone[:, None], curves.tone - tone[:, None]], 1)  # brightness, then colour
     off = np.abs(np.diff(sides, axis=0)) / 2  # of frame t + 1, from the line between its neighbours
-    found, largest, run = [], 0.0, None
-    for start in [*range(0, len(off) - window + 1, max(1, window // 4))]:
+    largest, runs = 0.0, list[tuple[int, int, float]]()
+    for start in range(0, len(off) - window + 1, max(1, window // 4)):
         part = np.sort(off[start : start + window], axis=0)[: math.ceil(0.8 * window)].mean(0)
         way = np.abs(sides[start : start + window + 1])
         turns = np.abs(sides[start : start + window + 1].sum(0)) <= RETURNS * way.sum(0)
         swing = float((part * turns).max())
         largest = max(largest, swing)
-        if swing < SWING:
+        if swing < SWING / 2:  # a run that has begun goes on down to half of the limit
             continue
-        if run is not None and start <= run[1]:
-            run = (run[0], start + window, max(run[2], swing))
-            found[-1] = run
+        if runs and start <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], start + window, max(runs[-1][2], swing))
         else:
-            run = (start, start + window, swing)
-            found.append(run)
+            runs.append((start, start + window, swing))
+    found = [run for run in runs if run[2] >= SWING]
     findings = []
     for first, last, swing in found:
         end = min(last + 1, curves.frames - 1)
