@@ -7,6 +7,6 @@ for one in report.findings:
 """
 
 from longtake.video.check.finding import Finding, Kind, Verdict
-from longtake.video.check.report import Report, check_film
+from longtake.video.check.report import Report, check_film, check_frames
 
-__all__ = ["Finding", "Kind", "Report", "Verdict", "check_film"]
+__all__ = ["Finding", "Kind", "Report", "Verdict", "check_film", "check_frames"]

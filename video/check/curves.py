@@ -11,7 +11,7 @@ Of a frame about 0.6 KB stay, so an hour at 24 frames a second holds 60 MB, what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,26 @@ class Pictures(Film):
 def read_curves(path: str | Path, on_frame: OnFrame | None = None) -> Curves:
     """Decode a film once and measure it. Raises UserError when it is missing, no film, or has no pictures."""
     film = Pictures(path)
-    total = film.length()
+    curves = measure(film.every(), film.length(), on_frame)
+    curves.notes += film.notes
+    return curves
+
+
+def pictures_of(frames: Iterable[np.ndarray], fps: float) -> Iterator[tuple[float, Any]]:
+    """Frames uint8 (H, W, 3) as (seconds, frame of PyAV)."""
+    import av
+
+    for number, frame in enumerate(frames):
+        yield number / fps, av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+
+
+def measure(pictures: Iterable[tuple[float, Any]], total: int = 0, on_frame: OnFrame | None = None) -> Curves:
+    """Curves of (seconds, frame of PyAV) in the order shown; total: how many, if that is known."""
     kept: dict[str, list[Any]] = {name: [] for name in ("times", "step", "busiest", "tiles", "spread", "contrast")}
     kept |= {name: [] for name in ("tone", "likeness", "palette", "sharp_at", "sharp")}
     before: _Shrunk | None = None
     size = (0, 0)
-    for number, (time, frame) in enumerate(film.every()):
+    for number, (time, frame) in enumerate(pictures):
         small = _array(frame, SIDE)
         now = _Shrunk(small)
         if number == 0:
@@ -148,7 +162,7 @@ def read_curves(path: str | Path, on_frame: OnFrame | None = None) -> Curves:
     arrays = {name: np.array(values) for name, values in kept.items()}
     arrays["tone"] = arrays["tone"].reshape(-1, 3)
     arrays["sharp_at"] = arrays["sharp_at"].astype(np.int64)
-    return Curves(**arrays, size=size, notes=film.notes)
+    return Curves(**arrays, size=size, notes=[])
 
 
 class _Shrunk:

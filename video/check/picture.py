@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from longtake.journal import atomic_path
 from longtake.media import check_output
-from longtake.video.check.curves import LUMA, Pictures
+from longtake.video.check.curves import LUMA, Pictures, pictures_of
 from longtake.video.check.finding import Finding, Kind
 from longtake.video.check.report import Report, clock_of
 
@@ -25,15 +26,22 @@ COLOURS = {
 }
 
 
-def draw_report(report: Report, path: str | Path, overwrite: bool = False) -> None:
-    """Write the picture as a png. Reads the film once more, for the stills. Raises UserError when it cannot be
-    written."""
+def draw_report(
+    report: Report, path: str | Path, overwrite: bool = False, frames: Iterable[np.ndarray] | None = None
+) -> None:
+    """Write the picture as a png. Reads the film once more, for the stills, or takes them from ``frames``, as
+    `check_frames` had them. Raises UserError when it cannot be written."""
     from matplotlib.figure import Figure
 
     assert report.curves is not None
     target = check_output(path, (".png",), overwrite)
     chosen = _chosen(report.findings)
-    stills = _stills(report.path, {number for one in chosen for number in _frames_of(one)})
+    pictures: Iterable[tuple[float, Any]] = ()
+    if frames is not None:
+        pictures = pictures_of(frames, report.fps)
+    elif report.path is not None:
+        pictures = Pictures(report.path).every()
+    stills = _stills(pictures, {number for one in chosen for number in _frames_of(one)})
     rows = (2 if len(chosen) > SHOWN // 2 else 1) if chosen else 0
     figure = Figure(figsize=(12, 7.6 + 1.5 * rows), dpi=100, layout="constrained")
     grid = figure.add_gridspec(4 + rows, 1, height_ratios=[1.3, 1.3, 1.3, 1.0, *([1.2] * rows)])
@@ -45,7 +53,10 @@ def draw_report(report: Report, path: str | Path, overwrite: bool = False) -> No
             _draw_still(figure.add_subplot(inner[column]), one, stills, report.findings.index(one) + 1)
     said = "clean" if report.clean else f"{len(report.findings)} found"
     figure.suptitle(
-        f"{report.path.name}: {report.frames} frames, {report.seconds:.2f} s, {said}", fontsize=11, x=0.01, ha="left"
+        f"{report.path.name if report.path else 'frames'}: {report.frames} frames, {report.seconds:.2f} s, {said}",
+        fontsize=11,
+        x=0.01,
+        ha="left",
     )
     with atomic_path(target) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
@@ -145,12 +156,12 @@ def _frames_of(one: Finding) -> tuple[int, int]:
     return (one.start, one.end)
 
 
-def _stills(path: Path, wanted: set[int]) -> dict[int, np.ndarray]:
+def _stills(pictures: Iterable[tuple[float, Any]], wanted: set[int]) -> dict[int, np.ndarray]:
     """Frames by number, at most 144 pixels high; none but these are turned into pixels."""
     found: dict[int, np.ndarray] = {}
     if not wanted:
         return found
-    for number, (_, frame) in enumerate(Pictures(path).every()):
+    for number, (_, frame) in enumerate(pictures):
         if number in wanted:
             shrink = min(1.0, STILL_HEIGHT / max(1, min(frame.width, frame.height)))
             size = (max(1, round(frame.width * shrink)), max(1, round(frame.height * shrink)))

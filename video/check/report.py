@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from longtake.errors import UserError
 from longtake.journal import atomic_path
-from longtake.media import check_output
+from longtake.media import check_fps, check_output
 from longtake.video.check.breaks import find_breaks
-from longtake.video.check.curves import Curves, OnFrame, read_curves
+from longtake.video.check.curves import Curves, OnFrame, measure, pictures_of, read_curves
 from longtake.video.check.finding import Finding, Kind, Verdict
 from longtake.video.check.loops import find_loops
 from longtake.video.check.tone import find_drift, find_flicker
@@ -26,10 +27,10 @@ class Report:
     """What was found in a film.
 
     findings: in order of time, without the kinds that were allowed; verdicts: one for each kind, and for each side of
-    a drift. curves: what they were read off, for a picture.
+    a drift. path: None for frames that are no file. curves: what they were read off, for a picture.
     """
 
-    path: Path
+    path: Path | None
     frames: int
     fps: float
     seconds: float
@@ -54,7 +55,7 @@ class Report:
         verdicts = [{**asdict(one), "verdict": one.word, "allowed": one.kind in self.allowed} for one in self.verdicts]
         return {
             "format": FORMAT,
-            "film": str(self.path),
+            "film": None if self.path is None else str(self.path),
             "frames": self.frames,
             "fps": round(self.fps, 4),
             "seconds": round(self.seconds, 4),
@@ -75,7 +76,7 @@ class Report:
     def table(self) -> str:
         """For a terminal: the film, a verdict a line, the findings."""
         shown = f"{self.size[0]} x {self.size[1]}, {self.frames} frames, {self.fps:.4g} fps, {self.seconds:.2f} s"
-        lines = [f"{self.path}: {shown}", *(f"note: {note}" for note in self.notes), ""]
+        lines = [f"{self.path or 'frames'}: {shown}", *(f"note: {note}" for note in self.notes), ""]
         for one in self.verdicts:
             name = f"{one.what} {one.kind}" if one.what else str(one.kind)
             if one.number is None:
@@ -108,7 +109,23 @@ def check_film(path: str | Path, *, allow: Iterable[str] = (), on_frame: OnFrame
     the file does not say how many it has. Raises UserError when the file is missing, is no film, or has no pictures.
     """
     allowed = tuple(_kind(name) for name in allow)
-    curves = read_curves(path, on_frame)
+    return _judge(Path(path), read_curves(path, on_frame), allowed)
+
+
+def check_frames(
+    frames: Iterable[np.ndarray], fps: float, *, allow: Iterable[str] = (), on_frame: OnFrame | None = None
+) -> Report:
+    """`check_film` for frames that are no file: uint8 (H, W, 3), all of one size, one by one. Raises UserError when
+    there is none."""
+    allowed = tuple(_kind(name) for name in allow)
+    check_fps(fps)
+    curves = measure(pictures_of(frames, fps), on_frame=on_frame)
+    if not curves.frames:
+        raise UserError("there are no frames to check")
+    return _judge(None, curves, allowed)
+
+
+def _judge(path: Path | None, curves: Curves, allowed: tuple[Kind, ...]) -> Report:
     broken, verdicts = find_breaks(curves)
     jumps = [one.start for one in broken if one.kind is Kind.CUT or one.what == "tone"]
     loops, of_loops = find_loops(curves)
@@ -116,7 +133,7 @@ def check_film(path: str | Path, *, allow: Iterable[str] = (), on_frame: OnFrame
     flickers, of_flickers = find_flicker(curves)
     found = sorted([*broken, *loops, *drifts, *flickers], key=lambda one: (one.start, one.end))
     return Report(
-        path=Path(path),
+        path=path,
         frames=curves.frames,
         fps=curves.fps,
         seconds=curves.seconds,
