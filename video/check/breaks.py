@@ -52,11 +52,10 @@ def find_breaks(curves: Curves) -> tuple[list[Finding], list[Verdict]]:
     found = _strongest([*_flashes(curves), *_jumps(curves, ratios)])
     found = [one for one in found if not _near(one.start, freezes)]
     need = 2 * LEAST + 2
-    rest = 0.0  # the largest of the steps that are no finding
-    for name, ratio in ratios.items():
-        for t in np.flatnonzero(ratio):
-            if not _near(int(t) + 1, [*found, *freezes]):
-                rest = max(rest, float(ratio[t]) / LIMITS[name][0])
+    free = np.ones(max(curves.frames - 1, 0), bool)  # steps that are no finding
+    for one in [*found, *freezes]:
+        free[max(0, one.start - 3) : one.end + 2] = False
+    rest = max(float(ratio[free].max(initial=0.0)) / LIMITS[name][0] for name, ratio in ratios.items())
     verdicts = []
     for kind in (Kind.CUT, Kind.SEAM):
         here = [one.number / one.limit for one in found if one.kind is kind]
@@ -130,13 +129,14 @@ def _ratio(name: str, here: float, before: np.ndarray, after: np.ndarray) -> flo
 
 def _jumps(curves: Curves, ratios: dict[str, np.ndarray]) -> list[Finding]:
     found = []
+    moving = moving_steps(curves)
     scores = {name: ratio / LIMITS[name][0] for name, ratio in ratios.items()}
     table = np.stack(list(scores.values())) if scores else np.zeros((0, 0))
     for t in np.flatnonzero(table.max(0, initial=0.0) >= 1.0):
         what = list(LIMITS)[int(table[:, t].argmax())]
         number, limit = float(ratios[what][t]), LIMITS[what][0]
         frame = int(t) if what == "motion" else int(t) + 1
-        if _is_cut(curves, int(t), scores["tone"][t] >= 1.0, what):
+        if _is_cut(curves, moving, int(t), scores["tone"][t] >= 1.0, what):
             text = (
                 f"another scene: {number:.1f} times the steps around, likeness of the frames {curves.likeness[t]:.2f}"
             )
@@ -156,12 +156,11 @@ def _words(what: str, number: float) -> str:
     return told[what].format(f"{number:.1f}")
 
 
-def _is_cut(curves: Curves, t: int, tone_jumps: bool, what: str) -> bool:
+def _is_cut(curves: Curves, moving: np.ndarray, t: int, tone_jumps: bool, what: str) -> bool:
     """Whether the step leads to another scene. What looks alike on both sides (one texture, one white ground with
     another figure of the same colours) cannot be told from a jump, and is called a seam."""
     if what == "motion":
         return False
-    moving = moving_steps(curves)
     n = int(np.searchsorted(moving, t))
     around = curves.palette[np.r_[moving[max(0, n - AROUND) : n], moving[n + 1 : n + 1 + AROUND]]]
     fresh = curves.palette[t] / max(float(around.max(initial=0.0)), 0.01)
