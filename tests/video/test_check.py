@@ -115,6 +115,13 @@ def test_d11_a_part_that_comes_again_later_is_a_loop(checked) -> None:
     assert loop.what == "160 frames" and 36 <= loop.start <= 52 and 245 <= loop.end <= 262
 
 
+def test_d11_a_loop_that_darkens_is_a_loop_and_a_drift(checked) -> None:
+    film, fps = BASES["running"]()
+    again = np.concatenate([film[:40]] * 3)
+    report = checked(as_pixels(again - 16.0 * along(again)), fps)
+    assert kinds(report) == {"loop", "drift"}, report.table()
+
+
 def test_d11_a_beat_of_less_than_a_second_and_a_quarter_is_no_loop(checked) -> None:
     t = np.arange(120)
     gait = np.stack([9 * np.sin(2 * np.pi * t / 20), 12 * np.cos(2 * np.pi * t / 20)], 1)
@@ -194,7 +201,8 @@ def test_the_distance_of_a_repeat_is_the_mean_over_pairs_written_out(checked, tm
     """The fast search by products against the definition, d(n) over the mean of d(1) to d(n), pair by pair."""
     film = swinging(60, seed=39)
     curves = read_curves(write(tmp_path / "loop.mp4", np.concatenate([film[:40], film[:40]])))
-    tiles = curves.tiles.reshape(curves.frames, -1).astype(np.float64)
+    tiles = curves.tiles.astype(np.float64)
+    tiles = (tiles - np.median(tiles, axis=1, keepdims=True)).reshape(curves.frames, -1)
     apart = [
         np.mean([np.square(tiles[t] - tiles[t + lag]).mean() for t in range(12)])
         for lag in range(1, curves.frames - 12)

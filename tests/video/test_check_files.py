@@ -1,6 +1,8 @@
 """`longtake check` on films as they come, and at the command line: exit codes, files, one line for an error."""
 
 import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -141,6 +143,18 @@ def test_d11_the_command_ends_with_0_for_a_clean_film_and_1_for_findings_and_say
     assert again.returncode == 2 and "already exists" in again.stderr
     assert run_cli("check", str(tmp_path / "broken.mp4"), "--allow", "seam").returncode == 0
     assert run_cli("check", str(tmp_path / "broken.mp4"), "--allow", "seems").returncode == 2
+
+
+def test_a_package_may_bring_a_command_beside_its_domains_and_help_reads_only_its_line(run_cli) -> None:
+    from longtake.domain import command_of, further_commands, installed
+
+    assert "check" in further_commands() and not set(further_commands()) & set(installed())
+    assert command_of("check").ABOUT in run_cli("--help").stdout
+    code = (
+        "import sys; from longtake.cli import commands; about, _, _ = commands()['check']\n"
+        "assert 'seams' in about and not {'numpy', 'torch', 'av', 'matplotlib'} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_d11_memory_does_not_grow_with_the_size_of_the_picture_and_little_with_the_length(tmp_path) -> None:

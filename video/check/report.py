@@ -104,7 +104,7 @@ def clock_of(seconds: float) -> str:
 def check_film(path: str | Path, *, allow: Iterable[str] = (), on_frame: OnFrame | None = None) -> Report:
     """Look through a film file for cuts, seams, loops, freezes, drift and flicker.
 
-    The file is decoded once; of each frame about 0.6 KB stay. allow: kinds that are wanted ("cut" in an edited film):
+    The file is decoded once; of each frame about 0.7 KB stay. allow: kinds that are wanted ("cut" in an edited film):
     they are counted in the verdicts, but are no findings. on_frame(read, of): called after each frame; of is 0 where
     the file does not say how many it has. Raises UserError when the file is missing, is no film, or has no pictures.
     """
