@@ -2,7 +2,8 @@
 
 A domain (see `domain`) is a command of its own; its package may have train.py and evaluate.py, which each define
     add_arguments(parser: argparse.ArgumentParser) -> None      and      run(args: argparse.Namespace) -> int
-and are imported only when asked for, so `longtake --help` imports neither them nor torch.
+and are imported only when asked for, so `longtake --help` imports neither them nor torch. A package may bring further
+commands, by entry points of the group "longtake.commands": modules of the same form, with an ABOUT for the help.
 
 Exit codes: 0 done; 1 an unexpected error (its traceback is shown); 2 a mistake of the user (one line); 75 another rank
 failed; 130 interrupted. Of several ranks only rank 0 prints to standard output and tells of a user's mistake; one that
@@ -21,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from longtake.domain import domain_of, installed
+from longtake.domain import command_of, domain_of, further_commands, installed
 from longtake.errors import UserError, one_line
 
 _TASKS = {"train": "train a prior on your data", "evaluate": "measure a prior on held-out data"}
@@ -99,6 +100,9 @@ def commands() -> dict[str, tuple[str, Callable[[Any], None], Callable[[argparse
         )
 
     found = {name: (domain_of(name).ABOUT, *make(name)) for name in installed()}
+    for name in further_commands():
+        module = command_of(name)
+        found[name] = (module.ABOUT, module.add_arguments, module.run)
     found["batch"] = ("make many jobs of a manifest, on one rank or many", *of("longtake.batch"))
     if find_spec("longtake.demos") is not None:
         found["demo"] = ("a page in the browser: a tab for each modality", *of("longtake.demos.command"))

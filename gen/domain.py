@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from longtake.request import Request
 
 GROUP = "longtake.domains"
+COMMANDS = "longtake.commands"  # modules with ABOUT, add_arguments and run, light at their top: commands beside domains
 
 # (steps done, steps in all, clean estimate or None) -> whether to end after this step
 OnStep = Callable[[int, int, Any], bool]
@@ -263,6 +264,21 @@ def domain_of(name: Any) -> Domain:
         raise UserError(f"modality must be one of {', '.join(installed())}; given {in_brief(name)}")
     found: Domain = _found()[name].load()
     return found
+
+
+@cache
+def _commands() -> dict[str, Any]:
+    return {point.name: point for point in sorted(entry_points(group=COMMANDS), key=lambda point: point.name)}
+
+
+def further_commands() -> list[str]:
+    """Names of the commands that packages bring beside their domains, none of which hides a domain."""
+    return [name for name in _commands() if name not in _found()]
+
+
+def command_of(name: str) -> Any:
+    """The module of such a command: ABOUT, add_arguments(parser), run(args) -> exit code."""
+    return _commands()[name].load()
 
 
 def step_callback(on_step: OnStep | None, steps: int) -> Callable[..., dict[str, Any]] | None:

@@ -21,7 +21,8 @@ MAY_IMPORT = {
     **{domain: {"gen", "kernels", domain} for domain in DOMAINS},
     "demos": {"gen", "kernels", "demos", *DOMAINS},
 }
-SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+PLUGINS = ROOT / "demos/comfyui"  # nodes for another program, which loads the folder; no part of the package
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")) if PLUGINS not in path.parents]
 
 
 def package_of(path: Path) -> str:
@@ -235,6 +236,15 @@ def test_no_docstring_is_cut_to_a_word_a_line(path: Path) -> None:
 def test_no_file_has_grown_past_600_lines() -> None:
     long = {str(path.relative_to(ROOT)): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 600}
     assert not long
+
+
+def test_the_nodes_for_comfyui_import_longtake_by_its_name_and_are_imported_by_nothing_of_ours() -> None:
+    for path in sorted(PLUGINS.rglob("*.py")):
+        source = path.read_text()
+        own = {name for name in imported_modules(source, "pack") if name.startswith("pack")}
+        assert own <= {"pack", "pack.nodes", "pack.nodes.NODE_CLASS_MAPPINGS", "pack.nodes.NODE_DISPLAY_NAME_MAPPINGS"}
+        assert device_names(source) == [] and len(source.splitlines()) <= 600 and broken_lines(source) == []
+    assert not [path for path in SOURCES if "comfyui" in path.read_text()]
 
 
 def test_no_function_takes_more_than_32_parameters() -> None:
