@@ -6,7 +6,8 @@ and with which bias. The released code builds a T x (T + 2P + K) matrix of logit
 frames; each tile meets its C + 2P neighbours and the K global keys in one softmax. Tiles that lie inside the sequence
 are strided views, laid side by side in the head dimension of torch's scaled_dot_product_attention, so there is no
 loop over rows and hardly one over tiles. That call chooses the kernel of the device (on a CPU its fused flash
-kernel); everything else here is device-neutral.
+kernel). On a GPU, where the calls of a loop over tiles cost more than a copy, all windows are gathered first
+(`banded.py`).
 
     frames   0 1 2 3 4 5 6 7 8 9 ...      C = 3, P = 2, S = {0, 9}
     tile 1         |q q q|                frames 3 4 5 ask
@@ -21,18 +22,20 @@ a frame, C tile.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from longtake.kernels.masks.basic import DualScope, Edge, Positions
+from longtake.kernels.calls.banded import banded_attention, cut
+from longtake.kernels.masks.basic import DualScope, Edge, Overlap, Positions
 from longtake.kernels.precision import exact
 from torch import Tensor
 
 WORKSPACE_FLOOR = 1 << 20  # bytes: below this, more chunks only cost calls
 WORKSPACE_LIMIT_CPU = 8 << 20  # bytes of gathered keys and values at a time: about the caches of a core
 WORKSPACE_LIMIT_OTHER = 256 << 20
+BANDED_TOKENS = 16  # tokens a frame up to which a window is gathered: above, a frame fills a block by itself
 WORKSPACE_SHARE = 4  # otherwise a quarter of the queries' bytes: the peak stays near that of q, k, v and the output
 
 
@@ -82,8 +85,10 @@ def dual_scope_attention(
             f"k and v must hold {last_key - first_key} frames of {tokens} tokens, given {k.shape[2]} and {v.shape[2]} "
             "rows"
         )
-    if scope.global_open:
-        k_global, v_global = _global_keys(k, v, k_global, v_global, scope, first_key, last_key, total, tokens)
+    everything = _sees_all(scope, q_pos, first_key, last_key, total)
+    banded = not everything and tile is None and _is_banded(q, scope, tokens)
+    if scope.global_open and not everything:
+        k_global, v_global = _global_keys(k, v, k_global, v_global, scope, first_key, last_key, total, tokens, banded)
     else:
         k_global = v_global = None
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_global, v_global)):
@@ -91,6 +96,16 @@ def dual_scope_attention(
             "dual_scope_attention has no backward: call it under torch.no_grad() or inference_mode()"
         )
 
+    if q.numel() and v.numel() and _on_gpu(q):
+        if everything:
+            return F.scaled_dot_product_attention(q, k, v, scale=scale)
+        if banded:
+            if scope.row_scale is not None:
+                q = _scaled(q, scope, q_pos, total, tokens)
+            blocks = cut(scope, q_pos, first_key, last_key, total, tokens, k_global is not None)
+            return banded_attention(q, k, v, k_global, v_global, blocks, scale)
+    if everything:
+        scope = replace(scope, global_indices=())
     same_width = v.shape[-1] == q.shape[-1]
     out = torch.empty_like(q) if same_width else q.new_empty(*q.shape[:-1], v.shape[-1])
     if out.numel() == 0:
@@ -102,8 +117,9 @@ def dual_scope_attention(
     if not scope.local_open:
         assert k_global is not None and v_global is not None
         if factors is not None:
-            q = (q * factors.repeat_interleave(tokens)[:, None]).to(q.dtype)
-        return out.copy_(F.scaled_dot_product_attention(q, k_global, v_global, scale=scale))
+            q = _scaled(q, scope, q_pos, total, tokens)
+        shared = F.scaled_dot_product_attention(q, k_global, v_global, scale=scale)
+        return shared if _on_gpu(q) else out.copy_(shared)
 
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1 frame, given {tile}")
@@ -127,6 +143,40 @@ def dual_scope_attention(
             part = None if factors is None else factors[start : start + tile_size * count]
             _segment(q_h[:, rows], k_h, v_h, kg_h, vg_h, out_h[:, rows], layout, part, scale, limit)
     return out
+
+
+def _scaled(q: Tensor, scope: DualScope, q_pos: range, total: int, tokens: int) -> Tensor:
+    """Queries times the factor of their row, in their own dtype."""
+    factors = _factors(scope, q_pos, total, tokens, torch.promote_types(q.dtype, torch.float32), q.device)
+    return (q * factors).to(q.dtype)
+
+
+@lru_cache(maxsize=64)
+def _factors(
+    scope: DualScope, q_pos: range, total: int, tokens: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """`DualScope.row_factors`, for each row: (T * n, 1)."""
+    factors = scope.row_factors(q_pos, total)
+    assert factors is not None
+    return factors.repeat_interleave(tokens)[:, None].to(device, dtype)
+
+
+def _sees_all(scope: DualScope, q_pos: range, first_key: int, last_key: int, total: int) -> bool:
+    """Whether every query sees just the frames held, each once and all alike: nothing is left to hide or to weigh."""
+    reaches = q_pos.start - scope.window <= 0 and q_pos.stop - 1 - scope.window <= 0
+    reaches = reaches and q_pos.start + scope.window >= total - 1
+    once = scope.overlap is Overlap.UNION or not scope.global_open
+    plain = scope.row_scale is None and scope.edge is Edge.DROP
+    return scope.local_open and reaches and once and plain and (first_key, last_key) == (0, total)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.device.type != "cpu"
+
+
+def _is_banded(q: Tensor, scope: DualScope, tokens: int) -> bool:
+    """Whether windows are gathered: on a GPU, unless zero keys stand beyond the ends or a frame has many tokens."""
+    return _on_gpu(q) and scope.local_open and scope.edge is Edge.DROP and tokens <= BANDED_TOKENS
 
 
 def tile_frames(scope: DualScope, tokens_per_frame: int = 1) -> int:
@@ -392,8 +442,10 @@ def _global_keys(
     last: int,
     total: int,
     tokens: int,
-) -> tuple[Tensor, Tensor]:
-    """The keys and values of S, checked, or taken from the local ones when all of them are there."""
+    in_place: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The keys and values of S, checked, or taken from the local ones when all of them are there; in_place: left
+    there, (None, None)."""
     indices = scope.global_indices
     if indices[-1] >= total:
         raise ValueError(f"global frame {indices[-1]} is outside [0, {total})")
@@ -402,6 +454,8 @@ def _global_keys(
     if k_global is None or v_global is None:
         if not first <= indices[0] or not indices[-1] < last:
             raise ValueError(f"k_global is needed: the local keys [{first}, {last}) do not hold all of {indices}")
+        if in_place:
+            return None, None
         rows = (torch.tensor(indices)[:, None] - first) * tokens + torch.arange(tokens)
         rows = rows.reshape(-1).to(k.device)
         return k.index_select(2, rows), v.index_select(2, rows)
