@@ -7,7 +7,7 @@ frames; each tile meets its C + 2P neighbours and the K global keys in one softm
 are strided views, laid side by side in the head dimension of torch's scaled_dot_product_attention, so there is no
 loop over rows and hardly one over tiles. That call chooses the kernel of the device (on a CPU its fused flash
 kernel). On a GPU, where the calls of a loop over tiles cost more than a copy, all windows are gathered first
-(`banded.py`).
+(`banded.py`); short clips, whose frames are no more than one block's keys, are one call on every device.
 
     frames   0 1 2 3 4 5 6 7 8 9 ...      C = 3, P = 2, S = {0, 9}
     tile 1         |q q q|                frames 3 4 5 ask
@@ -22,7 +22,7 @@ a frame, C tile.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -55,8 +55,8 @@ def dual_scope_attention(
     tile: int | None = None,
     tokens_per_frame: int = 1,
 ) -> Tensor:
-    """Attention of the queries at frames `q_pos` under `scope`. Returns O (B, H, T * n, D) with q's dtype and memory
-    order.
+    """Attention of the queries at frames `q_pos` under `scope`. Returns O (B, H, T * n, D) with q's dtype, and in
+    q's memory order where that is frames first.
 
     q: (B, H, T * n, D), frame-major, for the frames `q_pos` (a range with step 1; may be empty).
     k, v: (B, H, Tk * n, D), for the consecutive frames `k_pos`: own frames and halo. While the window is open they
@@ -85,10 +85,16 @@ def dual_scope_attention(
             f"k and v must hold {last_key - first_key} frames of {tokens} tokens, given {k.shape[2]} and {v.shape[2]} "
             "rows"
         )
-    everything = _sees_all(scope, q_pos, first_key, last_key, total)
-    banded = not everything and tile is None and _is_banded(q, scope, tokens)
-    if scope.global_open and not everything:
-        k_global, v_global = _global_keys(k, v, k_global, v_global, scope, first_key, last_key, total, tokens, banded)
+    everything = tile is None and _sees_all(scope, q_pos, first_key, last_key, total)
+    blocks = None
+    if frames and tile is None and not everything and _is_banded(scope, tokens):
+        blocks = cut(scope, q_pos, first_key, last_key, total, tokens, k_global is not None)
+        blocks = blocks if _on_gpu(q) or blocks.whole else None
+    if scope.global_open:
+        in_place = everything or blocks is not None
+        k_global, v_global = _global_keys(
+            k, v, k_global, v_global, scope, first_key, last_key, total, tokens, in_place
+        )  # fmt: skip
     else:
         k_global = v_global = None
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_global, v_global)):
@@ -96,16 +102,12 @@ def dual_scope_attention(
             "dual_scope_attention has no backward: call it under torch.no_grad() or inference_mode()"
         )
 
-    if q.numel() and v.numel() and _on_gpu(q):
-        if everything:
-            return F.scaled_dot_product_attention(q, k, v, scale=scale)
-        if banded:
-            if scope.row_scale is not None:
-                q = _scaled(q, scope, q_pos, total, tokens)
-            blocks = cut(scope, q_pos, first_key, last_key, total, tokens, k_global is not None)
-            return banded_attention(q, k, v, k_global, v_global, blocks, scale)
-    if everything:
-        scope = replace(scope, global_indices=())
+    if q.numel() and v.numel() and everything:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    if q.numel() and v.numel() and blocks is not None:
+        if scope.row_scale is not None:
+            q = _scaled(q, scope, q_pos, total, tokens)
+        return banded_attention(q, k, v, k_global, v_global, blocks, scale)
     same_width = v.shape[-1] == q.shape[-1]
     out = torch.empty_like(q) if same_width else q.new_empty(*q.shape[:-1], v.shape[-1])
     if out.numel() == 0:
@@ -174,9 +176,9 @@ def _on_gpu(x: Tensor) -> bool:
     return x.device.type != "cpu"
 
 
-def _is_banded(q: Tensor, scope: DualScope, tokens: int) -> bool:
-    """Whether windows are gathered: on a GPU, unless zero keys stand beyond the ends or a frame has many tokens."""
-    return _on_gpu(q) and scope.local_open and scope.edge is Edge.DROP and tokens <= BANDED_TOKENS
+def _is_banded(scope: DualScope, tokens: int) -> bool:
+    """Whether windows can be gathered: unless zero keys stand beyond the ends or a frame has many tokens."""
+    return scope.local_open and scope.edge is Edge.DROP and tokens <= BANDED_TOKENS
 
 
 def tile_frames(scope: DualScope, tokens_per_frame: int = 1) -> int:
