@@ -22,10 +22,12 @@ Shapes: q (B, H, T * n, D), k, v (B, H, Tk * n, D), shared (B, H, K * n, D), n t
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from longtake.kernels.masks.basic import DualScope
+from longtake.kernels.precision import accumulator_dtype
 from torch import Tensor
 
 GATHERED = 1 << 31  # bytes of gathered keys and values at a time
@@ -148,7 +150,8 @@ def banded_attention(
     blocks: Blocks,
     scale: float | None,
 ) -> Tensor:
-    """O (B, H, T * n, Dv) of the queries of `blocks`. k_shared, v_shared: None where k and v hold the shared frames."""
+    """O (B, H, T * n, Dv) of the queries of `blocks`, with gradients for q, k and v where they want them. k_shared,
+    v_shared: None where k and v hold the shared frames."""
     if k_shared is not None and v_shared is not None:
         k, v = torch.cat([k, k_shared], 2), torch.cat([v, v_shared], 2)
     if blocks.whole:
@@ -183,7 +186,7 @@ def _frames_first(q: Tensor, k: Tensor, v: Tensor, index: Tensor, bias: Tensor, 
     batch, (count, size) = q.shape[0], bias.shape[:2]
     queries = q.transpose(1, 2).unflatten(1, (count, size)).flatten(0, 1).transpose(1, 2)
     keys, values = (
-        x.transpose(1, 2).index_select(1, index).unflatten(1, (count, -1)).flatten(0, 1).transpose(1, 2) for x in (k, v)
+        _gathered(x.transpose(1, 2), index).unflatten(1, (count, -1)).flatten(0, 1).transpose(1, 2) for x in (k, v)
     )
     each = bias[:, None] if batch == 1 else bias.repeat(batch, 1, 1)[:, None]
     out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=each, scale=scale)
@@ -194,9 +197,32 @@ def _heads_first(q: Tensor, k: Tensor, v: Tensor, index: Tensor, bias: Tensor, s
     """Memory (B, H, T, D): the batch is entries times heads, blocks stand in the heads' place."""
     count, size = bias.shape[:2]
     queries = q.flatten(0, 1).unflatten(1, (count, size))
-    keys, values = (x.flatten(0, 1).index_select(1, index).unflatten(1, (count, -1)) for x in (k, v))
+    keys, values = (_gathered(x.flatten(0, 1), index).unflatten(1, (count, -1)) for x in (k, v))
     out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None], scale=scale)
     return out.flatten(1, 2).unflatten(0, q.shape[:2])
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of dim 1, of which some are taken several times: their gradients are summed in float32, whatever x is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = x.shape
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        total = grad.new_zeros(ctx.shape, dtype=accumulator_dtype(grad.dtype))
+        return total.index_add_(1, index, grad.to(total.dtype)).to(grad.dtype), None
+
+
+def _gathered(x: Tensor, index: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        rows: Tensor = _Gather.apply(x, index)  # type: ignore[no-untyped-call]
+        return rows
+    return x.index_select(1, index)
 
 
 def _bias_dtype(q: Tensor) -> torch.dtype:

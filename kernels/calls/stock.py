@@ -4,16 +4,21 @@ Nothing of ours stands around it, no copy, cast or autograd Function, so it cost
 costs, and torch picks the kernel (cuDNN on recent GPUs). Where L is asked for, the operator that torch would have
 picked is called by its own name, because the public function does not return it.
 
+A window on a GPU is that function too, on gathered keys (banded.py).
+
     if is_stock(asked, transport):
         out, lse = stock_attention(asked, want_lse=False)    # lse: None
+    elif is_window(asked, transport):
+        out = window_attention(asked)
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from longtake.kernels.calls.banded import banded_attention, cut
 from longtake.kernels.calls.request import Asked
-from longtake.kernels.masks.basic import Causal, Full
+from longtake.kernels.masks.basic import Causal, DualScope, Edge, Full, SlidingWindow
 from longtake.kernels.precision import exact
 from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
@@ -31,14 +36,54 @@ def is_stock(asked: Asked, transport: Transport) -> bool:
     """Whether torch's own function computes just what is asked: one rank, backend and strategy left open, no soft cap,
     rows in order, and the mask Full or a square Causal. On a CPU only where torch takes its fused kernel: its
     definition's backward would follow an autocast that is on around `backward()`."""
-    mask, plan, q, k = asked.wanted, asked.plan, asked.q, asked.k
-    if transport.world != 1 or asked.backend != "auto" or asked.strategy not in ("auto", "none") or asked.softcap:
+    mask, q, k = asked.wanted, asked.q, asked.k
+    if not _is_open(asked, transport) or not (
+        isinstance(mask, Full) or (mask == Causal() and q.shape[2] == k.shape[2])
+    ):
         return False
-    if not (isinstance(mask, Full) or (mask == Causal() and q.shape[2] == k.shape[2])):
-        return False
-    if not q.numel() or not k.numel() or (q.shape[1] != k.shape[1] and q.device.type == "cpu"):
+    if q.shape[1] != k.shape[1] and q.device.type == "cpu":
         return False
     if q.device.type == "cpu" and picked(asked) == "math":
+        return False
+    return True
+
+
+def is_window(asked: Asked, transport: Transport) -> bool:
+    """Whether a window, and a few shared keys, are gathered and given to torch: on a GPU, one rank, as many heads and
+    rows of keys as of queries, L of no interest to the caller."""
+    q, k = asked.q, asked.k
+    alike = q.device.type != "cpu" and q.shape[:3] == k.shape[:3]
+    return alike and _is_open(asked, transport) and _scope(asked) is not None
+
+
+def window_attention(asked: Asked) -> Tensor:
+    """O of a call of which `is_window` holds."""
+    scope, q, rows = _scope(asked), asked.q, asked.q.shape[2]
+    assert scope is not None
+    factors = scope.row_factors(range(rows), rows)
+    if factors is not None:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        q = (q * factors.to(q.device, wide)[:, None]).to(q.dtype)
+    blocks = cut(scope, range(rows), 0, rows, rows, 1, apart=False)
+    return exact(banded_attention)(q, asked.k, asked.v, None, None, blocks, asked.scale)
+
+
+def _scope(asked: Asked) -> DualScope | None:
+    """The mask as a window around each query and shared keys; None when it is something else."""
+    mask = asked.wanted
+    if isinstance(mask, SlidingWindow):
+        return DualScope(mask.left) if mask.left is not None and mask.left == mask.right else None
+    if not isinstance(mask, DualScope) or not mask.local_open or mask.edge is not Edge.DROP:
+        return None
+    return mask
+
+
+def _is_open(asked: Asked, transport: Transport) -> bool:
+    """One rank that holds all rows in order, some at least, and everything left to us."""
+    plan = asked.plan
+    if transport.world != 1 or asked.backend != "auto" or asked.strategy not in ("auto", "none") or asked.softcap:
+        return False
+    if not asked.q.numel() or not asked.k.numel():
         return False
     if plan is None:
         return True

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from longtake.kernels import DualScope, dual_scope_attention
-from longtake.kernels.calls import banded, dual_scope
+from longtake.kernels import DualScope, SlidingWindow, attention, dual_scope_attention, explain
+from longtake.kernels.calls import banded, dual_scope, stock
+from longtake.kernels.calls.request import Asked
 from operator_counts import Counts, pretended_gpu
 from torch import Tensor
 
@@ -129,3 +130,44 @@ def test_a_temporal_layer_under_its_window_is_few_kernels_and_little_more_than_i
     assert count.kernels <= kernels and count.bytes <= times * floor, (count.names, count.bytes / floor)
     apart, _ = counted(batch, frames, heads, scope, held=False)
     assert apart.kernels <= kernels + 2
+
+
+@pytest.mark.parametrize("mask", [*SCOPES, SlidingWindow(5, 5)], ids=range(len(SCOPES) + 1))
+@pytest.mark.parametrize("frames_first", [True, False])
+def test_gathered_windows_have_exact_gradients(
+    mask: DualScope | SlidingWindow, frames_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banded, "ROWS", 8)
+    leaves = [made(4, 47, frames_first, seed).requires_grad_() for seed in range(3)]
+    seed = made(4, 47, frames_first, 7)
+    asked = Asked(*leaves, mask)
+    scope = mask if isinstance(mask, DualScope) else DualScope(5)
+    out, wanted = stock.window_attention(asked), right(*leaves, scope, range(47), 47, 1)
+    grads, right_grads = (torch.autograd.grad(x, leaves, seed) for x in (out, wanted))
+    assert (out - wanted).abs().max() <= 1e-12
+    for ours, theirs in zip(grads, right_grads, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-12
+
+
+def test_gradients_of_keys_that_many_blocks_share_are_summed_in_float32() -> None:
+    """In bfloat16 a sum of 512 ones stops at 256."""
+    x = torch.ones(1, 2, 1, 8, dtype=torch.bfloat16, requires_grad=True)
+    rows = banded._gathered(x, torch.zeros(512, dtype=torch.int64))
+    (grad,) = torch.autograd.grad(rows.sum(), x)
+    assert grad[0, 0, 0, 0] == 512 and not grad[0, 1].any()
+
+
+def test_a_window_on_a_gpu_is_gathered_whatever_door_it_comes_through() -> None:
+    scope = DualScope(8, spread(240, 16))
+    for table in (banded.rows_of, banded.bias_of):
+        table.cache_clear()
+    with pretended_gpu() as count:
+        x = torch.empty(16, 240, 8, 64, dtype=torch.bfloat16, device="cuda").transpose(1, 2)
+        attention(x, x, x, mask=scope)
+        count.restart()
+        attention(x, x, x, mask=scope)
+        told = str(explain(x, x, x, mask=scope))
+    for table in (banded.rows_of, banded.bias_of):
+        table.cache_clear()
+    assert count.kernels <= 4 and count.names["scaled_dot_product_attention"] == 1
+    assert "backend torch's own function on gathered windows" in told

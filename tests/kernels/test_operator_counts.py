@@ -92,6 +92,6 @@ def test_what_torchs_function_cannot_be_asked_for_is_not_asked() -> None:
     for settings in (
         {"mask": SlidingWindow(1, 1)}, {"mask": Causal(1)}, {**plain, "softcap": 2.0}, {**plain, "backend": "math"},
     ):  # fmt: skip
-        assert not explain(q, q, q, **settings).stock
-    assert explain(q, q, q, **plain).stock
-    assert not explain(q, q[:, :, :5], q[:, :, :5], mask=Causal()).stock
+        assert not explain(q, q, q, **settings).how
+    assert explain(q, q, q, **plain).how
+    assert not explain(q, q[:, :, :5], q[:, :, :5], mask=Causal()).how
