@@ -5,7 +5,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from longtake.kernels import Causal, Full, SlidingWindow, attention, attention_reference, explain, make_plan
+from longtake.kernels import (
+    Causal,
+    Documents,
+    Full,
+    SlidingWindow,
+    TileKind,
+    attention,
+    attention_reference,
+    explain,
+    make_plan,
+)
+from longtake.kernels.backends.contract import Request
+from longtake.kernels.backends.registry import backends, choose_backend, declines
 from operator_counts import pretended_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -95,3 +107,15 @@ def test_what_torchs_function_cannot_be_asked_for_is_not_asked() -> None:
         assert not explain(q, q, q, **settings).how
     assert explain(q, q, q, **plain).how
     assert not explain(q, q[:, :, :5], q[:, :, :5], mask=Causal()).how
+
+
+def test_flex_is_left_to_those_who_ask_for_it_and_explain_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longtake.kernels.backends.flex.cuda_devices", lambda: frozenset({"cuda"}))
+    request = Request(HALF, 64, 64, "cuda", frozenset({TileKind.FULL, TileKind.DENSE}), mask=Documents((0, 9, 64)))
+    (flex,) = (backend for backend in backends() if backend.name == "flex")
+    assert flex.refuses(request) is None and choose_backend(request, "flex") is flex
+    assert "compiled anew" in str(declines(flex, request)) and "slower" in str(declines(flex, request))
+    monkeypatch.undo()
+    q = torch.randn(1, 2, 64, 16)
+    told = explain(q, q, q, mask=Documents((0, 9, 64)))
+    assert any("flex: serves only when asked for by name" in reason for reason in told.rejected_backends)
