@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from longtake.errors import UserError
 from longtake.kernels.calls import banded
 from longtake.kernels.partition import Partition
-from longtake.video import unet3d
+from longtake.video import chunked, unet3d
 from longtake.video.parallelize import parallelize
 from longtake.video.scope import Scope
 from operator_counts import pretended_gpu
@@ -78,3 +79,24 @@ def test_what_a_gpu_runs_is_the_same_model(scope: Scope, monkeypatch: pytest.Mon
                 found.append(model(latents, timestep, encoder_hidden_states=text).sample)
     for ours, theirs in zip(found[:2], found[2:], strict=True):
         assert (ours - theirs).abs().max() <= 1e-5
+
+
+def test_a_chunk_is_the_largest_that_fits_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, gpu = tiny_unet(), torch.device("cuda")
+    state = 2 * 32 * 8 * 8 * 4  # batch, channels, latents, float32
+    free = 0
+    monkeypatch.setattr("longtake.device.free_memory_bytes", lambda device: free)
+    monkeypatch.setattr("longtake.video.chunked.free_memory_bytes", lambda device: free)
+
+    def chunk(frames: int) -> int | None:
+        return chunked.chunk_that_fits(model, frames, 8, 8, 2, gpu)
+
+    assert model.config.block_out_channels[0] == 32
+    free = 100 * chunked.STATES_OF_A_FRAME * state * 5 // 4 + 5
+    assert chunk(100) is None
+    found = chunk(1000)  # 2000 states stand there whatever the chunk, of 3400
+    assert found == (100 * chunked.STATES_OF_A_FRAME - 2000) // chunked.STATES_OF_A_FRAME == 41
+    with pytest.raises(UserError, match="need .* GiB free on cuda"):
+        chunk(1700)
+    monkeypatch.setattr("longtake.device.free_memory_bytes", lambda device: None)
+    assert chunk(10**6) is None
