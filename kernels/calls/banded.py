@@ -30,7 +30,7 @@ from longtake.kernels.masks.basic import DualScope
 from longtake.kernels.precision import accumulator_dtype
 from torch import Tensor
 
-GATHERED = 1 << 31  # bytes of gathered keys and values at a time
+GATHERED = 1 << 32  # bytes of gathered keys and values at a time
 ROWS = 64  # queries in a block of a narrow window
 MOST_ROWS = 512  # of a wide one
 COLUMNS = 16  # torch lays a bias anew whose rows are no multiple of this

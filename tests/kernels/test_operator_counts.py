@@ -37,7 +37,7 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("mask", [Full(), Causal()], ids=str)
-def test_full_and_causal_on_one_rank_are_torchs_call_and_nothing_else_on_a_gpu(mask: Any) -> None:
+def test_h1_full_and_causal_on_one_rank_are_torchs_call_and_nothing_else_on_a_gpu(mask: Any) -> None:
     made = []
     for ours in (True, False):
         with pretended_gpu() as count:
@@ -54,7 +54,7 @@ def test_full_and_causal_on_one_rank_are_torchs_call_and_nothing_else_on_a_gpu(m
 
 
 @pytest.mark.parametrize("mask", [Full(), Causal()], ids=str)
-def test_full_and_causal_on_one_rank_are_torchs_operators_forward_and_backward(mask: Any) -> None:
+def test_h1_full_and_causal_on_one_rank_are_torchs_operators_forward_and_backward(mask: Any) -> None:
     found = []
     for ours in (True, False):
         generator = torch.Generator().manual_seed(0)

@@ -43,7 +43,7 @@ def fresh_tables() -> Iterator[None]:
 @pytest.mark.parametrize("frames", [16, 240])
 @pytest.mark.usefixtures("fresh_tables")
 @torch.no_grad()
-def test_a_unet_on_one_gpu_starts_as_many_kernels_as_stock_and_moves_as_many_bytes(frames: int) -> None:
+def test_h3_a_unet_on_one_gpu_starts_as_many_kernels_as_stock_and_moves_as_many_bytes(frames: int) -> None:
     """Asked: 1.05 of stock where every frame sees all, under a window 1.3 of the kernels and twice the bytes."""
     model = tiny_unet()
     everything = Scope(window=frames, global_frames=0, gate="off")
