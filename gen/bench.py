@@ -91,9 +91,10 @@ def torch_ring(task: Task) -> Tensor:
     """torch's ring under `context_parallel`, which itself knows only kernels of GPUs: the CPU's is put in."""
     import torch
     import torch.distributed as dist
-    from torch.distributed.tensor.experimental._context_parallel import _attention as peer
+    from torch.distributed.tensor.experimental._context_parallel import _attention
 
     task.only()
+    peer: Any = _attention
     peer._cp_options.enable_load_balance = False
     aten, group = torch.ops.aten, dist.group.WORLD
 
@@ -237,7 +238,8 @@ def judge(peer: str, case: str, rank: int, world: int) -> dict[str, Any]:
     wanted = [right.detach(), *torch.autograd.grad(right, whole, d_out)]
     mine = slice(ROWS * rank, ROWS * rank + sizes[rank])
     leaves = [x[:, :, mine].float().clone().requires_grad_() for x in (q, k, v)]
-    out = PEERS[peer][0](Task(*leaves, case == "causal", hidden, rank, world, sizes))
+    task = Task(leaves[0], leaves[1], leaves[2], case == "causal", hidden, rank, world, sizes)
+    out = PEERS[peer][0](task)
     if out.shape != leaves[0].shape:
         raise ValueError(f"O is {tuple(out.shape)}, wanted {tuple(leaves[0].shape)}")
 

@@ -94,7 +94,7 @@ def _is_open(asked: Asked, transport: Transport) -> bool:
 def picked(asked: Asked) -> str:
     """The kernel that torch picks for a stock call, by the name that it has among our backends."""
     causal = isinstance(asked.wanted, Causal)
-    number = torch._fused_sdp_choice(
+    number: int = torch._fused_sdp_choice(
         asked.q, asked.k, asked.v, None, 0.0, causal, scale=asked.scale, enable_gqa=_grouped(asked)
     )
     name = _NAMES.get(SDPBackend(number), "math")
