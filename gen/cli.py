@@ -106,6 +106,7 @@ def commands() -> dict[str, tuple[str, Callable[[Any], None], Callable[[argparse
     found["batch"] = ("make many jobs of a manifest, on one rank or many", *of("longtake.batch"))
     if find_spec("longtake.demos") is not None:
         found["demo"] = ("a page in the browser: a tab for each modality", *of("longtake.demos.command"))
+    found["bench"] = ("other libraries' attention over ranks beside ours: right or wrong", *of("longtake.bench"))
     found["info"] = ("versions, devices and why, attention backends, priors found", lambda parser: None, _info)
     found["completion"] = ('completions for a shell: eval "$(longtake completion bash)"', _add_shell, _complete)
     return found

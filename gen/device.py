@@ -161,6 +161,16 @@ def peak_memory(device: torch.device, reset: bool = False) -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of the process"
 
 
+def most_that_fit(device: torch.device, each: int, beside: int = 0) -> int | None:
+    """How many things of `each` bytes fit into four fifths of the memory that is free on `device` now, with `beside`
+    bytes taken by something else: 0 or more; None where nobody tells what is free. The fifth is for what an allocator
+    cannot use of its blocks, and for kernels' workspaces."""
+    if each < 1 or beside < 0:
+        raise ValueError(f"each must be at least 1 byte and beside at least 0, given {each} and {beside}")
+    free = free_memory_bytes(device)
+    return None if free is None else max((free * 4 // 5 - beside) // each, 0)
+
+
 def parse_device(text: str | None) -> str | None:
     """A device in words as `choose_device` takes it: "cpu", "cuda", "cuda:1", "mps"; "auto" and None: the best there
     is, None. Raises UserError for another word; whether the device is there, `choose_device` says."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from longtake.device import free_memory_bytes, most_that_fit
 from longtake.errors import UserError
 from longtake.video import temporal, unet3d
 from longtake.video.parking import Parking, Ticket
@@ -26,7 +27,36 @@ from torch import Tensor, nn
 PARK_BYTES = 64 << 20  # skip connections beyond this wait in a temporary file
 CACHE_LINE_PIXELS = 16  # float32 pixels of a cache line: pixels are loaded at least so many at a time
 
+# Hidden states of the widest level that a frame needs at the peak of a call: 13 GiB more for 240 frames more, bfloat16,
+# VideoCrafter2 at 320x512 on one H200 (skip connections, a layer's inputs and outputs, queries, keys and values).
+STATES_OF_A_FRAME = 34
+STATES_OF_ALL = 2  # full-length ones in chunked mode: the hidden state, and a second one in a temporal conv layer
+
 Moments = tuple[Tensor, Tensor, int]
+
+
+def chunk_that_fits(
+    model: nn.Module, frames: int, height: int, width: int, batch: int, device: torch.device
+) -> int | None:
+    """Frames of a chunk for `parallelize(chunk_frames=)` on a GPU: None where all fit into the memory that is free now,
+    else the most that do.
+
+    frames: of this rank. height, width: of the latents. batch: entries of a call (2 where both guidance passes are
+    one). Raises UserError when not even one frame fits.
+    """
+    channels: int = model.config.block_out_channels[0]  # type: ignore[union-attr,index,assignment]
+    state = batch * channels * height * width * next(model.parameters()).element_size()
+    most = most_that_fit(device, STATES_OF_A_FRAME * state)
+    if most is None or most >= frames:
+        return None
+    chunk = most_that_fit(device, STATES_OF_A_FRAME * state, STATES_OF_ALL * state * frames) or 0
+    if chunk < 1:
+        need = (STATES_OF_A_FRAME + STATES_OF_ALL * frames) * state
+        raise UserError(
+            f"{frames} frames of {height}x{width} latents need {need / 2**30:.1f} GiB free on {device} at least; "
+            f"{(free_memory_bytes(device) or 0) * 0.8 / 2**30:.1f} GiB can be used: take fewer frames or more ranks"
+        )
+    return min(chunk, frames)
 
 
 def combine(parts: list[Moments]) -> Moments:

@@ -192,8 +192,7 @@ class Piece:
         """
         dual, span = self.dual, self._span
         if len(span) == self.total and (self.alone or span is not self.mine):
-            k_shared, v_shared = self._own_global(k, v)
-            return self._attend(q, k, v, k_shared, v_shared, span, span, heads, scale)
+            return self._attend(q, k, v, None, None, span, span, heads, scale)
         if dual is None or self.strategy == Exchange.GATHER:
             everything = self.transport.start_gather([k, v], 1, self.partition, range(self.total)).wait()
             k_all, v_all = everything

@@ -387,8 +387,8 @@ class LongVideoPipeline(LongTakePipeline):
             offset=span.start,
             known=context.known(numbers),
         )
-        if chunk_frames is None and len(mine) > CHUNK_ABOVE and mode == "exact":
-            chunk_frames = CHUNK_FRAMES
+        if chunk_frames is None and mode == "exact":
+            chunk_frames = self._chunk(len(mine), shape, ranks.device, 1 if guidance_scale == 1.0 else 2)
         with parallelize(
             self.unet,
             partition,
@@ -432,6 +432,14 @@ class LongVideoPipeline(LongTakePipeline):
         return self.output(whole, fps, ranks, info, output_type)
 
     # ------------------------------------------------------------------------------------------------------ its parts
+
+    def _chunk(self, frames: int, shape: tuple[int, int, int], device: torch.device, batch: int) -> int | None:
+        """Frames of the spatial layers at a time: what suits a CPU's caches, elsewhere what memory holds."""
+        if device.type == "cpu":
+            return CHUNK_FRAMES if frames > CHUNK_ABOVE else None
+        from longtake.video.chunked import chunk_that_fits
+
+        return chunk_that_fits(self.unet, frames, shape[1], shape[2], batch, device)
 
     def _initial(
         self, numbers: range, total: int, seed: int, shape: tuple[int, int, int], kind: InitialNoise

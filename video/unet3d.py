@@ -180,9 +180,11 @@ def install(model: nn.Module, piece: Piece, patches: Patches) -> None:
         return
     processor = temporal.TimeAttention(piece)
     for module in convolutions.values():
-        patches.forward(module, conv_forward(partial(temporal.conv_layer, module, piece)))
+        run = conv_forward(partial(temporal.conv_layer, module, piece))
+        patches.forward(module, stock_on_gpu(module.forward, run) if piece.alone else run)
     for module in transformers.values():
-        patches.forward(module, transformer_forward(partial(temporal.transformer, module, piece)))
+        run = transformer_forward(partial(temporal.transformer, module, piece))
+        patches.forward(module, stock_on_gpu(module.forward, run) if piece.alone else run)
         use_time_attention(module, patches, processor)
 
 
@@ -192,6 +194,18 @@ def use_time_attention(module: nn.Module, patches: Patches, processor: temporal.
         for attention in (block.attn1, block.attn2):
             if attention is not None:
                 patches.processor(attention, processor)
+
+
+def stock_on_gpu(stock: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """The module's own forward where one rank holds all frames on a GPU: its norms and convolutions over time are one
+    kernel each there, ours are many. On a CPU ours are the faster ones (temporal.py)."""
+
+    @torch.no_grad()
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        run = ours if hidden_states.device.type == "cpu" else stock
+        return run(hidden_states, *args, **kwargs)
+
+    return forward
 
 
 def conv_forward(run: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:

@@ -30,7 +30,7 @@ class Capabilities:
     grad: bool = True
     value_dim_differs: bool = False
     softcap: bool = False  # has a method `capped(softcap)`
-    on_request: bool = False  # serves only when asked for by name
+    on_request: str = ""  # why it serves only when asked for by name; empty: whenever it can
 
 
 @dataclass(frozen=True)

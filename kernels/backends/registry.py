@@ -20,9 +20,8 @@ from torch import Tensor
 
 def declines(backend: Backend, request: Request) -> str | None:
     """Why `auto` passes a backend over; None when it would take it."""
-    if backend.capabilities().on_request:
-        return backend.refuses(request) or "serves only when asked for by name"
-    return backend.refuses(request)
+    reserved = backend.capabilities().on_request
+    return backend.refuses(request) or (f"serves only when asked for by name: {reserved}" if reserved else None)
 
 
 @dataclass

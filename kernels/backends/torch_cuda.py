@@ -153,10 +153,21 @@ class TorchEfficient(_Fused):
         seed = torch.zeros((), dtype=torch.int64, device=q.device)
         d_q, d_k, d_v, _ = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
             padded(d_out.to(q.dtype), least=width), wide_q, wide_k, wide_v, aligned_bias(tile, q, k),
-            padded(out.to(q.dtype), least=width), padded_lse, seed, seed, 0.0, [True, True, True, False],
+            rows_of_heads(padded(out.to(q.dtype), least=width)), padded_lse, seed, seed, 0.0,
+            [True, True, True, False],
             tile.kind is TileKind.CAUSAL, scale=scale,
         )  # fmt: skip
         return self._cut((d_q, d_k, d_v), q, k, v)
+
+
+def rows_of_heads(out: Tensor) -> Tensor:
+    """out (B, H, L, Dv) with all heads of a row side by side in memory, as the operator's own forward lays it.
+
+    The backward is told every other stride, but takes the step between two rows of O as H * Dv (`o_strideM` in torch's
+    mem_eff_attention/kernel_backward.h, where half precision sums dO * O in the kernel). Laid out otherwise, as merged
+    tiles are, it reads other heads' and rows' numbers, and dQ and dK are wrong without a word.
+    """
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def aligned_bias(tile: Tile, q: Tensor, k: Tensor) -> Tensor | None:

@@ -4,20 +4,24 @@
     out = attention(q, k, v, mask=Causal(), mesh=transport, plan=plan)         # this rank's shards of a plan
     print(explain(q, k, v, mask=Causal(), mesh=transport))                     # what would be done, and why
 
+Full and square Causal on one rank are torch's own function and nothing else (stock.py). Otherwise:
 The way of a call: mask -> plan (layouts, strategy) -> this rank's tiles and messages -> backend, tile by tile -> merge.
 One autograd Function holds it: it keeps the final output and log-sum-exp, and its backward runs every tile again with
-those, so gradients are exact sums and none flows through a merge. Double backward is not supported and raises.
+those, so gradients are exact sums and none flows through a merge. Double backward is not supported and raises (where
+torch computes alone, with torch's own words).
 
 Shapes: q (B, H, nq, D), k (B, Hk, nk, D), v (B, Hk, nk, Dv), this rank's rows; layout="bshd" swaps the middle two.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from longtake.kernels.backends.registry import backends, declines
 from longtake.kernels.calls.compiled import compiled_attention
-from longtake.kernels.calls.request import Asked, settle
+from longtake.kernels.calls.request import Asked, check_plan, settle
+from longtake.kernels.calls.stock import is_stock, is_window, picked, stock_attention, window_attention
 from longtake.kernels.masks.basic import Mask
 from longtake.kernels.plan.plan import Plan, pick_strategy
 from longtake.kernels.precision import alike, exact
@@ -109,6 +113,13 @@ def attention(
 
 def _run(asked: Asked, transport: Transport, want_lse: bool) -> tuple[Tensor, Tensor]:
     """(O, L) of a call outside of a graph; L is of no use to the caller unless it is wanted."""
+    if _is_checked(is_stock, asked, transport):
+        alone = stock_attention(asked, want_lse)
+        if alone is not None:
+            return alone[0], alone[0] if alone[1] is None else alone[1]
+    elif not want_lse and _is_checked(is_window, asked, transport):
+        out = window_attention(asked)
+        return out, out
     ready = settle(asked, transport)
     q, k, v = ready.scaled(asked.q), asked.k, asked.v
     if asked.needs_grad:
@@ -118,6 +129,17 @@ def _run(asked: Asked, transport: Transport, want_lse: bool) -> tuple[Tensor, Te
     if want_lse and isinstance(ready.scheme, Ulysses):
         lse = ready.scheme.gather_lse(ready.call, lse)
     return out, lse
+
+
+def _is_checked(rule: Callable[[Asked, Transport], bool], asked: Asked, transport: Transport) -> bool:
+    """Whether a short way serves a call; the call's own mistakes raise as everywhere."""
+    if asked.q.dim() != 4 or asked.k.dim() != 4 or not rule(asked, transport):
+        return False
+    asked.check()
+    if asked.plan is not None:
+        check_plan(asked.plan, asked.wanted, asked.strategy, transport, asked.q, asked.k)
+    asked.wanted.check_lengths(asked.q.shape[2], asked.k.shape[2])
+    return True
 
 
 @torch.compiler.disable
@@ -137,6 +159,7 @@ class Explanation:
     sent_bytes: dict[str, int]
     flops: int
     balance: float
+    how: str = ""  # where torch's own function computes it: on what
 
     def __str__(self) -> str:
         plan = self.plan
@@ -144,7 +167,7 @@ class Explanation:
             f"mask {plan.mask!r}: {plan.queries.total} queries, {plan.keys.total} keys on {plan.world} ranks",
             f"strategy {plan.strategy}",
             *(f"  {reason}" for reason in self.why_strategy),
-            f"backend {self.backend}",
+            f"backend {self.backend}{self.how}",
             *(f"  not {reason}" for reason in self.rejected_backends),
             f"this rank sends {sum(self.sent_bytes.values())} bytes, forward and backward: {self.sent_bytes}",
             f"this rank computes {self.flops / 1e9:.3f} GFLOP forward; busiest rank / mean {self.balance:.2f}",
@@ -175,15 +198,21 @@ def explain(
     if plan is None and strategy == "auto":
         why = pick_strategy(made.mask, made.queries, made.keys, heads, kv_heads, degree, made.block).reasons
     rejected = []
+    chosen, how, other = ready.backend.name, "", "another one was asked for"
+    if _is_checked(is_stock, asked, transport):
+        chosen, how, other = picked(asked), ", picked by torch: its own function as it is", "torch picks another"
+    elif _is_checked(is_window, asked, transport):
+        chosen, other = "torch", f"slower than gathered windows; serves where L is asked for ({chosen} then)"
+        how = "'s own function on gathered windows: one call, no merge"
     for known in backends():
-        if known.name in ready.backend.name.split("+"):
+        if known.name in chosen.split("+"):
             break
-        rejected.append(f"{known.name}: {declines(known, asked.request) or 'another one was asked for'}")
+        rejected.append(f"{known.name}: {declines(known, asked.request) or other}")
     counter = forecast(
         made, transport.rank, batch=q.shape[0], heads=heads, kv_heads=kv_heads, head_dim=q.shape[3],
         value_dim=v.shape[3], dtype=q.dtype,
     )  # fmt: skip
     work = flops(made, transport.rank, batch=q.shape[0], heads=heads, kv_heads=kv_heads, head_dim=q.shape[3])
     return Explanation(
-        made, ready.backend.name, why, tuple(rejected), dict(counter.sent), work, balance(made, heads)
+        made, chosen, why, tuple(rejected), dict(counter.sent), work, balance(made, heads), how
     )  # fmt: skip

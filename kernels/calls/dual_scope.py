@@ -6,7 +6,8 @@ and with which bias. The released code builds a T x (T + 2P + K) matrix of logit
 frames; each tile meets its C + 2P neighbours and the K global keys in one softmax. Tiles that lie inside the sequence
 are strided views, laid side by side in the head dimension of torch's scaled_dot_product_attention, so there is no
 loop over rows and hardly one over tiles. That call chooses the kernel of the device (on a CPU its fused flash
-kernel); everything else here is device-neutral.
+kernel). On a GPU, where the calls of a loop over tiles cost more than a copy, all windows are gathered first
+(`banded.py`); short clips, whose frames are no more than one block's keys, are one call on every device.
 
     frames   0 1 2 3 4 5 6 7 8 9 ...      C = 3, P = 2, S = {0, 9}
     tile 1         |q q q|                frames 3 4 5 ask
@@ -26,13 +27,15 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from longtake.kernels.masks.basic import DualScope, Edge, Positions
+from longtake.kernels.calls.banded import banded_attention, cut
+from longtake.kernels.masks.basic import DualScope, Edge, Overlap, Positions
 from longtake.kernels.precision import exact
 from torch import Tensor
 
 WORKSPACE_FLOOR = 1 << 20  # bytes: below this, more chunks only cost calls
 WORKSPACE_LIMIT_CPU = 8 << 20  # bytes of gathered keys and values at a time: about the caches of a core
 WORKSPACE_LIMIT_OTHER = 256 << 20
+BANDED_TOKENS = 16  # tokens a frame up to which a window is gathered: above, a frame fills a block by itself
 WORKSPACE_SHARE = 4  # otherwise a quarter of the queries' bytes: the peak stays near that of q, k, v and the output
 
 
@@ -52,8 +55,8 @@ def dual_scope_attention(
     tile: int | None = None,
     tokens_per_frame: int = 1,
 ) -> Tensor:
-    """Attention of the queries at frames `q_pos` under `scope`. Returns O (B, H, T * n, D) with q's dtype and memory
-    order.
+    """Attention of the queries at frames `q_pos` under `scope`. Returns O (B, H, T * n, D) with q's dtype, and in
+    q's memory order where that is frames first.
 
     q: (B, H, T * n, D), frame-major, for the frames `q_pos` (a range with step 1; may be empty).
     k, v: (B, H, Tk * n, D), for the consecutive frames `k_pos`: own frames and halo. While the window is open they
@@ -82,8 +85,16 @@ def dual_scope_attention(
             f"k and v must hold {last_key - first_key} frames of {tokens} tokens, given {k.shape[2]} and {v.shape[2]} "
             "rows"
         )
+    everything = tile is None and _sees_all(scope, q_pos, first_key, last_key, total)
+    blocks = None
+    if frames and tile is None and not everything and _is_banded(scope, tokens):
+        blocks = cut(scope, q_pos, first_key, last_key, total, tokens, k_global is not None)
+        blocks = blocks if _on_gpu(q) or blocks.whole else None
     if scope.global_open:
-        k_global, v_global = _global_keys(k, v, k_global, v_global, scope, first_key, last_key, total, tokens)
+        in_place = everything or blocks is not None
+        k_global, v_global = _global_keys(
+            k, v, k_global, v_global, scope, first_key, last_key, total, tokens, in_place
+        )  # fmt: skip
     else:
         k_global = v_global = None
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_global, v_global)):
@@ -91,6 +102,12 @@ def dual_scope_attention(
             "dual_scope_attention has no backward: call it under torch.no_grad() or inference_mode()"
         )
 
+    if q.numel() and v.numel() and everything:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    if q.numel() and v.numel() and blocks is not None:
+        if scope.row_scale is not None:
+            q = _scaled(q, scope, q_pos, total, tokens)
+        return banded_attention(q, k, v, k_global, v_global, blocks, scale)
     same_width = v.shape[-1] == q.shape[-1]
     out = torch.empty_like(q) if same_width else q.new_empty(*q.shape[:-1], v.shape[-1])
     if out.numel() == 0:
@@ -102,8 +119,9 @@ def dual_scope_attention(
     if not scope.local_open:
         assert k_global is not None and v_global is not None
         if factors is not None:
-            q = (q * factors.repeat_interleave(tokens)[:, None]).to(q.dtype)
-        return out.copy_(F.scaled_dot_product_attention(q, k_global, v_global, scale=scale))
+            q = _scaled(q, scope, q_pos, total, tokens)
+        shared = F.scaled_dot_product_attention(q, k_global, v_global, scale=scale)
+        return shared if _on_gpu(q) else out.copy_(shared)
 
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1 frame, given {tile}")
@@ -118,8 +136,8 @@ def dual_scope_attention(
     merged = [x.flatten(0, 1)[:, None] for x in tensors if _heads_merge(x)]
     tensors = merged if len(merged) == len(tensors) else tensors
     for head in range(tensors[0].shape[1]):
-        q_h, k_h, v_h, out_h, *shared = (x[:, head] for x in tensors)
-        kg_h, vg_h = shared if shared else (None, None)
+        q_h, k_h, v_h, out_h, *pair = (x[:, head] for x in tensors)
+        kg_h, vg_h = pair if pair else (None, None)
         for start, tile_size, count in segments:
             rows = slice(start * tokens, (start + tile_size * count) * tokens)
             first = q_pos.start + start
@@ -127,6 +145,40 @@ def dual_scope_attention(
             part = None if factors is None else factors[start : start + tile_size * count]
             _segment(q_h[:, rows], k_h, v_h, kg_h, vg_h, out_h[:, rows], layout, part, scale, limit)
     return out
+
+
+def _scaled(q: Tensor, scope: DualScope, q_pos: range, total: int, tokens: int) -> Tensor:
+    """Queries times the factor of their row, in their own dtype."""
+    factors = _factors(scope, q_pos, total, tokens, torch.promote_types(q.dtype, torch.float32), q.device)
+    return (q * factors).to(q.dtype)
+
+
+@lru_cache(maxsize=64)
+def _factors(
+    scope: DualScope, q_pos: range, total: int, tokens: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """`DualScope.row_factors`, for each row: (T * n, 1)."""
+    factors = scope.row_factors(q_pos, total)
+    assert factors is not None
+    return factors.repeat_interleave(tokens)[:, None].to(device, dtype)
+
+
+def _sees_all(scope: DualScope, q_pos: range, first_key: int, last_key: int, total: int) -> bool:
+    """Whether every query sees just the frames held, each once and all alike: nothing is left to hide or to weigh."""
+    reaches = q_pos.start - scope.window <= 0 and q_pos.stop - 1 - scope.window <= 0
+    reaches = reaches and q_pos.start + scope.window >= total - 1
+    once = scope.overlap is Overlap.UNION or not scope.global_open
+    plain = scope.row_scale is None and scope.edge is Edge.DROP
+    return scope.local_open and reaches and once and plain and (first_key, last_key) == (0, total)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.device.type != "cpu"
+
+
+def _is_banded(scope: DualScope, tokens: int) -> bool:
+    """Whether windows can be gathered: unless zero keys stand beyond the ends or a frame has many tokens."""
+    return scope.local_open and scope.edge is Edge.DROP and tokens <= BANDED_TOKENS
 
 
 def tile_frames(scope: DualScope, tokens_per_frame: int = 1) -> int:
@@ -392,8 +444,10 @@ def _global_keys(
     last: int,
     total: int,
     tokens: int,
-) -> tuple[Tensor, Tensor]:
-    """The keys and values of S, checked, or taken from the local ones when all of them are there."""
+    in_place: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The keys and values of S, checked, or taken from the local ones when all of them are there; in_place: left
+    there, (None, None)."""
     indices = scope.global_indices
     if indices[-1] >= total:
         raise ValueError(f"global frame {indices[-1]} is outside [0, {total})")
@@ -402,6 +456,8 @@ def _global_keys(
     if k_global is None or v_global is None:
         if not first <= indices[0] or not indices[-1] < last:
             raise ValueError(f"k_global is needed: the local keys [{first}, {last}) do not hold all of {indices}")
+        if in_place:
+            return None, None
         rows = (torch.tensor(indices)[:, None] - first) * tokens + torch.arange(tokens)
         rows = rows.reshape(-1).to(k.device)
         return k.index_select(2, rows), v.index_select(2, rows)

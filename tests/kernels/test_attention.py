@@ -270,7 +270,10 @@ def test_layouts_of_tensors_and_grouped_heads() -> None:
 def test_second_derivatives_are_refused_not_wrong() -> None:
     q, k, v = (x.requires_grad_() for x in tensors(6))
     with pytest.raises(NotImplementedError, match="second derivative"):
-        torch.autograd.grad(attention(q, k, v).sum(), q, create_graph=True)
+        torch.autograd.grad(attention(q, k, v, mask=DualScope(1, (0,))).sum(), q, create_graph=True)
+    (grad,) = torch.autograd.grad(attention(q, k, v).sum(), q, create_graph=True)  # torch's own function
+    with pytest.raises(RuntimeError, match="not implemented"):
+        torch.autograd.grad(grad.sum(), q)
 
 
 class Block(torch.nn.Module):

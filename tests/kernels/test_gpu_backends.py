@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import attention_cases
+import efficient_kernel
 import pytest
 import torch
 from longtake.kernels import (
@@ -53,6 +54,20 @@ RULES: list[Any] = [
     Documents((0, 20, 61), (0, 30, 55)), KeyPadding(40), And(Causal(), Documents((0, 20, 61))),
     Or(Causal(), SlidingWindow(0, 4)),
 ]  # fmt: skip
+
+
+GPU_MASKS = {
+    "full": Full(), "causal": Causal(), "window": SlidingWindow(90, 20), "dual": DualScope(50, (3, 140, 400)),
+    "documents": Documents((0, 200, 260, 640)), "lambda": Lambda(8, 100),
+}  # fmt: skip
+
+
+HALF_BOUNDS = {torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of the largest value
+
+
+def rms(x: torch.Tensor, ref: torch.Tensor) -> float:
+    """Root mean square of the error over that of the right values."""
+    return float((x.double() - ref).square().mean().sqrt() / ref.square().mean().sqrt())
 
 
 class Seen(TorchDispatchMode):
@@ -118,6 +133,40 @@ def test_biases_of_efficient_attention_have_aligned_rows() -> None:
     assert bias is not None and bias.shape == (2, 6, LQ, LK) and bias.dtype == torch.bfloat16
     assert bias.stride(2) % 16 == 0 and bias.stride(3) == 1
     assert tile.bias is not None and torch.equal(bias[1, 3].float(), tile.bias)
+
+
+@pytest.mark.parametrize("mask", list(GPU_MASKS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_backward_of_efficient_attention_is_given_o_as_its_kernel_reads_it(
+    mask: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the dual scope's dQ erred by 0.446 (bf16) and 0.444 (fp16): the kernel takes the rows of O as lying H *
+    Dv apart, and merged tiles did not. The stand-in reads memory the same way, and gave the same two numbers."""
+    efficient_kernel.put_in(monkeypatch)
+    monkeypatch.setattr("longtake.kernels.backends.torch_cuda.cuda_devices", lambda: frozenset({"cpu"}))
+    q, k, v, d_out = attention_cases.whole_tensors(320, 320, 6, 6, 64, dtype)
+    scope = DualScope(50, (3, 140, 300)) if mask == "dual" else GPU_MASKS[mask]
+    expected = attention_cases.truth(q, k, v, d_out, scope)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    out = attention(*leaves, mask=scope, backend="efficient")
+    found = [out.detach(), *torch.autograd.grad(out, leaves, d_out)]
+    for ours, ref in zip(found, expected, strict=False):
+        assert attention_cases.relmax(ours, ref) <= HALF_BOUNDS.get(dtype, 1e-5)
+
+
+def test_a_backward_given_another_layout_of_o_would_be_wrong() -> None:
+    """The stand-in is strict: what the test above rules out does err there."""
+    q, k, v, d_out = attention_cases.whole_tensors(64, 64, 6, 6, 64, torch.bfloat16)
+    right = attention_cases.truth(q, k, v, d_out, Full())
+    out, lse, *_ = efficient_kernel.forward(q, k, v, None, True, 0.0, False)
+    nothing = torch.zeros(())
+    errors = []
+    for laid in (out, out.contiguous()):
+        grads = efficient_kernel.backward(
+            d_out, q, k, v, None, laid, lse, nothing, nothing, 0.0, [True, True, True, False], False
+        )
+        errors.append(attention_cases.relmax(grads[0], right[1]))
+    assert errors[0] <= 2e-2 and errors[1] > 0.1
 
 
 def run_package(q: Any, k: Any, v: Any, scale: Any, causal: bool, softcap: float = 0.0) -> tuple[Any, Any]:
@@ -453,17 +502,15 @@ def test_tiles_with_and_without_a_bias_may_go_to_two_backends(monkeypatch: pytes
     assert choose_backend(Request(torch.float32, 8, 8, "cpu", everything), "general").name == "general"
 
 
-GPU_MASKS = {
-    "full": Full(), "causal": Causal(), "window": SlidingWindow(90, 20), "dual": DualScope(50, (3, 140, 400)),
-    "documents": Documents((0, 200, 260, 640)), "lambda": Lambda(8, 100),
-}  # fmt: skip
-
-
 @pytest.mark.gpu
 @ON_GPU
 @pytest.mark.parametrize("mask", list(GPU_MASKS))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_h_every_backend_of_a_gpu_errs_at_most_twice_as_much_as_torch(mask: str, dtype: torch.dtype) -> None:
+    """In the root mean square. What is computed in one kernel ends with one rounding to half precision; of a call in
+    tiles each part's O and gradients end so, and the whole once more. Up to three parts meet in nearly every row and
+    key here, so four roundings of the size of torch's one, at random: twice. The largest of 491,520 errors says less:
+    it moves by a tenth between two kernels of torch's own. For it only the bound by definition stands."""
     (device,) = cuda_devices()
     q, k, v, d_out = (x.to(device) for x in attention_cases.whole_tensors(640, 640, 6, 6, 64, dtype))
     expected = attention_cases.truth(*(x.cpu() for x in (q, k, v, d_out)), GPU_MASKS[mask])
@@ -484,10 +531,33 @@ def test_h_every_backend_of_a_gpu_errs_at_most_twice_as_much_as_torch(mask: str,
         found = [out.detach(), *(torch.autograd.grad(out, leaves, d_out) if grad else ())]
         assert lse.shape == q.shape[:3] and (lse.cpu() - expected[4]).abs().max() <= 2e-2
         for ours, theirs, ref in zip(found, base, expected, strict=False):
-            error = attention_cases.relmax(ours.cpu(), ref)
-            limit = 2 * attention_cases.relmax(theirs.cpu(), ref)
-            assert error <= max(limit, 1e-3) and error <= (2e-2 if dtype == torch.bfloat16 else 4e-3), backend.name
+            assert attention_cases.relmax(ours.cpu(), ref) <= HALF_BOUNDS[dtype], backend.name
+            assert rms(ours.cpu(), ref) <= 2 * rms(theirs.cpu(), ref), backend.name
     assert {"math", "efficient"} <= set(served)
+
+
+@pytest.mark.parametrize("mask", list(GPU_MASKS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["aten_cpu", "efficient"])
+def test_tiles_in_half_precision_err_at_most_twice_as_much_as_one_kernel(
+    mask: str, dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar of the test above, where there is no GPU: torch's CPU kernel, and the stand-in of efficient attention."""
+    efficient_kernel.put_in(monkeypatch)
+    monkeypatch.setattr("longtake.kernels.backends.torch_cuda.cuda_devices", lambda: frozenset({"cpu"}))
+    q, k, v, d_out = attention_cases.whole_tensors(640, 640, 6, 6, 64, dtype, batch=1)
+    expected = attention_cases.truth(q, k, v, d_out, GPU_MASKS[mask])
+    bias = GPU_MASKS[mask].score(range(640), range(640)).to(torch.float32)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    found = []
+    for call in (
+        lambda: torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=bias),
+        lambda: attention(*leaves, mask=GPU_MASKS[mask], backend=backend),
+    ):
+        out = call()
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, d_out)])
+    for theirs, ours, ref in zip(*found, expected, strict=False):
+        assert rms(ours, ref) <= 2 * rms(theirs, ref)
 
 
 @pytest.mark.gpu

@@ -124,4 +124,5 @@ def _first(out: Any) -> Tensor:
 
 def _error(made: Tensor, wanted: Tensor) -> float:
     """Largest difference, in parts of the largest value."""
+    made, wanted = made.detach(), wanted.detach()
     return float((made.float() - wanted.float()).abs().max()) / max(float(wanted.float().abs().max()), 1e-12)
