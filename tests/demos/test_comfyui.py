@@ -175,7 +175,7 @@ def test_a_timeline_of_lines_and_a_scope_are_longtakes_own(app, pack, pipeline) 
 
 
 def test_check_tells_of_any_frames(app, pack) -> None:
-    from check_films import straight
+    from faulty_films import straight
 
     film = straight(80, seed=61)
     images = torch.from_numpy(np.concatenate([film[:40], film[46:]])).float() / 255

@@ -8,7 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from check_films import frozen, straight, swinging, write
+from faulty_films import frozen, straight, swinging, write
 from longtake.errors import UserError
 from longtake.video.check import Kind, check_film
 from longtake.video.check.curves import read_curves

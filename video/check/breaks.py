@@ -30,6 +30,10 @@ LIMITS = {
     "motion": (3.2, 1.0, 0.35),  # clean 2.58 (a gait at 12 fps), planted 3.7 and 3.9
     "tone": (5.0, 3.2, 0.30),  # clean 1.2, planted 11 to 78
 }
+WIDE = 0.5  # of a flash, the change of the median tile as a share of the whole: a blink changes few tiles
+SHARED = (
+    0.12  # of a jump of tone, what the tiles share of the whole change: planted 0.13 and more, a face that moves 0.10
+)
 FLASH, RETURNED = 2.6, 0.35  # of both steps; of a step, how far the frame after it may be from the one before
 UNLIKE = 0.5  # correlation of luma below which two frames are unrelated: 5 cuts of a real film -0.23 to 0.20
 UNLIKE_GROUND = 0.8  # of pictures that share a white ground: 0.63 to 0.73 at cuts
@@ -116,7 +120,8 @@ def _signals(curves: Curves, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray
         if before is not None:
             bend[n] = np.abs(moved - before).mean()
         before = moved
-    tone = np.abs(curves.tone[moving]).max(1, initial=0.0)
+    shared = np.abs(curves.tone[moving])
+    tone = np.where(shared.mean(1) >= SHARED * curves.step[moving], shared.max(1, initial=0.0), 0.0)
     return curves.step[moving] / longer, bend, tone / longer
 
 
@@ -183,7 +188,7 @@ def _flashes(curves: Curves) -> list[Finding]:
         three = tiles[t - 1 : t + 2].astype(np.float32)
         across = float(np.abs(three[2] - three[0]).mean())
         most = min(float(np.median(np.abs(three[1] - other))) for other in (three[0], three[2]))
-        if across <= RETURNED * pair and most >= floor:  # a blink changes few tiles
+        if across <= RETURNED * pair and most >= max(floor, WIDE * pair):  # a blink changes few tiles
             text = f"one frame flashes: {number:.1f} times the steps around, and back"
             found.append(place(curves, Kind.SEAM, "flash", (t, t), number, FLASH, text))
     return found
