@@ -183,17 +183,11 @@ class LongtakeLoadPipeline:
 
     def load(self, name: str, dtype: str, diffusers_pipeline: Any = None) -> tuple[Any]:
         import torch
-        from longtake import LongVideoPipeline, UserError
+        from longtake import LongVideoPipeline
         from longtake.device import choose_device
 
         if diffusers_pipeline is not None:
-            take = getattr(LongVideoPipeline, "from_pipeline", None)
-            if take is None:
-                raise UserError(
-                    "this longtake has no LongVideoPipeline.from_pipeline: give LongtakeLoadPipeline the name of a "
-                    "folder, not a loaded pipeline"
-                )
-            return (take(diffusers_pipeline),)
+            return (LongVideoPipeline.from_pipeline(diffusers_pipeline),)
         choice = choose_device()
         wanted = choice.dtype if dtype == "auto" else getattr(torch, dtype)
         pipeline = LongVideoPipeline.from_pretrained(name.strip(), dtype=wanted)
@@ -280,12 +274,10 @@ class LongtakeExtend(_Makes):
         self, pipeline: Any, run: Run, prompt: str, frames: int, steps: int, guidance: float, seed: int,
         negative: str, timeline: Any = None, scope: Any = "auto",
     ) -> Any:  # fmt: skip
-        from longtake.video.pipeline import Context
-
-        context = Context.extend(run.latents, frames, run.last_prompt)
+        context = pipeline.context(run.latents, frames=frames, before=run.last_prompt)
         return self.call(
             pipeline, timeline or prompt, frames, run.fps, steps, run, context=context,
-            guidance_scale=guidance, seed=seed, negative_prompt=negative, scope=scope, **size_of(run.latents),
+            guidance_scale=guidance, seed=seed, negative_prompt=negative, scope=scope, **size_of(pipeline, run.latents),
         )  # fmt: skip
 
 
@@ -312,17 +304,17 @@ class LongtakeRedo(_Makes):
         self, pipeline: Any, run: Run, prompt: str, start: int, stop: int, steps: int, guidance: float, seed: int,
         negative: str, timeline: Any = None, scope: Any = "auto",
     ) -> Any:  # fmt: skip
-        from longtake.video.pipeline import Context
-
-        context = Context.redo(run.latents, start, stop)
+        context = pipeline.context(run.latents, redo=(start, stop))
         return self.call(
             pipeline, timeline or prompt, stop - start, run.fps, steps, run, context=context,
-            guidance_scale=guidance, seed=seed, negative_prompt=negative, scope=scope, **size_of(run.latents),
+            guidance_scale=guidance, seed=seed, negative_prompt=negative, scope=scope, **size_of(pipeline, run.latents),
         )  # fmt: skip
 
 
-def size_of(latents: Any) -> dict[str, int]:
-    """Height and width in pixels of a run's latents (F, c, h, w)."""
+def size_of(pipeline: Any, latents: Any) -> dict[str, int]:
+    """Height and width in pixels of a run's latents (F, c, h, w); a video transformer knows them of its earlier run."""
+    if hasattr(pipeline, "record"):
+        return {}
     return {"height": 8 * int(latents.shape[2]), "width": 8 * int(latents.shape[3])}
 
 

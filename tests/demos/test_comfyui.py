@@ -189,15 +189,30 @@ def test_check_tells_of_any_frames(app, pack) -> None:
         run_node(pack, "LongtakeCheck", images=images, fps=24.0, allow="seems")
 
 
-def test_a_loaded_pipeline_is_handed_on_or_refused_by_name(app, pack, monkeypatch) -> None:
-    loader = pack.NODE_CLASS_MAPPINGS["LongtakeLoadPipeline"]()
-    stock = object()
-    monkeypatch.setattr(LongVideoPipeline, "from_pipeline", lambda given: ("taken", given), raising=False)
-    assert loader.load("kaykit-small", "auto", stock) == (("taken", stock),)
-    monkeypatch.delattr(LongVideoPipeline, "from_pipeline")
-    if not hasattr(LongVideoPipeline, "from_pipeline"):
-        with pytest.raises(UserError, match="from_pipeline"):
-            loader.load("kaykit-small", "auto", stock)
+def test_a_loaded_video_transformer_makes_extends_and_redoes(app, pack) -> None:
+    """A stock Wan pipeline as ComfyUI users load it, with tiny random parts."""
+    from dit_pipelines import wan
+
+    nodes = pack.NODE_CLASS_MAPPINGS
+    (pipe,) = nodes["LongtakeLoadPipeline"]().load("kaykit-small", "auto", wan())
+    assert pipe.record.name == "WanTransformer3DModel"
+    more = {"steps": 2, "guidance": 3.0, "seed": 1, "negative": ""}
+    made = nodes["LongtakeGenerate"]().make(pipe, "a dog runs", 9, 16.0, 32, 32, **more)
+    images, run = answers(made)
+    assert images.shape == (9, 32, 32, 3) and 0 <= images.min() and images.max() <= 1
+    longer, whole = answers(nodes["LongtakeExtend"]().make(pipe, run, "a cat swims", 8, **more))
+    assert longer.shape == (17, 32, 32, 3) and torch.equal(whole.latents[:3], run.latents)
+    _, anew = answers(nodes["LongtakeRedo"]().make(pipe, whole, "a cat swims", 5, 9, **{**more, "seed": 2}))
+    kept = (anew.latents - whole.latents).abs().amax((1, 2, 3)) == 0
+    assert kept.tolist() == [True, True, False, True, True]
+    with pytest.raises(UserError, match="has neither a video transformer nor"):
+        nodes["LongtakeLoadPipeline"]().load("kaykit-small", "auto", object())
+
+
+def answers(made):
+    """Images and run of a node's answer, whatever it shows beside them."""
+    result = made["result"] if isinstance(made, dict) else made
+    return result[0], next(part for part in result if hasattr(part, "latents"))
 
 
 # ------------------------------------------------------------------------------------------------------ workflows

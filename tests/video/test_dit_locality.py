@@ -13,6 +13,8 @@ from longtake.video.dit.locality import check_local
 from longtake.video.dit.records import Clock, Record, Text
 from longtake.video.parallelize import UnsupportedModule, parallelize
 from longtake.video.scope import Scope
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NARROW = Scope(window=1, global_frames=2, gate="off")
@@ -97,6 +99,39 @@ def test_traffic_of_a_rank_does_not_grow_with_the_video_and_is_what_a_dry_run_sa
             received.append(handle.counter.received["frames"])
     tokens, width = (16, 32) if kind == "ltx" else (4, 24)
     assert received == [2 * 4 * tokens * width * 2 * 4] * 2  # 2 layers, 4 frames, K and V, 4 bytes
+
+
+class Counted(TorchDispatchMode):
+    """Operators and bytes of their results."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls += 1
+        self.bytes += sum(x.nbytes for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+        return out
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "skyreels-causal"])  # a scope of its own is on
+def test_one_rank_with_all_frames_in_scope_costs_what_stock_costs(kind):
+    """With 12 layers in place of a tiny model's 2, so that what is done once a call weighs what it does in public."""
+    layers = {"hunyuan": "num_single_layers", "hunyuan-i2v": "num_single_layers", "kandinsky": "num_visual_blocks"}
+    model, given = make(kind, **{layers.get(kind, "num_layers"): 12}), call_of(kind, 6, rows=8, columns=8)
+
+    def count():
+        with Counted() as counted, torch.no_grad():
+            model(**given)
+        return counted
+
+    stock = count()
+    with parallelize(model, Partition.even(6, 1), Scope(6, 0, gate="off"), whole=True):
+        ours = count()
+    assert ours.calls <= 1.05 * stock.calls and ours.bytes <= 1.05 * stock.bytes, (ours.calls, stock.calls)
+    if kind == "hunyuan15":  # stock builds a mask of tokens by tokens in every block
+        assert ours.bytes < 0.8 * stock.bytes, (ours.bytes, stock.bytes)
 
 
 def same(kind, prepare, tolerance=1e-5):
