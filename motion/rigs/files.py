@@ -92,8 +92,8 @@ def write_rig_glb(
 def write_vrma(
     path: str | os.PathLike[str], take: RigTake, *, captions: Sequence[str] = (), overwrite: bool = False
 ) -> Path:
-    """Write .vrma: a glTF file of bones and animation that says which of VRM's humanoid bones each is. One person on the
-    rig "vrm", metres, y up, at rest in a T-pose. Raises UserError."""
+    """Write .vrma: a glTF file of bones and animation that says which of VRM's humanoid bones each is. One person on
+    the rig "vrm", metres, y up, at rest in a T-pose. Raises UserError."""
     from longtake.media import check_output
 
     path = check_output(path, (".vrma",), overwrite)
@@ -128,7 +128,7 @@ def _document(
         local, offsets, moves = _in_layout(take, layout)
         rest_local = take.rest_local().clone()
         rest_local[0] = layout.turns(rest_local[0])
-        for bone, parent in enumerate(take.table.parents):
+        for bone in range(len(bones)):
             node: dict[str, Any] = {"name": prefix_of(number) + bones[bone].name}
             node["translation"] = offsets[bone].tolist()
             node["rotation"] = _xyzw(rest_local[bone]).tolist()

@@ -26,16 +26,22 @@ from longtake.motion.rigs.retarget import RigTake
 from longtake.motion.rigs.tables import RigTable
 
 MOST_TURN = 90.0  # degrees a bone may turn between two frames of the source's rate before it counts as a flip
+_CARRIED = ("left_hip", "right_hip", "spine1", "left_collar", "right_collar", "neck")
 _TOE_JOINTS = ("left_foot", "right_foot", "left_ankle", "right_ankle")
 
 
 @dataclass(frozen=True)
 class Proof:
-    """position: metres between a joint and where the file has it; angle: degrees between a limb or bone of the source
-    and the file's; turn: degrees between the rotation that was solved and the file's. largest_step: degrees that a bone
-    turns between two frames of the file, and source_step, that the solved joints do; flips: steps of more than
-    ``MOST_TURN`` degrees. euler_jump: the largest change of a channel of a .bvh, degrees. lowest_foot: metres above the
-    floor of the lowest foot joint, source_lowest of the source; skate: m/s, of standing feet."""
+    """Figures of one person in one file.
+
+    position: metres between a joint and where the file has it. angle: degrees between a limb or bone of the source and
+    the file's. carried_angle_max: the same of what hangs on the pelvis and the chest without a rotation of its own
+    (hips, collars, the first bones of spine and neck: a few centimetres, rigid in a rig and not in all data). turn:
+    degrees between the rotation that was solved and the file's. largest_step: degrees that a bone turns between two
+    frames of the file, and source_step, that the solved joints do. flips: steps of more than ``MOST_TURN`` degrees.
+    euler_jump: the largest change of a channel of a .bvh, degrees. lowest_foot: metres above the floor of the lowest
+    foot joint, source_lowest of the source. skate: m/s of feet near the floor, in the frames compared.
+    """
 
     file: str
     rig: str
@@ -49,6 +55,7 @@ class Proof:
     angle_mean: float
     angle_max: float
     angle_worst: str
+    carried_angle_max: float
     turn_max: float
     largest_step: float
     source_step: float
@@ -107,15 +114,18 @@ def measure(
     source = take.source.numpy()
     gap = np.linalg.norm(joints[theirs] - source[ours], axis=-1)
     bones, seen = HUMANML.bones(torch.from_numpy(joints[theirs])), HUMANML.bones(take.source[ours])
-    angle = _between(bones[:, 1:], seen[:, 1:])
+    every = _between(bones, seen)
+    own = [joint for joint, name in enumerate(HUMANML.names) if joint and name not in _CARRIED]
+    angle, carried = every[:, own], every[:, [HUMANML.names.index(name) for name in _CARRIED]]
     solved = quat_to_matrix(take.world()[0]).numpy()
     if relative:
         solved = solved @ quat_to_matrix(take.axes).numpy().transpose(0, 2, 1)
     found = np.stack([read.turns[prefix + bone.name] for bone in take.table.bones], 1)
     step = _steps(found, take.table.parents)
     pose = quat_to_matrix(take.pose.local)
-    own = torch.rad2deg(_angle(pose[:-1].transpose(-1, -2) @ pose[1:])) if len(pose) > 1 else pose.new_zeros(1)
+    turned = torch.rad2deg(_angle(pose[:-1].transpose(-1, -2) @ pose[1:])) if len(pose) > 1 else pose.new_zeros(1)
     feet = [HUMANML.names.index(joint) for joint in _TOE_JOINTS]
+    rate = take.source_fps / (ours[1] - ours[0]) if len(ours) > 1 else take.source_fps
     per_frame = max(1.0, take.source_fps / take.fps)
     return Proof(
         file=name,
@@ -129,16 +139,17 @@ def measure(
         position_worst=HUMANML.names[int(gap.max(0).argmax())],
         angle_mean=float(angle.mean()),
         angle_max=float(angle.max()),
-        angle_worst=HUMANML.names[1 + int(angle.max(0).values.argmax())],
+        angle_worst=HUMANML.names[own[int(angle.max(0).values.argmax())]],
+        carried_angle_max=float(carried.max()),
         turn_max=float(torch.rad2deg(_angle(torch.from_numpy(found.transpose(0, 1, 3, 2) @ solved))).max()),
         largest_step=float(step.max(initial=0.0)),
-        source_step=float(own.max()),
+        source_step=float(turned.max()),
         flips=int((step > MOST_TURN * per_frame).sum()),
         euler_jump=euler,
         lowest_foot=float(joints[:, feet, 1].min()),
         source_lowest=float(source[:, feet, 1].min()),
-        skate=_skate(joints, take.fps),
-        source_skate=_skate(source, take.source_fps),
+        skate=_skate(joints[theirs], rate),
+        source_skate=_skate(source[ours], rate),
     )
 
 

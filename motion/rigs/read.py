@@ -95,9 +95,14 @@ def _matrices(node: dict[str, Any], place: int, tracks: dict[tuple[int, str], np
     move = tracks.get((place, "translation"), np.asarray(node.get("translation", (0, 0, 0)), dtype=float)[None])
     x, y, z, w = (rotation / np.linalg.norm(rotation, axis=1, keepdims=True)).T
     matrix = np.zeros((max(len(rotation), len(move), frames), 4, 4))
-    matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 0, 2] = 1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)
-    matrix[:, 1, 0], matrix[:, 1, 1], matrix[:, 1, 2] = 2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)
-    matrix[:, 2, 0], matrix[:, 2, 1], matrix[:, 2, 2] = 2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    for row, entries in enumerate(rows):
+        for column, entry in enumerate(entries):
+            matrix[:, row, column] = entry
     matrix[:, :3, :3] *= np.asarray(node.get("scale", (1, 1, 1)), dtype=float)[None, None, :]
     matrix[:, :3, 3] = move
     matrix[:, 3, 3] = 1.0

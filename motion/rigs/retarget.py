@@ -37,6 +37,7 @@ from torch.nn import functional as F
 HEADING_SECONDS = 0.35  # sigma of the smoothing of a floor bone's turn
 BENT_NECK = 20.0  # degrees from the chest's up; beyond it the joints are SMPL's, whose head joint lies before the neck
 LEAST_FPS, MOST_FPS = 1.0, 240.0
+OFF, NUDGE = 0.005, 0.005  # metres; see ``evened``
 
 # directions from a joint to the next one in a person who stands upright: of skeletons whose trunk is a straight line
 # (measured on the upright clips of our motion data), and of SMPL's template; y up, facing +z, left side
@@ -106,7 +107,7 @@ def retarget(
     points = check_joints(joints)
     if new_fps is not None and not LEAST_FPS <= new_fps <= MOST_FPS:
         raise UserError(f"fps of an export is {LEAST_FPS:g} to {MOST_FPS:g}; given {new_fps}")
-    person = measure(points)
+    person = evened(measure(points), points)
     pose = solve(points, person)
     moving = world_turns(pose.local, person.parents)
     standing = rest_pose(person, table, anatomy(points, moving))
@@ -174,6 +175,19 @@ def _heading(pelvis: torch.Tensor, fps: float) -> torch.Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------- the rest pose
+
+
+def evened(person: Rig, points: torch.Tensor) -> Rig:
+    """The person whose limbs are up to ``NUDGE`` off their median length, so that no frame's limb (F, 22, 3) is more
+    than ``OFF`` longer or shorter, where so little does it. Bones that are stretched in a few frames otherwise leave
+    hands and feet behind there."""
+    lengths = HUMANML.bones(points).norm(dim=-1)
+    low, high = lengths.amax(0) - OFF, lengths.amin(0) + OFF
+    middle = person.offsets.norm(dim=-1)
+    wanted = torch.where(low > high, 0.5 * (low + high), torch.minimum(torch.maximum(middle, low), high))
+    factor = 1.0 + (wanted - middle).clamp(-NUDGE, NUDGE) / middle.clamp_min(1e-9)
+    limb = torch.tensor([name.split("_")[-1] in ("knee", "ankle", "foot", "elbow", "wrist") for name in person.names])
+    return Rig(person.names, person.parents, torch.where(limb[:, None], factor[:, None], 1.0) * person.offsets)
 
 
 def anatomy(points: torch.Tensor, turns: torch.Tensor) -> str:
@@ -253,9 +267,7 @@ def _places(frames: int, fps: float, new_fps: float) -> tuple[torch.Tensor, torc
 def joints_of(take: RigTake, places: torch.Tensor) -> dict[str, torch.Tensor]:
     """Joint -> its places (F, 3), of the bones' places (F, B, 3)."""
     return {
-        bone.joint: places[:, number]
-        for number, bone in enumerate(take.table.bones)
-        if bone.joint and bone.share == 0
+        bone.joint: places[:, number] for number, bone in enumerate(take.table.bones) if bone.joint and bone.share == 0
     }
 
 

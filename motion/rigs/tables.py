@@ -277,9 +277,7 @@ def _plain(name: str, names: str, sides: tuple[str, str], pose: dict[str, Vector
                 if points is not None:
                     points = points if side == "left" else _mirrored(points)
                 own, above = called[joint].replace("*", word), called[parent].replace("*", word)
-                bones.append(
-                    Bone(own, above, f"{side}_{joint}", np.eye(3), None if points is None else _unit(points))
-                )
+                bones.append(Bone(own, above, f"{side}_{joint}", np.eye(3), None if points is None else _unit(points)))
     return RigTable(name, tuple(bones), note)
 
 
