@@ -29,7 +29,11 @@ def takes_of(output: MotionOutput, rig: str | None = None) -> list[RigTake]:
     if name is None:
         raise UserError("this file needs a rig: --rig, or output.rig in Python")
     people = output.standard()
-    return [retarget(joints, output.fps, rig_of(name), new_fps=output.rig_fps) for joints in people]
+    poses = [output.pose, None]
+    return [
+        retarget(joints, output.fps, rig_of(name), new_fps=output.rig_fps, given=pose)
+        for joints, pose in zip(people, poses, strict=False)
+    ]
 
 
 def write_on_rig(output: MotionOutput, path: Path) -> list[Proof]:

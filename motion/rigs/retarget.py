@@ -100,18 +100,31 @@ class RigTake:
 
 
 def retarget(
-    joints: np.ndarray | torch.Tensor, fps: float, table: RigTable, *, new_fps: float | None = None
+    joints: np.ndarray | torch.Tensor,
+    fps: float,
+    table: RigTable,
+    *,
+    new_fps: float | None = None,
+    given: Pose | None = None,
 ) -> RigTake:
     """The motion (F, 22, 3), metres, on a rig. new_fps: frames a second of the result (default: as they are); rotations
-    between two frames are the shortest turns (slerp), the way is straight. Raises UserError for other joints."""
+    between two frames are the shortest turns (slerp), the way is straight. given: the motion's own rotations on SMPL's
+    skeleton, where it has them: twists of hands and head that joints do not tell; only legs that were moved since are
+    solved. Raises UserError for other joints."""
     points = check_joints(joints)
     if new_fps is not None and not LEAST_FPS <= new_fps <= MOST_FPS:
         raise UserError(f"fps of an export is {LEAST_FPS:g} to {MOST_FPS:g}; given {new_fps}")
-    person = evened(measure(points), points)
-    pose = solve(points, person)
+    if given is None:
+        person = evened(measure(points), points)
+        pose = solve(points, person)
+    else:
+        person, pose = given.rig, _with_moved_legs(given, points)
     moving = world_turns(pose.local, person.parents)
-    standing = rest_pose(person, table, anatomy(points, moving))
-    rest_turns = world_turns(solve(standing.unsqueeze(0), person).local, person.parents)[0]
+    standing = rest_pose(person, table, anatomy(points, moving) if given is None else "own")
+    if given is not None and table.name == "smpl":  # the pose without rotations is the rig's own
+        rest_turns = pose.local.new_tensor([1.0, 0.0, 0.0, 0.0]).expand(HUMANML.joints, 4)
+    else:
+        rest_turns = world_turns(solve(standing.unsqueeze(0), person).local, person.parents)[0]
     index = {name: place for place, name in enumerate(person.names)}
     axes = matrix_to_quat(torch.from_numpy(np.stack([bone.axes for bone in table.bones])))
     floor = pose.root * pose.root.new_tensor([1.0, 0.0, 1.0])
@@ -146,6 +159,27 @@ def world_turns(local: torch.Tensor, parents: tuple[int, ...]) -> torch.Tensor:
     for joint, parent in enumerate(parents):
         found.append(local[:, joint] if parent < 0 else quat_multiply(found[parent], local[:, joint]))
     return torch.stack(found, 1)
+
+
+def _with_moved_legs(given: Pose, points: torch.Tensor) -> Pose:
+    """The given pose; where joints (F, 22, 3) lie elsewhere by now, with legs that follow them. Raises UserError where
+    more than legs was moved."""
+    off = (given.joints() - points).norm(dim=-1).amax(0)
+    moved = [HUMANML.names[joint] for joint in range(HUMANML.joints) if float(off[joint]) > 1e-4]
+    if not moved:
+        return given
+    others = [name for name in moved if name.split("_")[-1] not in ("knee", "ankle", "foot")]
+    if others:
+        raise UserError(f"the joints {', '.join(others)} are not where the motion's own rotations have them")
+    parents = given.rig.parents
+    world, legs = world_turns(given.local, parents), world_turns(solve(points, given.rig).local, parents)
+    for joint, name in enumerate(HUMANML.names):
+        if name.split("_")[-1] in ("hip", "knee", "ankle"):
+            world[:, joint] = legs[:, joint]
+    local = _relative(world, parents)
+    toes = [HUMANML.names.index(name) for name in ("left_foot", "right_foot")]
+    local[:, toes] = given.local[:, toes]
+    return Pose(given.rig, continuous(F.normalize(local, dim=-1)), points[:, 0])
 
 
 def _relative(world: torch.Tensor, parents: tuple[int, ...]) -> torch.Tensor:
@@ -200,7 +234,8 @@ def anatomy(points: torch.Tensor, turns: torch.Tensor) -> str:
 
 
 def rest_pose(person: Rig, table: RigTable, kind: str) -> torch.Tensor:
-    """Joints (22, 3) of a person who stands in the rig's rest pose, the lowest joint on the floor."""
+    """Joints (22, 3) of a person who stands in the rig's rest pose, the lowest joint on the floor. kind: see
+    ``anatomy``; "own" for a person whose offsets at rest are those of somebody who stands upright."""
     upright = _SMPL if kind == "smpl" else _STRAIGHT
     lengths = person.offsets.norm(dim=-1)
     places = torch.zeros_like(person.offsets)
@@ -208,7 +243,9 @@ def rest_pose(person: Rig, table: RigTable, kind: str) -> torch.Tensor:
         if parent < 0:
             continue
         above, kind_of = person.names[parent], name.split("_")[-1]
-        if above in ("pelvis", "spine3"):
+        if kind == "own" and (table.name == "smpl" or table.points(above) is None):
+            step = person.offsets[joint]
+        elif above in ("pelvis", "spine3"):
             up = upright["spine1" if above == "pelvis" else "neck"]
             step = _pitched(person.offsets[joint], up)
         elif kind_of in upright:

@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from longtake.errors import UserError
-from longtake.motion.kinematics import HUMANML, axis_angle_to_matrix, forward_tree
+from longtake.motion.export.rig import Pose, Rig, continuous
+from longtake.motion.kinematics import HUMANML, axis_angle_to_matrix, forward_tree, matrix_to_quat, quat_multiply
 from longtake.motion.outputs import MotionOutput
 from longtake.motion.representation import HUMANML3D
 from longtake.timeline import Timeline
@@ -36,6 +37,7 @@ _JOINT_KEYS = ("joints", "positions", "joint_positions", "motion", "posed_joints
 _RATE_KEYS = ("fps", "mocap_framerate", "mocap_frame_rate", "framerate", "frame_rate")
 _SHIN = (0.25, 0.65)  # metres
 _UNITS = (("metres", 1.0), ("centimetres", 0.01), ("millimetres", 0.001))
+_TO_Y_UP = (0.5**0.5, -(0.5**0.5), 0.0, 0.0)
 _ON_FLOOR = 0.02  # share of the frames whose lowest foot may be below the floor
 _TOLD = 0.005  # metres; a smaller shift is not worth a line
 FEWEST = 4  # frames; a seam report needs as many
@@ -59,6 +61,8 @@ class _Found:
     what: str
     features: np.ndarray | None = None
     second: np.ndarray | None = None
+    turns: torch.Tensor | None = None  # (F, 22, 4) relative to the parent, on ``offsets`` (22, 3)
+    offsets: torch.Tensor | None = None
     captions: list[str] = field(default_factory=list)
     boundaries: list[int] = field(default_factory=list)
 
@@ -84,7 +88,14 @@ def read_take(path: str | os.PathLike[str], *, fps: float | None = None, prompt:
             raise UserError(f"{path.name} has {len(joints)} frames; a take has {FEWEST} to {MOST_FRAMES}")
         if not np.isfinite(joints).all():
             raise UserError(f"{path.name} holds NaN or infinity")
-    people, notes = _placed(people, path.name)
+    people, notes, factor, z_up = _placed(people, path.name)
+    pose = None
+    if found.turns is not None and found.offsets is not None:
+        local = found.turns.clone()
+        if z_up:
+            local[:, 0] = quat_multiply(local.new_tensor(_TO_Y_UP).expand_as(local[:, 0]), local[:, 0])
+        rig = Rig(HUMANML.names, HUMANML.parents, factor * found.offsets)
+        pose = Pose(rig, continuous(local), torch.from_numpy(people[0][:, 0].copy()))
     frames = len(people[0])
     captions, boundaries = found.captions or [""] * frames, found.boundaries
     if prompt is not None:
@@ -98,6 +109,7 @@ def read_take(path: str | os.PathLike[str], *, fps: float | None = None, prompt:
         fps=rate,
         boundaries=boundaries,
         chains=HUMANML.chains,
+        pose=pose,
         info={"frames": frames, "completed": True, "steps": 1, "source": path.name, "told": told},
     )
 
@@ -210,11 +222,11 @@ def _of_smpl(path: Path, arrays: Mapping[str, np.ndarray], rate: float | None) -
     turns = axis_angle_to_matrix(torch.from_numpy(vectors[:, :66].astype(np.float64)).unflatten(1, (22, 3)))
     joints = forward_tree(HUMANML.parents, turns, torch.from_numpy(where.astype(np.float64)), offsets).numpy()
     whose = "the file's own skeleton" if own is not None else "SMPL's neutral skeleton"
-    return _Found(joints, rate, f"SMPL parameters on {whose}")
+    return _Found(joints, rate, f"SMPL parameters on {whose}", turns=matrix_to_quat(turns), offsets=offsets)
 
 
-def _placed(people: list[np.ndarray], name: str) -> tuple[list[np.ndarray], list[str]]:
-    """Metres, y up, lowest feet on the floor; and what was done, in words."""
+def _placed(people: list[np.ndarray], name: str) -> tuple[list[np.ndarray], list[str], float, bool]:
+    """Metres, y up, lowest feet on the floor; what was done, in words; metres of a unit; whether z was up."""
     notes = []
     lengths = HUMANML.bones(torch.from_numpy(people[0])).norm(dim=-1)
     shin = float(lengths[:, [7, 8]].median())
@@ -240,4 +252,4 @@ def _placed(people: list[np.ndarray], name: str) -> tuple[list[np.ndarray], list
     people = [joints - np.array([0.0, floor, 0.0]) for joints in people]
     if abs(floor) > _TOLD:
         notes.append(f"  the floor moved by {-100 * floor:+.1f} cm, so that the lowest feet stand on it")
-    return people, notes
+    return people, notes, factor, up == 2
