@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frame
 from longtake.priors import load_prior
 from longtake.timeline import Timeline
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    from longtake.motion.nets import MotionPrior
 
 DEFAULT_PRIOR = "bandai-medium"
 STEPS, GUIDANCE = 30, 1.25  # the command's too
@@ -106,6 +109,13 @@ class LongMotionPipeline(LongTakePipeline):
         from longtake.motion.convert import public_parts
 
         return cls(**public_parts(checkpoint, mean, std, clip, train_steps, fps, clip_context, average))
+
+    @classmethod
+    def from_net(cls, net: MotionPrior) -> LongMotionPipeline:
+        """Around any net that is a ``nets.MotionPrior``. Raises UserError."""
+        from longtake.motion.nets import net_parts
+
+        return cls(**net_parts(net))
 
     # ------------------------------------------------------------------------------------------------------ texts
 
