@@ -35,7 +35,15 @@ MEMORY_GB = 1.1  # peak of 12,000 frames with bandai-small
 MOST_FRAMES = 10_000_000
 MOST_POINTS = 10_000
 RIG_NAMES = ("mixamo", "ue5", "unity", "vrm", "smpl", "rigify")  # of rigs.tables, which is not imported for --help
-_OF_MAKING = ("frames", "seconds", "take2", "prior", "pair_block", "path")  # settings that a finished motion has not
+_OF_MAKING = (
+    "frames",
+    "seconds",
+    "take2",
+    "prior",
+    "pair_block",
+    "path",
+    "upper",
+)  # settings that a finished motion has not
 
 KNOBS = (
     Knob(
@@ -85,6 +93,20 @@ KNOBS = (
     Knob(
         name="lock_feet", default=False, kind=bool, help="standing feet do not slide; tells what it cost",
         page="Lock feet: standing feet do not slide",
+    ),
+    Knob(
+        name="upper", default=None, kind=str, argument="upper", metavar="TIMELINE",
+        help='what arms and trunk do while the legs do the prompt: "0s: waves with the right hand"',
+        page="Arms and trunk meanwhile: a timeline of their own",
+    ),
+    Knob(
+        name="keys", default=None, kind=str, argument="keys", metavar="KEYS",
+        help='hands, feet, head or pelvis at places (m): "2s left_hand 0.3,1.4,0.5 | 4s pelvis 0,0.9,3"',
+        page='Places to reach, in metres: "2s left_hand 0.3,1.4,0.5 | 4s pelvis 0,0.9,3"',
+    ),
+    Knob(
+        name="loop", default=False, kind=bool, argument="loop",
+        help="the last pose is the first one, so that the motion repeats", page="Loop: the last pose is the first one",
     ),
     Knob(name="unit", default="m", kind=("m", "cm"), help=".bvh in m (Blender, Unity) or cm (Maya)"),
     Knob(
@@ -184,6 +206,11 @@ class MotionDomain(Domain):
                 raise UserError("--from exports a finished motion: how many people it has stands in the file")
             settings["seconds"] = None
             return settings
+        for name in ("keys", "loop", "upper"):
+            if settings[name]:
+                from longtake.motion.held import refuse
+
+                refuse(settings)
         if settings["source_fps"] is not None:
             raise UserError("--source-fps says how fast the file of --from is: it needs --from")
         if settings["frames"] is not None and settings["seconds"] is not None:
@@ -249,6 +276,8 @@ class MotionDomain(Domain):
             return 1
         longest = int(pipe.space.config.longest_row)
         plan, _ = plan_of(request.times, given["frames"], handshake=given["handshake"], longest=longest)
+        if given["keys"] or given["loop"] or given["upper"]:
+            return 1  # they see the whole motion
         return len(plan.chunks(given["chunk_rows"], mixed=pipe.model.padding is Padding.MASK))
 
     def generate(
@@ -283,6 +312,13 @@ class MotionDomain(Domain):
             said.arguments = {"frames": given["frames"], **said.arguments}
         if given["path"] is not None:
             said.arguments["path"] = path_points(given["path"])
+        if any(given[name] for name in ("keys", "loop", "upper")):
+            if said.pipe:
+                said.before += ["from functools import partial", "from longtake.motion.held import make"]
+                said.call = "partial(make, pipe)"
+            else:
+                said.before.append("from longtake.motion.held import finish")
+                said.after.append(f"finish(out, keys={given['keys']!r}, loop={given['loop']!r})")
         if given["lock_feet"]:
             said.after.append("out.lock_feet()")
         for name, field, usual in (
@@ -297,10 +333,16 @@ def _made(
     pipe: LongMotionPipeline, request: Request, ranks: Ranks, journal: Journal | None, on_step: OnStep | None
 ) -> MotionOutput:
     """The motion of a request, made by a pipeline."""
+    from longtake.motion.held import make
+
     given = request.settings
-    output: MotionOutput = pipe(
+    return make(
+        pipe,
         request.times,
         given["frames"],
+        keys=given["keys"],
+        loop=given["loop"],
+        upper=given["upper"],
         seed=request.seed,
         num_inference_steps=given["steps"],
         guidance_scale=given["guidance"],
@@ -315,14 +357,18 @@ def _made(
         checkpoint_every=1 if journal is None else journal.every_steps,
         callback_on_step_end=step_callback(on_step, given["steps"]),
     )
-    return output
 
 
 def _finished(request: Request) -> MotionOutput:
     """The motion of the file of --from; a prompt names what happens when. Raises UserError."""
     from longtake.motion.rigs.takes import read_take
 
-    return read_take(request.inputs["from"], fps=request.settings["source_fps"], prompt=request.prompt or None)
+    output = read_take(request.inputs["from"], fps=request.settings["source_fps"], prompt=request.prompt or None)
+    if request.settings["keys"] or request.settings["loop"]:
+        from longtake.motion.held import finish
+
+        finish(output, keys=request.settings["keys"], loop=request.settings["loop"])
+    return output
 
 
 def _check_files(request: Request) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +43,6 @@ from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frame
 from longtake.priors import load_prior
 from longtake.timeline import Timeline
 from safetensors import SafetensorError
-
-if TYPE_CHECKING:
-    from longtake.motion.nets import MotionPrior
 
 DEFAULT_PRIOR = "bandai-medium"
 STEPS, GUIDANCE = 30, 1.25  # the command's too
@@ -111,7 +108,7 @@ class LongMotionPipeline(LongTakePipeline):
         return cls(**public_parts(checkpoint, mean, std, clip, train_steps, fps, clip_context, average))
 
     @classmethod
-    def from_net(cls, net: MotionPrior) -> LongMotionPipeline:
+    def from_net(cls, net: Any) -> LongMotionPipeline:
         """Around any net that is a ``nets.MotionPrior``. Raises UserError."""
         from longtake.motion.nets import net_parts
 
