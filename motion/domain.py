@@ -158,10 +158,10 @@ class MotionDomain(Domain):
     PROMPT_INPUT = "from"
     INPUTS = (
         InputFile(
-            "from", "a finished motion to export: .npz with joints, SMPL's poses and trans, or HumanML3D's features",
-            page="A finished motion to put on a skeleton (.npz)", kinds=(".npz", ".npy"),
+            "from",
+            "a finished motion to export: .npz with joints, SMPL's poses and trans, or HumanML3D's features",
         ),
-    )  # fmt: skip
+    )
     OUT = "motion.bvh"
     USUAL = (".npz",)
     PIPELINE = "LongMotionPipeline"
@@ -206,11 +206,6 @@ class MotionDomain(Domain):
                 raise UserError("--from exports a finished motion: how many people it has stands in the file")
             settings["seconds"] = None
             return settings
-        for name in ("keys", "loop", "upper"):
-            if settings[name]:
-                from longtake.motion.held import refuse
-
-                refuse(settings)
         if settings["source_fps"] is not None:
             raise UserError("--source-fps says how fast the file of --from is: it needs --from")
         if settings["frames"] is not None and settings["seconds"] is not None:
@@ -230,6 +225,10 @@ class MotionDomain(Domain):
             raise UserError("--people 2 knows no --take2")
         if settings["path"] is not None:
             path_points(settings["path"])
+        if settings["keys"] or settings["loop"] or settings["upper"]:
+            from longtake.motion.held import refuse
+
+            refuse(settings, fps)
         return settings
 
     def forecast(self, request: Request) -> Forecast:

@@ -17,7 +17,7 @@ import torch
 from longtake.errors import UserError
 from longtake.motion.control import Control, mask_features
 from longtake.motion.keys import Keys, told
-from longtake.motion.loop import close, tie
+from longtake.motion.loop import check, close, tie
 from longtake.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ STEPS = 30  # the pipeline's and the command's
 _OF_ONE_RUN = ("journal", "checkpoint_every", "callback_on_step_end")  # of the last run, not of the legs' before it
 
 
-def refuse(settings: Mapping[str, Any]) -> None:
-    """Raise UserError for what does not go together with keys, loops and body parts."""
+def refuse(settings: Mapping[str, Any], fps: float) -> None:
+    """Raise UserError for keys, loops and body parts that cannot be read, or do not go with the rest. fps: of the
+    motion; settings["frames"] is None where the length is open."""
+    frames = settings["frames"]
     for name in ("keys", "loop", "upper"):
         if not settings[name]:
             continue
@@ -40,6 +42,16 @@ def refuse(settings: Mapping[str, Any]) -> None:
             raise UserError(f"--{name} and --take2 do not go together: a second take knows nothing of it")
         if settings["path"] is not None and name != "loop":
             raise UserError(f"--{name} and --path both say where the body is: give one of them")
+    if settings["keys"]:
+        keys = Keys.parse(settings["keys"], fps)
+        if frames is not None:
+            keys.check(frames, fps)
+    if settings["upper"]:
+        upper = Timeline.parse(settings["upper"], fps=fps)
+        if frames is not None:
+            upper.validate(frames)
+    if settings["loop"] and frames is not None:
+        check(frames)
 
 
 def make(
