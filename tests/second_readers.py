@@ -14,8 +14,8 @@ _KINDS = {5121: np.uint8, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 _WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 
 
-def by_pygltflib(path: Path) -> ReadRig:
-    """A .glb or .vrma file as pygltflib parses it."""
+def by_pygltflib(path: Path, *, rest: bool = False) -> ReadRig:
+    """A .glb or .vrma file as pygltflib parses it. rest: without its animation."""
     from pygltflib import GLTF2
 
     gltf = GLTF2.load_binary(str(path))
@@ -35,7 +35,7 @@ def by_pygltflib(path: Path) -> ReadRig:
     above = {kid: number for number, node in enumerate(gltf.nodes) for kid in node.children or []}
     turns = [np.tile(node.rotation or [0, 0, 0, 1.0], (frames, 1)) for node in gltf.nodes]
     moves = [np.tile(node.translation or [0, 0, 0.0], (frames, 1)) for node in gltf.nodes]
-    for channel in animation.channels:
+    for channel in [] if rest else animation.channels:
         table = {"rotation": turns, "translation": moves}[channel.target.path]
         table[channel.target.node] = values(animation.samplers[channel.sampler].output)
     world: dict[int, tuple[Rotation, np.ndarray, float]] = {}
