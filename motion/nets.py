@@ -62,6 +62,8 @@ class NetModel(nn.Module):
     """A ``MotionPrior`` as the pipeline's model; its tensors move with it where the net is an nn.Module."""
 
     padding = Padding.MASK
+    alphas: torch.Tensor
+    _where: torch.Tensor
 
     def __init__(self, net: MotionPrior, alphas: torch.Tensor) -> None:
         super().__init__()

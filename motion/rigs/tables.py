@@ -79,7 +79,7 @@ _LIMBS = ("hip", "knee", "ankle", "foot", "collar", "shoulder", "elbow", "wrist"
 _NEXT = {"hip": "knee", "knee": "ankle", "ankle": "foot", "shoulder": "elbow", "elbow": "wrist"}
 
 
-def _unit(vector: Sequence[float]) -> np.ndarray:
+def _unit(vector: Sequence[float] | np.ndarray) -> np.ndarray:
     found = np.asarray(vector, dtype=np.float64)
     return found / np.linalg.norm(found)
 
