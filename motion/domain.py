@@ -377,6 +377,14 @@ def _check_files(request: Request) -> None:
     for name, usual in (("fps", None), ("up", "y")):
         if given[name] != usual and not on_rig:
             raise UserError(f"--{name} is of the files of a rig: it needs --rig, one of {', '.join(RIG_NAMES)}")
+    if ".fbx" in request.outputs:
+        from longtake.motion.rigs.fbx import check_bpy
+
+        if given["rig"] == "none":
+            raise UserError(f"a .fbx file needs --rig, one of {', '.join(RIG_NAMES)}")
+        if given["unit"] != "m" or given["up"] != "y":
+            raise UserError(f"a .fbx file says metres and y up itself; given {given['unit']} and {given['up']} up")
+        check_bpy()
     if ".vrma" in request.outputs:
         if given["rig"] not in ("none", "vrm"):
             raise UserError(f"a .vrma file holds the rig vrm; given {given['rig']}")

@@ -108,7 +108,7 @@ class MotionOutput(Output):
 
         .npz: features, joints, captions, boundaries, fps (and second). .amass.npz: see ``export.write_amass``.
         .bvh, .glb: skeleton and body in motion, solved anew (22 joints only), on ``rig`` if there is one. .vrma: a VRM
-        animation. .csv: joints, a row a frame.
+        animation. .fbx: ``rig`` by Blender's module bpy. .csv: joints, a row a frame.
         .html: a viewer that works offline. .mp4, .gif: a film of stick figures.
         """
         path = check_output(path, SUFFIXES, overwrite)
@@ -202,6 +202,12 @@ def _write_on_rig(output: MotionOutput, path: Path) -> None:
     write_on_rig(output, path)
 
 
+def _whole_fbx(path: Path) -> None:
+    from longtake.motion.rigs.fbx import check_fbx
+
+    check_fbx(path)
+
+
 def _whole_glb(path: Path) -> None:
     from longtake.motion.export.glb import check_glb
 
@@ -251,6 +257,7 @@ FILES: dict[str, FileKind] = {
     ".bvh": FileKind(_write_bvh, _whole_bvh),
     ".glb": FileKind(_write_glb, _whole_glb),
     ".vrma": FileKind(_write_on_rig, _whole_glb),
+    ".fbx": FileKind(_write_on_rig, _whole_fbx),
     ".csv": FileKind(_write_csv, _whole_csv),
     ".html": FileKind(_write_html, _whole_html),
     ".mp4": FileKind(_write_film, _whole_film),

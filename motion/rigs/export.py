@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longtake.errors import UserError
+from longtake.motion.rigs.fbx import write_fbx
 from longtake.motion.rigs.files import Layout, write_rig_bvh, write_rig_glb, write_vrma
-from longtake.motion.rigs.proof import Proof, prove
+from longtake.motion.rigs.proof import Proof, measure, prove
 from longtake.motion.rigs.retarget import RigTake, retarget
 from longtake.motion.rigs.tables import rig_of
 
@@ -54,9 +55,17 @@ def write_on_rig(output: MotionOutput, path: Path) -> list[Proof]:
     elif suffix == ".glb":
         takes = takes_of(output)
         write_rig_glb(path, takes, layout, captions=output.captions, overwrite=True)
+    elif suffix == ".fbx":
+        if layout != Layout():
+            raise UserError(f"a .fbx file says metres and y up itself; given {layout.unit} and {layout.up} up")
+        takes = takes_of(output)
+        found = write_fbx(path, takes, captions=output.captions, overwrite=True)
     else:
-        raise UserError(f"a rig is written as .glb, .bvh or .vrma; given {path.name}")
-    proofs = [prove(path, take, layout, person=number) for number, take in enumerate(takes)]
+        raise UserError(f"a rig is written as .glb, .bvh, .fbx or .vrma; given {path.name}")
+    if suffix == ".fbx":
+        proofs = [measure(found, take, path.name, person=number) for number, take in enumerate(takes)]
+    else:
+        proofs = [prove(path, take, layout, person=number) for number, take in enumerate(takes)]
     told = output.info.setdefault("told", [])
     note = takes[0].table.note
     for proof in proofs:

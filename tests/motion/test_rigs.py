@@ -1,5 +1,6 @@
 """A motion lands on the skeletons of other programs: names, rest poses, axes, rotations, files that others read."""
 
+import importlib.util
 import json
 import struct
 from pathlib import Path
@@ -19,6 +20,7 @@ from longtake.motion.kinematics import (
     quat_to_matrix,
 )
 from longtake.motion.outputs import MotionOutput
+from longtake.motion.rigs.fbx import check_fbx
 from longtake.motion.rigs.files import Layout, write_rig_bvh, write_rig_glb, write_vrma
 from longtake.motion.rigs.proof import measure, prove
 from longtake.motion.rigs.read import read_rig
@@ -241,6 +243,31 @@ def test_r3_two_people_are_in_one_file(tmp_path) -> None:
     output.rig = None
     with pytest.raises(UserError, match="holds one person"):
         output.save(tmp_path / "two.vrma")
+
+
+def test_r3_fbx_without_blender_is_refused_by_name_before_anything_is_made(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    line = {"modality": "motion", "prompt": "walks", "parameters": {"rig": "mixamo", "outputs": [".fbx"]}}
+    with pytest.raises(UserError, match="Blender's module bpy, which is not installed"):
+        Request.read(line)
+    for more, said in (({"rig": "none"}, "needs --rig"), ({"unit": "cm"}, "says metres and y up itself")):
+        with pytest.raises(UserError, match=said):
+            Request.read({**line, "parameters": {**line["parameters"], **more}})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bpy") is None, reason="needs Blender's module bpy")
+@pytest.mark.parametrize("name,fps", [("ue5", 24.0), ("mixamo", None)])
+def test_r3_blender_reads_an_fbx_back_as_it_was_meant(tmp_path, name: str, fps: float | None) -> None:
+    output = MotionOutput(np.zeros((20, 0)), dance(20).numpy(), ["a"] * 20, FPS, [], HUMANML.chains)
+    output.second = (dance(20, seed=3) + torch.tensor([0.0, 0.0, 2.0], dtype=torch.float64)).numpy()
+    output.rig, output.rig_fps = name, fps
+    output.save(tmp_path / "two.fbx")
+    for proof in output.info["rig"]["two.fbx"]:
+        assert proof["position_max"] < 0.002 and proof["turn_max"] < 0.05 and proof["compared"] >= 4, proof
+    check_fbx(tmp_path / "two.fbx")
+    (tmp_path / "torn.fbx").write_bytes((tmp_path / "two.fbx").read_bytes()[:-100])
+    with pytest.raises(UserError, match="no whole FBX"):
+        check_fbx(tmp_path / "torn.fbx")
 
 
 # ------------------------------------------------------------------------------------------- rates, roots, feet
