@@ -246,7 +246,8 @@ def test_r3_two_people_are_in_one_file(tmp_path) -> None:
 
 
 def test_r3_fbx_without_blender_is_refused_by_name_before_anything_is_made(monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "bpy" else real(name, *more))
     line = {"modality": "motion", "prompt": "walks", "parameters": {"rig": "mixamo", "outputs": [".fbx"]}}
     with pytest.raises(UserError, match="Blender's module bpy, which is not installed"):
         Request.read(line)
