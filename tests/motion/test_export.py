@@ -221,7 +221,7 @@ def some_output(frames: int = 12) -> MotionOutput:
     return MotionOutput(features, joints, ["walks"] * frames, 20.0, [], HUMANML.chains)
 
 
-@pytest.mark.parametrize("suffix", list(FILES))
+@pytest.mark.parametrize("suffix", [suffix for suffix in FILES if suffix != ".fbx"])  # needs bpy: test_rigs.py
 def test_every_kind_of_file_is_whole_as_written_and_not_when_it_is_cut(suffix: str, tmp_path: Path) -> None:
     path = some_output().save(tmp_path / f"take{suffix}")
     kind = kind_of(path)
