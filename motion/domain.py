@@ -101,7 +101,7 @@ KNOBS = (
     ),
     Knob(
         name="keys", default=None, kind=str, argument="keys", metavar="KEYS",
-        help='hands, feet, head or pelvis at places (m): "2s left_hand 0.3,1.4,0.5 | 4s pelvis 0,0.9,3"',
+        help='hands, feet, head or pelvis at places (m), looks: "2s left_hand 0.3,1.4,0.5 | 4s look 0,1.6,9"',
         page='Places to reach, in metres: "2s left_hand 0.3,1.4,0.5 | 4s pelvis 0,0.9,3"',
     ),
     Knob(

@@ -44,6 +44,8 @@ def refuse(settings: Mapping[str, Any], fps: float) -> None:
             raise UserError(f"--{name} and --path both say where the body is: give one of them")
     if settings["keys"]:
         keys = Keys.parse(settings["keys"], fps)
+        if keys.looks and settings["rig"] == "none":
+            raise UserError("a look is shown by a rig's head bone: it needs --rig")
         if frames is not None:
             keys.check(frames, fps)
     if settings["upper"]:

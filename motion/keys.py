@@ -9,7 +9,8 @@ so that the net makes the body take part; the last steps are free. Afterwards ar
 which fades out over a third of a second around each key; what a limb cannot reach, the whole body is shifted by.
 
 Places are in the world of the result: x and z on the
-floor from where it begins, facing +z, y up, metres. A hand is its wrist, a foot its toe joint. Legend: F, N frames.
+floor from where it begins, facing +z, y up, metres. A hand is its wrist, a foot its toe joint. "4s look 0,1.6,9" turns the head of a rig
+(``rigs.retarget``). Legend: F, N frames.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ NAMES = {
     "left_hand": "left_wrist", "right_hand": "right_wrist", "left_foot": "left_foot", "right_foot": "right_foot",
     "head": "head", "pelvis": "pelvis",
 }  # fmt: skip
+LOOK = "look"  # the head faces a place
 _LIMBS = {  # joint of a key: the limb that bends for it, from its root; what goes along with its end
     "left_wrist": (("left_shoulder", "left_elbow", "left_wrist"), ()),
     "right_wrist": (("right_shoulder", "right_elbow", "right_wrist"), ()),
@@ -58,40 +60,47 @@ _KEY = re.compile(r"\s*(\d+(?:\.\d+)?)s\s+(\w+)\s+([^,\s]+),([^,\s]+),([^,\s]+)\
 
 @dataclass(frozen=True)
 class Keys:
-    """frames, joints: numbers, one a key; places: (x, y, z) metres."""
+    """frames, joints: numbers, one a key; places: (x, y, z) metres. looks: frames and places that the head faces, which
+    only a rig's head bone shows."""
 
     frames: tuple[int, ...]
     joints: tuple[int, ...]
     places: tuple[tuple[float, float, float], ...]
+    looks: tuple[tuple[int, tuple[float, float, float]], ...] = ()
 
     @classmethod
     def parse(cls, text: str, fps: float) -> Keys:
         """Keys of "SECONDs NAME x,y,z | ...". Raises UserError."""
         frames, joints, places = [], [], []
+        looks: list[tuple[int, tuple[float, float, float]]] = []
         for part in text.split("|"):
             match = _KEY.fullmatch(part)
-            if match is None or match[2] not in NAMES:
-                raise UserError(
-                    f'a key is "2s left_hand 0.3,1.4,0.5" with one of {", ".join(NAMES)}; given {part.strip()[:60]!r}'
-                )
+            if match is None or match[2] not in (*NAMES, LOOK):
+                known, shown = ", ".join((*NAMES, LOOK)), part.strip()[:60]
+                raise UserError(f'a key is "2s left_hand 0.3,1.4,0.5" with one of {known}; given {shown!r}')
             try:
                 place = (float(match[3]), float(match[4]), float(match[5]))
             except ValueError:
                 raise UserError(f"a key's place is three numbers of metres; given {part.strip()[:60]!r}") from None
             if not all(math.isfinite(number) and abs(number) <= 1000 for number in place):
                 raise UserError(f"a key's place lies within 1 km; given {part.strip()[:60]!r}")
+            if match[2] == LOOK:
+                looks.append((round(float(match[1]) * fps), place))
+                continue
             frames.append(round(float(match[1]) * fps))
             joints.append(HUMANML.names.index(NAMES[match[2]]))
             places.append(place)
-        if len(frames) > MOST_KEYS:
-            raise UserError(f"a motion has at most {MOST_KEYS} keys; given {len(frames)}")
+        if len({frame for frame, _ in looks}) < len(looks):
+            raise UserError("two looks are at the same moment")
+        if len(frames) + len(looks) > MOST_KEYS:
+            raise UserError(f"a motion has at most {MOST_KEYS} keys; given {len(frames) + len(looks)}")
         if len(set(zip(frames, joints, strict=True))) < len(frames):
             raise UserError("two keys are of the same joint at the same moment")
-        return cls(tuple(frames), tuple(joints), tuple(places))
+        return cls(tuple(frames), tuple(joints), tuple(places), tuple(looks))
 
     def check(self, frames: int, fps: float) -> None:
         """Raise UserError for keys beyond a motion of so many frames."""
-        late = [frame for frame in self.frames if frame >= frames]
+        late = [frame for frame in (*self.frames, *(frame for frame, _ in self.looks)) if frame >= frames]
         if late:
             raise UserError(
                 f"a key stands at {max(late) / fps:g} s, the motion ends after {(frames - 1) / fps:g} s: make it longer"
@@ -107,7 +116,7 @@ class Keys:
 
         def hook(clean: torch.Tensor, step: int) -> torch.Tensor:
             self.check(len(clean), fps)
-            if step >= _GUIDED * steps:
+            if step >= _GUIDED * steps or not self.frames:
                 return clean
             features = normalizer.denormalize(clean.double().cpu())
             joints = form.recover(features)
@@ -132,6 +141,9 @@ class Keys:
         """Bend the first person's limbs in ``joints`` until the keys are met; metres that each is off, also in
         ``info["keys_off_m"]``. Raises UserError for keys beyond the end."""
         self.check(len(output.joints), output.fps)
+        output.looks = self.looks
+        if not self.frames:
+            return []
         points = torch.as_tensor(output.standard()[0]).double().clone()
         for _ in range(_ROUNDS):
             self._bend(points, output.fps)
@@ -184,6 +196,8 @@ class Keys:
 
 def told(keys: Keys, off: list[float], fps: float) -> str:
     """How far off each key is, in words."""
+    if not off:
+        return f"keys: {len(keys.looks)} looks, which the head bone of a rig shows"
     lines = [f"keys: {sum(gap <= MET for gap in off)} of {len(off)} met within {100 * MET:g} cm"]
     for frame, joint, gap in zip(keys.frames, keys.joints, off, strict=True):
         mark = "" if gap <= MET else " !"

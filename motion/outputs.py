@@ -35,7 +35,8 @@ class MotionOutput(Output):
     (F, 22, 3) of a second person in the same world, if there is one. unit: of .bvh, "m" (Blender, Unity) or "cm" (Maya,
     MotionBuilder, Unreal). rig: skeleton of .glb, .bvh and .vrma files, a name of ``rigs.tables.RIGS``, None for the
     joints' own; with one, rig_fps is their frames a second (None: fps), up "y" or "z", and unit holds for .glb too.
-    pose: the first person's rotations (``export.rig.Pose``) where a file that was read has them.
+    pose: the first person's rotations (``export.rig.Pose``) where a file that was read has them. looks: frames and
+    places that the first person's head faces on a rig.
     """
 
     features: Any
@@ -49,6 +50,7 @@ class MotionOutput(Output):
     rig: str | None = field(default=None, kw_only=True)
     rig_fps: float | None = field(default=None, kw_only=True)
     up: str = field(default="y", kw_only=True)
+    looks: tuple[tuple[int, tuple[float, float, float]], ...] = field(default=(), kw_only=True)
     pose: Any = field(default=None, kw_only=True, repr=False)
 
     @property

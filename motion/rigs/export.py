@@ -15,7 +15,7 @@ from longtake.errors import UserError
 from longtake.motion.rigs.fbx import write_fbx
 from longtake.motion.rigs.files import Layout, write_rig_bvh, write_rig_glb, write_vrma
 from longtake.motion.rigs.proof import Proof, measure, prove
-from longtake.motion.rigs.retarget import RigTake, retarget
+from longtake.motion.rigs.retarget import RigTake, looks_off, retarget
 from longtake.motion.rigs.tables import rig_of
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def takes_of(output: MotionOutput, rig: str | None = None) -> list[RigTake]:
     if name is None:
         raise UserError("this file needs a rig: --rig, or output.rig in Python")
     people = output.standard()
-    poses = [output.pose, None]
+    own = [(output.pose, output.looks), (None, ())]
     return [
-        retarget(joints, output.fps, rig_of(name), new_fps=output.rig_fps, given=pose)
-        for joints, pose in zip(people, poses, strict=False)
+        retarget(joints, output.fps, rig_of(name), new_fps=output.rig_fps, given=pose, looks=looks)
+        for joints, (pose, looks) in zip(people, own, strict=False)
     ]
 
 
@@ -72,5 +72,9 @@ def write_on_rig(output: MotionOutput, path: Path) -> list[Proof]:
         told.append(proof.text())
     if note and note not in "".join(told):
         told.append(f"  {takes[0].table.name}: {note}")
+    if takes[0].looks:
+        off = [round(angle, 1) for angle in looks_off(takes[0])]
+        output.info["looks_off_deg"] = off
+        told.append(f"  the head looks past its places by {max(off):.1f} degrees at most")
     output.info.setdefault("rig", {})[path.name] = [proof.to_dict() for proof in proofs]
     return proofs

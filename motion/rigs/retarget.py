@@ -15,6 +15,7 @@ a person who stands upright leaves the rig's trunk as it rests. Legend: F frames
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from longtake.motion.kinematics import (
     HUMANML,
     forward_tree,
     matrix_to_quat,
+    quat_between,
     quat_inverse,
     quat_multiply,
     quat_rotate,
@@ -37,6 +39,7 @@ from torch.nn import functional as F
 HEADING_SECONDS = 0.35  # sigma of the smoothing of a floor bone's turn
 BENT_NECK = 20.0  # degrees from the chest's up; beyond it the joints are SMPL's, whose head joint lies before the neck
 LEAST_FPS, MOST_FPS = 1.0, 240.0
+LOOK_SECONDS, MOST_LOOK = 0.4, 70.0  # sigma of a look; degrees that a head turns beside what the body does
 OFF, NUDGE = 0.005, 0.005  # metres; see ``evened``
 
 # directions from a joint to the next one in a person who stands upright: of skeletons whose trunk is a straight line
@@ -58,7 +61,7 @@ class RigTake:
     rest: (B, 3) places and axes: (B, 4) world rotations of the bones at rest, standing on the floor at the origin.
     local: (F, B, 4) rotations relative to the parent, neighbours in time of the same sign. moves: numbers of the bones
     that also move, with their way (F, 3) relative to the parent. fps: of ``local``. source: (S, 22, 3) joints at
-    ``source_fps``, and pose: what was solved of them. All float64.
+    ``source_fps``, and pose: what was solved of them. looks: see ``retarget``. All float64.
     """
 
     table: RigTable
@@ -70,6 +73,7 @@ class RigTake:
     source: torch.Tensor
     source_fps: float
     pose: Pose
+    looks: tuple[tuple[int, tuple[float, float, float]], ...] = ()
 
     def offsets(self) -> torch.Tensor:
         """(B, 3) each bone's place at rest in the frame of its parent; of the first, its place in the world."""
@@ -106,11 +110,13 @@ def retarget(
     *,
     new_fps: float | None = None,
     given: Pose | None = None,
+    looks: Sequence[tuple[int, tuple[float, float, float]]] = (),
 ) -> RigTake:
     """The motion (F, 22, 3), metres, on a rig. new_fps: frames a second of the result (default: as they are); rotations
     between two frames are the shortest turns (slerp), the way is straight. given: the motion's own rotations on SMPL's
     skeleton, where it has them: twists of hands and head that joints do not tell; only legs that were moved since are
-    solved. Raises UserError for other joints."""
+    solved. looks: (frame of the motion, place) that the head faces, by 70 degrees of its own at most. Raises UserError
+    for other joints."""
     points = check_joints(joints)
     if new_fps is not None and not LEAST_FPS <= new_fps <= MOST_FPS:
         raise UserError(f"fps of an export is {LEAST_FPS:g} to {MOST_FPS:g}; given {new_fps}")
@@ -125,6 +131,10 @@ def retarget(
         rest_turns = pose.local.new_tensor([1.0, 0.0, 0.0, 0.0]).expand(HUMANML.joints, 4)
     else:
         rest_turns = world_turns(solve(standing.unsqueeze(0), person).local, person.parents)[0]
+    if looks:
+        head = HUMANML.names.index("head")
+        ahead = quat_rotate(quat_inverse(rest_turns[head]), points.new_tensor([0.0, 0.0, 1.0]))
+        moving[:, head] = _looking(moving[:, head], ahead, pose.joints()[:, head], looks, fps)
     index = {name: place for place, name in enumerate(person.names)}
     axes = matrix_to_quat(torch.from_numpy(np.stack([bone.axes for bone in table.bones])))
     floor = pose.root * pose.root.new_tensor([1.0, 0.0, 1.0])
@@ -150,7 +160,7 @@ def retarget(
     if new_fps is not None and abs(new_fps - fps) > 1e-9:
         local, rate = resampled(local, fps, new_fps), new_fps
         moves = {bone: _between(way, fps, new_fps) for bone, way in moves.items()}
-    return RigTake(table, torch.stack(rest), axes, local, moves, rate, points, fps, pose)
+    return RigTake(table, torch.stack(rest), axes, local, moves, rate, points, fps, pose, tuple(looks))
 
 
 def world_turns(local: torch.Tensor, parents: tuple[int, ...]) -> torch.Tensor:
@@ -206,6 +216,43 @@ def _heading(pelvis: torch.Tensor, fps: float) -> torch.Tensor:
     half = 0.5 * smooth(torch.from_numpy(yaw).unsqueeze(1), max(HEADING_SECONDS * fps, 1e-3))[:, 0]
     zero = torch.zeros_like(half)
     return torch.stack([half.cos(), zero, half.sin(), zero], -1)
+
+
+def _looking(
+    head: torch.Tensor,
+    ahead: torch.Tensor,
+    eyes: torch.Tensor,
+    looks: Sequence[tuple[int, tuple[float, float, float]]],
+    fps: float,
+) -> torch.Tensor:
+    """World rotations (F, 4) of a head that faces places at some frames and comes from and goes back to its own way.
+    ahead: (3,) its front in its own axes; eyes: (F, 3) where it is."""
+    time = torch.arange(len(head), dtype=torch.float64)
+    weights = torch.stack([torch.exp(-0.5 * ((time - frame) / (LOOK_SECONDS * fps)) ** 2) for frame, _ in looks])
+    weights = weights / weights.sum(0).clamp_min(1.0)
+    front = quat_rotate(head, ahead)
+    turn = torch.zeros_like(eyes)  # rotation vectors
+    for weight, (_, place) in zip(weights, looks, strict=True):
+        between = quat_between(front, F.normalize(eyes.new_tensor(place) - eyes, dim=-1))
+        size = between[:, 1:].norm(dim=-1, keepdim=True)
+        angle = (2 * torch.atan2(size, between[:, :1])).clamp_max(np.radians(MOST_LOOK))
+        turn = turn + weight.unsqueeze(1) * angle * between[:, 1:] / size.clamp_min(1e-12)
+    size = turn.norm(dim=-1, keepdim=True)
+    own = torch.cat([(0.5 * size).cos(), (0.5 * size).sin() * turn / size.clamp_min(1e-12)], -1)
+    return quat_multiply(own, head)
+
+
+def looks_off(take: RigTake) -> list[float]:
+    """Degrees between where the rig's head faces and each place of ``looks``, at the frame nearest to its moment."""
+    number = next(place for place, bone in enumerate(take.table.bones) if bone.joint == "head")
+    turns, places = take.world()
+    front = quat_rotate(quat_inverse(take.axes[number]), take.axes.new_tensor([0.0, 0.0, 1.0]))
+    off = []
+    for frame, place in take.looks:
+        at = min(round(frame / take.source_fps * take.fps), len(turns) - 1)
+        seen, wanted = quat_rotate(turns[at, number], front), take.axes.new_tensor(place) - places[at, number]
+        off.append(float(torch.rad2deg(torch.acos((seen @ F.normalize(wanted, dim=0)).clamp(-1, 1)))))
+    return off
 
 
 # ----------------------------------------------------------------------------------------------------- the rest pose

@@ -11,10 +11,12 @@ from longtake.motion.keys import Keys
 from longtake.motion.kinematics import HUMANML
 from longtake.motion.loop import RAMP, close, tie
 from longtake.motion.outputs import MotionOutput
+from longtake.motion.rigs.tables import rig_of
 from longtake.motion.seams import seam_report
 from longtake.request import Request
 from motion_data import dance, swaying
 from motion_models import make_pipe
+from second_readers import by_pygltflib
 
 FPS = 20.0
 
@@ -77,10 +79,37 @@ def test_k1_a_place_out_of_reach_moves_the_body_and_keys_that_fight_are_told() -
     assert max(output.info["keys_off_m"]) > 1 and "0 of 2 met" in output.info["told"][-1]
 
 
+@pytest.mark.parametrize("rig", ["mixamo", "ue5"])
+def test_k1_a_rig_looks_where_a_key_says_and_nothing_else_moves(tmp_path, rig: str) -> None:
+    joints = dance(80)
+    joints = joints - joints[:, :1] + joints[40:41, :1]
+    head, ahead = joints[40, HUMANML.names.index("head")], HUMANML.forward_direction(joints)[40]
+    side = torch.stack([ahead[2], ahead[1], -ahead[0]])
+    place = head + 3 * ahead + 1.5 * side + torch.tensor([0.0, 0.8, 0.0], dtype=torch.float64)
+    files = {}
+    for name, keys in (("plain", None), ("look", "2s look " + ",".join(f"{number:.4f}" for number in place))):
+        output = output_of(joints)
+        finish(output, keys=keys)
+        output.rig = rig
+        output.save(tmp_path / f"{name}.glb")
+        files[name] = by_pygltflib(tmp_path / f"{name}.glb")
+        assert output.info["rig"][f"{name}.glb"][0]["flips"] == 0
+    assert max(output.info["looks_off_deg"]) < 1.0
+    bone = rig_of(rig).bone_of("head")
+    front = rig_of(rig).bones[[one.name for one in rig_of(rig).bones].index(bone)].axes.T @ np.array([0.0, 0.0, 1.0])
+    seen = files["look"].turns[bone][40] @ front
+    wanted = (place - head).numpy()
+    assert np.degrees(np.arccos(seen @ wanted / np.linalg.norm(wanted))) < 3, "as another parser reads it"
+    for name in files["plain"].turns:
+        if name != bone:
+            assert np.allclose(files["plain"].turns[name], files["look"].turns[name], atol=1e-5), name
+    assert np.allclose(files["plain"].turns[bone][[0, 79]], files["look"].turns[bone][[0, 79]], atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "text,said",
     [
-        ("2s elbow 0,1,0", "with one of left_hand, right_hand, left_foot, right_foot, head, pelvis"),
+        ("2s elbow 0,1,0", "with one of left_hand, right_hand, left_foot, right_foot, head, pelvis, look"),
         ("left_hand 0,1,0", 'a key is "2s left_hand'),
         ("2s left_hand 0,one,0", "three numbers"),
         ("2s left_hand 0,nan,0", "within 1 km"),
@@ -175,6 +204,7 @@ def test_k4_every_door_says_and_refuses_them_alike() -> None:
     assert {"keys", "loop", "upper", "rig"} <= shown
     for more, said in (
         ({"people": 2}, "is of one person"),
+        ({"keys": "1s look 0,1,4"}, "needs --rig"),
         ({"take2": "paper"}, "do not go together"),
         ({"path": "0,0 1,1"}, "both say where the body is"),
     ):
