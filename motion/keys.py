@@ -8,9 +8,8 @@ Two parts. While the motion is made, the limbs of each clean estimate are drawn 
 so that the net makes the body take part; the last steps are free. Afterwards arms and legs bend by what is missing,
 which fades out over a third of a second around each key; what a limb cannot reach, the whole body is shifted by.
 
-Places are in the world of the result: x and z on the
-floor from where it begins, facing +z, y up, metres. A hand is its wrist, a foot its toe joint. "4s look 0,1.6,9" turns the head of a rig
-(``rigs.retarget``). Legend: F, N frames.
+Places are in the world of the result: x and z on the floor from where it begins, facing +z, y up, metres. A hand is its
+wrist, a foot its toe joint. "4s look 0,1.6,9" turns the head of a rig (``rigs.retarget``). Legend: F, N frames.
 """
 
 from __future__ import annotations
