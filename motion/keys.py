@@ -144,6 +144,7 @@ class Keys:
         if not self.frames:
             return []
         points = torch.as_tensor(output.standard()[0]).double().clone()
+        self._even(points)
         for _ in range(_ROUNDS):
             self._bend(points, output.fps)
             missing = self.gaps(points)
@@ -155,6 +156,18 @@ class Keys:
         off = [round(gap, 4) for gap in self.gaps(points).norm(dim=-1).tolist()]
         output.info["keys_off_m"] = off
         return off
+
+    def _even(self, points: torch.Tensor) -> None:
+        """Give the limbs of keys one length over all frames, in place: the net stretches what it was drawn by, and a
+        rig could not follow."""
+        for name, (limb, more) in _LIMBS.items():
+            if HUMANML.names.index(name) not in self.joints:
+                continue
+            chain = [HUMANML.names.index(part) for part in (*limb, *more)]
+            bones = [points[:, after] - points[:, before] for before, after in zip(chain, chain[1:], strict=False)]
+            for before, after, bone in zip(chain, chain[1:], bones, strict=False):
+                length = bone.norm(dim=-1, keepdim=True)
+                points[:, after] = points[:, before] + bone * (length.median() / length.clamp_min(1e-9))
 
     def _bend(self, points: torch.Tensor, fps: float) -> None:
         """Bend each limb of a key, in place."""

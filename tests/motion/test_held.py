@@ -11,6 +11,7 @@ from longtake.motion.keys import Keys
 from longtake.motion.kinematics import HUMANML
 from longtake.motion.loop import RAMP, close, tie
 from longtake.motion.outputs import MotionOutput
+from longtake.motion.rigs.retarget import joints_of, retarget
 from longtake.motion.rigs.tables import rig_of
 from longtake.motion.seams import seam_report
 from longtake.request import Request
@@ -46,6 +47,11 @@ def test_k1_made_motions_meet_their_keys_within_two_centimetres_and_without_pops
         assert out.info["keys_off_m"] == pytest.approx(off.tolist(), abs=1e-3)
         assert seam_report(out.joints, [], FPS).worst_jerk < 567, "no frame that no real person has"
         assert "keys: 4 of 4 met within 2 cm" in "\n".join(out.info["told"])
+        take = retarget(out.joints, FPS, rig_of("mixamo"))
+        shown = joints_of(take, take.world()[1])
+        for frame, name, place in ((30, "left_wrist", (0.4, 1.4, 1.2)), (50, "right_foot", (-0.2, 0.4, 2.2))):
+            gap = shown[name][frame] - torch.tensor(place, dtype=torch.float64)
+            assert float(gap.norm()) <= 0.02, "a rig, whose bones are rigid, meets them too"
 
 
 def test_k1_the_body_helps_while_it_is_made(prior) -> None:
