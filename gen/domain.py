@@ -104,12 +104,14 @@ class Example:
 
 @dataclass
 class PythonCall:
-    """The same request in Python: ``out = call(prompt, **arguments)``, with lines before and after."""
+    """The same request in Python: ``out = call(prompt, **arguments)``, with lines before and after. pipe: False where
+    no pipeline is made: neither prompt nor seed is given to the call then."""
 
     call: str
     arguments: dict[str, Any]
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
+    pipe: bool = True
 
 
 class Domain:

@@ -135,7 +135,7 @@ class Request:
                 raise UserError(f"a prompt is text; given {in_brief(prompt)}")
             if len(prompt) > MOST_PROMPT:
                 raise UserError(f"a prompt is at most {MOST_PROMPT} characters, got {len(prompt)}")
-            if domain.TIMELINE:
+            if domain.TIMELINE and (prompt or domain.PROMPT_INPUT not in (inputs or {})):
                 from longtake.timeline import Timeline
 
                 timeline = Timeline.parse(prompt, fps=domain.fps_of(read))
@@ -181,13 +181,14 @@ class Request:
         domain = self.domain
         said = domain.python(self)
         prior = self.settings.get("prior")
-        arguments = {"seed": self.seed, **said.arguments}
-        lines = [f"from longtake import {domain.PIPELINE}", ""]
-        lines.append(f"pipe = {domain.PIPELINE}.from_prior({'' if prior is None else json.dumps(prior)})")
+        arguments = {**({"seed": self.seed} if said.pipe else {}), **said.arguments}
+        lines = [f"from longtake import {domain.PIPELINE}", ""] if said.pipe else []
+        if said.pipe:
+            lines.append(f"pipe = {domain.PIPELINE}.from_prior({'' if prior is None else json.dumps(prior)})")
         lines += said.before
         lines.append(f"out = {said.call}(")
         lines += [f"    {str(self.inputs[item.name])!r}," for item in domain.INPUTS if item.positional]
-        if self.prompt is not None:
+        if self.prompt is not None and said.pipe:
             lines.append(f"    {self.prompt!r},")
         lines += [f"    {name}={value!r}," for name, value in arguments.items() if value is not None]
         lines += [")", *said.after]

@@ -86,7 +86,7 @@ def lock_feet(
         hip, knee, ankle, toe = (index[name] for name in leg)
         down = _contacts(points[:, [ankle, toe]], fps, slow, height)
         shift = _shift(points[:, [ankle, toe]], down)
-        moved, reached = _bend(points[:, hip], points[:, knee], points[:, ankle], shift, ahead)
+        moved, reached = bend(points[:, hip], points[:, knee], points[:, ankle], shift, ahead)
         fixed[:, knee], fixed[:, ankle] = moved
         fixed[:, toe] = points[:, toe] + (fixed[:, ankle] - points[:, ankle])
         held = down.any(1)
@@ -186,7 +186,7 @@ def _ease(x: torch.Tensor) -> torch.Tensor:
     return x * x * (3 - 2 * x)
 
 
-def _bend(
+def bend(
     hip: torch.Tensor, knee: torch.Tensor, ankle: torch.Tensor, shift: torch.Tensor, ahead: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Knee and ankle (F, 3) after the ankle moved by ``shift``, and whether (F,) it got there."""

@@ -2,6 +2,8 @@
 
 longtake motion "0s: a person walks | 4s: waves with the right hand | 7s: runs" --out take.bvh --preview take.png
 longtake motion "0s: a person walks | 6s: a person runs" --path "0,0 0,4 4,6 8,4" --lock-feet --out way.glb
+longtake motion "a person walks" --rig mixamo --fps 30 --out walk.glb
+longtake motion --from take.npz --rig ue5 --lock-feet --out take.glb
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.domain import Domain, Example, Forecast, OnStep, PythonCall, SideFile, step_callback
+from longtake.domain import Domain, Example, Forecast, InputFile, OnStep, PythonCall, SideFile, step_callback
 from longtake.errors import UserError
 from longtake.knob import Knob
 
@@ -32,6 +34,16 @@ SECONDS = 0.00042  # a frame and step with guidance, bandai-small on one core: 1
 MEMORY_GB = 1.1  # peak of 12,000 frames with bandai-small
 MOST_FRAMES = 10_000_000
 MOST_POINTS = 10_000
+RIG_NAMES = ("mixamo", "ue5", "unity", "vrm", "smpl", "rigify")  # of rigs.tables, which is not imported for --help
+_OF_MAKING = (
+    "frames",
+    "seconds",
+    "take2",
+    "prior",
+    "pair_block",
+    "path",
+    "upper",
+)  # settings that a finished motion has not
 
 KNOBS = (
     Knob(
@@ -82,7 +94,34 @@ KNOBS = (
         name="lock_feet", default=False, kind=bool, help="standing feet do not slide; tells what it cost",
         page="Lock feet: standing feet do not slide",
     ),
+    Knob(
+        name="upper", default=None, kind=str, argument="upper", metavar="TIMELINE",
+        help='what arms and trunk do while the legs do the prompt: "0s: waves with the right hand"',
+        page="Arms and trunk meanwhile: a timeline of their own",
+    ),
+    Knob(
+        name="keys", default=None, kind=str, argument="keys", metavar="KEYS",
+        help='hands, feet, head or pelvis at places (m), looks: "2s left_hand 0.3,1.4,0.5 | 4s look 0,1.6,9"',
+        page='Places to reach, in metres: "2s left_hand 0.3,1.4,0.5 | 4s pelvis 0,0.9,3"',
+    ),
+    Knob(
+        name="loop", default=False, kind=bool, argument="loop",
+        help="the last pose is the first one, so that the motion repeats", page="Loop: the last pose is the first one",
+    ),
     Knob(name="unit", default="m", kind=("m", "cm"), help=".bvh in m (Blender, Unity) or cm (Maya)"),
+    Knob(
+        name="rig", default="none", kind=("none", *RIG_NAMES),
+        help="skeleton of .glb and .bvh, with its rest pose; .vrma is vrm", page="Skeleton of .glb and .bvh files",
+    ),
+    Knob(
+        name="fps", default=None, kind=int, least=1, most=240,
+        help="frames a second of the files of a rig: 24, 30, 60 (default: the motion's)",
+    ),
+    Knob(name="up", default="y", kind=("y", "z"), help="axis that is up in the files of a rig"),
+    Knob(
+        name="source_fps", default=None, above=0, most=1000,
+        help="frames a second of the file of --from, where it does not say",
+    ),
 )  # fmt: skip
 
 
@@ -116,6 +155,13 @@ class MotionDomain(Domain):
             lambda path: _check_report(path),
         ),
     )  # fmt: skip
+    PROMPT_INPUT = "from"
+    INPUTS = (
+        InputFile(
+            "from",
+            "a finished motion to export: .npz with joints, SMPL's poses and trans, or HumanML3D's features",
+        ),
+    )
     OUT = "motion.bvh"
     USUAL = (".npz",)
     PIPELINE = "LongMotionPipeline"
@@ -151,6 +197,17 @@ class MotionDomain(Domain):
 
     def settle(self, request: Request) -> dict[str, Any]:
         settings = dict(request.settings)
+        _check_files(request)
+        if "from" in request.inputs:
+            for name in _OF_MAKING:
+                if settings[name] is not None:
+                    raise UserError(f"--from exports a finished motion: {name.replace('_', ' ')} is of one to be made")
+            if settings["people"] != 1:
+                raise UserError("--from exports a finished motion: how many people it has stands in the file")
+            settings["seconds"] = None
+            return settings
+        if settings["source_fps"] is not None:
+            raise UserError("--source-fps says how fast the file of --from is: it needs --from")
         if settings["frames"] is not None and settings["seconds"] is not None:
             raise UserError("frames and seconds both say how long: give one of them")
         settings["prior"] = _prior_of(settings)
@@ -168,10 +225,16 @@ class MotionDomain(Domain):
             raise UserError("--people 2 knows no --take2")
         if settings["path"] is not None:
             path_points(settings["path"])
+        if settings["keys"] or settings["loop"] or settings["upper"]:
+            from longtake.motion.held import refuse
+
+            refuse(settings, fps)
         return settings
 
     def forecast(self, request: Request) -> Forecast:
         given, frames = request.settings, request.settings["frames"]
+        if "from" in request.inputs:
+            return Forecast(2.0, 0.6, "a finished motion")
         amount = f"{frames} frames"
         if frames is None:
             frames = request.times.starts[-1][0] + round(LAST_SECONDS * self.fps_of(given))
@@ -183,6 +246,8 @@ class MotionDomain(Domain):
     def weights(self, request: Request) -> list[Path]:
         from longtake.weights import resolve
 
+        if "from" in request.inputs:
+            return []
         folders = super().weights(request)
         if request.settings["people"] == 2:
             name = PAIR if request.settings["pair_block"] is None else request.settings["pair_block"]
@@ -191,70 +256,142 @@ class MotionDomain(Domain):
 
     # ----------------------------------------------------------------------------------------------------- with a model
 
-    def load(self, request: Request, ranks: Ranks) -> LongMotionPipeline:
+    def load(self, request: Request, ranks: Ranks) -> LongMotionPipeline | None:
+        if "from" in request.inputs:
+            return None  # nothing is computed but an export
         from longtake.motion.pipeline import LongMotionPipeline
 
         pipe = LongMotionPipeline.from_prior(request.settings["prior"], dtype=ranks.choice.dtype)
         pipe.to(ranks.device)
         return pipe
 
-    def most_ranks(self, pipe: LongMotionPipeline, request: Request) -> int:
+    def most_ranks(self, pipe: LongMotionPipeline | None, request: Request) -> int:
         """Ranks share whole chunks of rows, so that a result does not depend on their number."""
         from longtake.motion.model import Padding
         from longtake.motion.rows import plan_of
 
         given = request.settings
-        longest = int(pipe.space.config.longest_row)
-        if given["frames"] is None:
+        if pipe is None or given["frames"] is None:
             return 1
+        longest = int(pipe.space.config.longest_row)
         plan, _ = plan_of(request.times, given["frames"], handshake=given["handshake"], longest=longest)
+        if given["keys"] or given["loop"] or given["upper"]:
+            return 1  # they see the whole motion
         return len(plan.chunks(given["chunk_rows"], mixed=pipe.model.padding is Padding.MASK))
 
     def generate(
         self,
-        pipe: LongMotionPipeline,
+        pipe: LongMotionPipeline | None,
         request: Request,
         ranks: Ranks,
         journal: Journal | None,
         on_step: OnStep | None,
     ) -> MotionOutput:
+        output = _made(pipe, request, ranks, journal, on_step) if pipe is not None else _finished(request)
         given = request.settings
-        output: MotionOutput = pipe(
-            request.times,
-            given["frames"],
-            seed=request.seed,
-            num_inference_steps=given["steps"],
-            guidance_scale=given["guidance"],
-            handshake=given["handshake"],
-            take2=given["take2"],
-            people=given["people"],
-            block=given["pair_block"],
-            path=None if given["path"] is None else path_points(given["path"]),
-            chunk_rows=given["chunk_rows"],
-            ranks=ranks,
-            journal=journal,
-            checkpoint_every=1 if journal is None else journal.every_steps,
-            callback_on_step_end=step_callback(on_step, given["steps"]),
-        )
-        output.unit = given["unit"]
+        output.unit, output.up, output.rig_fps = given["unit"], given["up"], given["fps"]
+        output.rig = None if given["rig"] == "none" else given["rig"]
         told = output.info.setdefault("told", [])
         if "path_deviation_m" in output.info:
             told.append(_told_path(output.info))
         if given["lock_feet"]:
             told.append(output.lock_feet().text())
+        if pipe is None and output.boundaries:
+            told.append(output.seams().text())
         return output
 
     def python(self, request: Request) -> PythonCall:
         said = super().python(request)
         given = request.settings
-        said.arguments = {"frames": given["frames"], **said.arguments}
+        if "from" in request.inputs:
+            said_of = {"fps": given["source_fps"], "prompt": request.prompt or None}
+            before = ["from longtake.motion.rigs.takes import read_take"]
+            said = PythonCall("read_take", {"path": str(request.inputs["from"]), **said_of}, before, pipe=False)
+        else:
+            said.arguments = {"frames": given["frames"], **said.arguments}
         if given["path"] is not None:
             said.arguments["path"] = path_points(given["path"])
+        if any(given[name] for name in ("keys", "loop", "upper")):
+            if said.pipe:
+                said.before += ["from functools import partial", "from longtake.motion.held import make"]
+                said.call = "partial(make, pipe)"
+            else:
+                said.before.append("from longtake.motion.held import finish")
+                said.after.append(f"finish(out, keys={given['keys']!r}, loop={given['loop']!r})")
         if given["lock_feet"]:
             said.after.append("out.lock_feet()")
-        if given["unit"] != "m":
-            said.after.append(f"out.unit = {given['unit']!r}")
+        for name, field, usual in (
+            ("unit", "unit", "m"), ("rig", "rig", "none"), ("fps", "rig_fps", None), ("up", "up", "y"),
+        ):  # fmt: skip
+            if given[name] != usual:
+                said.after.append(f"out.{field} = {given[name]!r}")
         return said
+
+
+def _made(
+    pipe: LongMotionPipeline, request: Request, ranks: Ranks, journal: Journal | None, on_step: OnStep | None
+) -> MotionOutput:
+    """The motion of a request, made by a pipeline."""
+    from longtake.motion.held import make
+
+    given = request.settings
+    return make(
+        pipe,
+        request.times,
+        given["frames"],
+        keys=given["keys"],
+        loop=given["loop"],
+        upper=given["upper"],
+        seed=request.seed,
+        num_inference_steps=given["steps"],
+        guidance_scale=given["guidance"],
+        handshake=given["handshake"],
+        take2=given["take2"],
+        people=given["people"],
+        block=given["pair_block"],
+        path=None if given["path"] is None else path_points(given["path"]),
+        chunk_rows=given["chunk_rows"],
+        ranks=ranks,
+        journal=journal,
+        checkpoint_every=1 if journal is None else journal.every_steps,
+        callback_on_step_end=step_callback(on_step, given["steps"]),
+    )
+
+
+def _finished(request: Request) -> MotionOutput:
+    """The motion of the file of --from; a prompt names what happens when. Raises UserError."""
+    from longtake.motion.rigs.takes import read_take
+
+    output = read_take(request.inputs["from"], fps=request.settings["source_fps"], prompt=request.prompt or None)
+    if request.settings["keys"] or request.settings["loop"]:
+        from longtake.motion.held import finish
+
+        finish(output, keys=request.settings["keys"], loop=request.settings["loop"])
+    return output
+
+
+def _check_files(request: Request) -> None:
+    """Raise UserError for files and settings of a rig that do not go together."""
+    given = request.settings
+    on_rig = given["rig"] != "none" or ".vrma" in request.outputs
+    for name, usual in (("fps", None), ("up", "y")):
+        if given[name] != usual and not on_rig:
+            raise UserError(f"--{name} is of the files of a rig: it needs --rig, one of {', '.join(RIG_NAMES)}")
+    if ".fbx" in request.outputs:
+        from longtake.motion.rigs.fbx import check_bpy
+
+        if given["rig"] == "none":
+            raise UserError(f"a .fbx file needs --rig, one of {', '.join(RIG_NAMES)}")
+        if given["unit"] != "m" or given["up"] != "y":
+            raise UserError(f"a .fbx file says metres and y up itself; given {given['unit']} and {given['up']} up")
+        check_bpy()
+    if ".vrma" in request.outputs:
+        if given["rig"] not in ("none", "vrm"):
+            raise UserError(f"a .vrma file holds the rig vrm; given {given['rig']}")
+        if given["unit"] != "m" or given["up"] != "y":
+            raise UserError(f"a .vrma file is in metres with y up; given {given['unit']} and {given['up']} up")
+        if given["people"] == 2:
+            raise UserError("a .vrma file holds one person; given 2 people: write .glb or .bvh")
 
 
 def path_points(text: str) -> list[tuple[float, float]]:

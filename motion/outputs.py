@@ -33,7 +33,10 @@ class MotionOutput(Output):
     (F, 22, 3) float32 metres, y up (KIT: 21 joints, millimetres). captions: the prompt of each frame. boundaries:
     frames at which the prompt changes. fps: frames per second. chains: joints of the skeleton's lines. second: joints
     (F, 22, 3) of a second person in the same world, if there is one. unit: of .bvh, "m" (Blender, Unity) or "cm" (Maya,
-    MotionBuilder, Unreal).
+    MotionBuilder, Unreal). rig: skeleton of .glb, .bvh and .vrma files, a name of ``rigs.tables.RIGS``, None for the
+    joints' own; with one, rig_fps is their frames a second (None: fps), up "y" or "z", and unit holds for .glb too.
+    pose: the first person's rotations (``export.rig.Pose``) where a file that was read has them. looks: frames and
+    places that the first person's head faces on a rig.
     """
 
     features: Any
@@ -44,6 +47,11 @@ class MotionOutput(Output):
     chains: tuple[tuple[int, ...], ...]
     second: np.ndarray | None = field(default=None, kw_only=True)
     unit: str = field(default="m", kw_only=True)
+    rig: str | None = field(default=None, kw_only=True)
+    rig_fps: float | None = field(default=None, kw_only=True)
+    up: str = field(default="y", kw_only=True)
+    looks: tuple[tuple[int, tuple[float, float, float]], ...] = field(default=(), kw_only=True)
+    pose: Any = field(default=None, kw_only=True, repr=False)
 
     @property
     def people(self) -> list[np.ndarray]:
@@ -101,7 +109,8 @@ class MotionOutput(Output):
         """Write one file. Raises UserError.
 
         .npz: features, joints, captions, boundaries, fps (and second). .amass.npz: see ``export.write_amass``.
-        .bvh, .glb: skeleton and body in motion, solved anew (22 joints only). .csv: joints, a row a frame.
+        .bvh, .glb: skeleton and body in motion, solved anew (22 joints only), on ``rig`` if there is one. .vrma: a VRM
+        animation. .fbx: ``rig`` by Blender's module bpy. .csv: joints, a row a frame.
         .html: a viewer that works offline. .mp4, .gif: a film of stick figures.
         """
         path = check_output(path, SUFFIXES, overwrite)
@@ -168,6 +177,8 @@ def _write_amass(output: MotionOutput, path: Path) -> None:
 
 
 def _write_bvh(output: MotionOutput, path: Path) -> None:
+    if output.rig is not None:
+        return _write_on_rig(output, path)
     from longtake.motion.export.bvh import write_bvh
 
     write_bvh(path, output.standard(), output.fps, unit=output.unit, overwrite=True)
@@ -180,9 +191,23 @@ def _whole_bvh(path: Path) -> None:
 
 
 def _write_glb(output: MotionOutput, path: Path) -> None:
+    if output.rig is not None:
+        return _write_on_rig(output, path)
     from longtake.motion.export.glb import write_glb
 
     write_glb(path, output.standard(), output.fps, captions=output.captions, overwrite=True)
+
+
+def _write_on_rig(output: MotionOutput, path: Path) -> None:
+    from longtake.motion.rigs.export import write_on_rig
+
+    write_on_rig(output, path)
+
+
+def _whole_fbx(path: Path) -> None:
+    from longtake.motion.rigs.fbx import check_fbx
+
+    check_fbx(path)
 
 
 def _whole_glb(path: Path) -> None:
@@ -233,6 +258,8 @@ FILES: dict[str, FileKind] = {
     ".npz": FileKind(_write_npz, _whole_npz),
     ".bvh": FileKind(_write_bvh, _whole_bvh),
     ".glb": FileKind(_write_glb, _whole_glb),
+    ".vrma": FileKind(_write_on_rig, _whole_glb),
+    ".fbx": FileKind(_write_on_rig, _whole_fbx),
     ".csv": FileKind(_write_csv, _whole_csv),
     ".html": FileKind(_write_html, _whole_html),
     ".mp4": FileKind(_write_film, _whole_film),

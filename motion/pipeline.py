@@ -107,6 +107,13 @@ class LongMotionPipeline(LongTakePipeline):
 
         return cls(**public_parts(checkpoint, mean, std, clip, train_steps, fps, clip_context, average))
 
+    @classmethod
+    def from_net(cls, net: Any) -> LongMotionPipeline:
+        """Around any net that is a ``nets.MotionPrior``. Raises UserError."""
+        from longtake.motion.nets import net_parts
+
+        return cls(**net_parts(net))
+
     # ------------------------------------------------------------------------------------------------------ texts
 
     @torch.no_grad()
@@ -145,9 +152,8 @@ class LongMotionPipeline(LongTakePipeline):
         text: torch.Tensor | None = None,
     ) -> tuple[MotionRun, list[str]]:
         """The run that a call would make, and the prompt of each row; arguments as in ``__call__``."""
-        config = self.space.config
         _check_prediction(self.scheduler)
-        timeline = self._timeline(prompt)
+        config, timeline = self.space.config, self._timeline(prompt)
         if frames is None:
             frames = timeline.starts[-1][0] + round(LAST_SECONDS * config.fps)
         if frames < 2:
@@ -392,8 +398,8 @@ class LongMotionPipeline(LongTakePipeline):
 
     def _second(self, output: MotionOutput, features: torch.Tensor, take: PairTake) -> None:
         """Put the second person (N, J) into the world of the first."""
-        joints = self.space.joints(features).cpu()
-        output.second = in_one_world(torch.from_numpy(output.joints), joints, take.token).numpy()
+        second = self.space.joints(features).cpu()
+        output.second = in_one_world(torch.from_numpy(output.joints), second, take.token).numpy()
         _, at = decode_canon(take.token)
         output.info["second_stands_at"] = [round(float(at[axis]), 3) for axis in (0, 2)]
 

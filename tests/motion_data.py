@@ -4,7 +4,12 @@ import math
 
 import numpy as np
 import torch
-from longtake.motion.kinematics import HUMANML
+from longtake.motion.export.rig import measure
+from longtake.motion.kinematics import HUMANML, axis_angle_to_matrix, forward_tree
+from motion_models import Golden
+
+FPS = 20.0
+GENTLE = (0.25, 0.25, 0.1)  # rad; how far ordinary joints turn about x, y, z
 
 # a standing figure, metres: hips, spine, knees, ankles, feet, neck, collars, head, shoulders, elbows, wrists
 STANDING = [
@@ -51,3 +56,23 @@ def write_motions(folder, clips=8, frames=56):
             fps=np.int64(20),
         )
     return folder
+
+
+def dance(frames: int = 90, seed: int = 0, reach: float = 1.0) -> torch.Tensor:
+    """Joints (F, 22, 3) float64 of a rigid-boned person who moves smoothly: bent knees, turning body, waving arms."""
+    generator = torch.Generator().manual_seed(seed)
+    real = torch.from_numpy(Golden("M7_synth_a").arrays["joints"]).double()
+    rig = measure(real)
+    time = torch.arange(frames, dtype=torch.float64)[:, None, None] / FPS
+    speed = 0.5 + 2.0 * torch.rand(22, 3, generator=generator, dtype=torch.float64)
+    phase = 6.3 * torch.rand(22, 3, generator=generator, dtype=torch.float64)
+    vectors = torch.sin(speed * time + phase) * reach * torch.tensor(GENTLE, dtype=torch.float64)
+    index = {name: place for place, name in enumerate(HUMANML.names)}
+    for side, sign in (("left", 1.0), ("right", -1.0)):
+        vectors[:, index[f"{side}_shoulder"], 2] -= sign * 1.1
+        vectors[:, index[f"{side}_elbow"], 1] -= sign * 0.9
+        vectors[:, index[f"{side}_knee"], 0] += 0.6
+    vectors[:, 0] = 0.0
+    vectors[:, 0, 1] = 4.0 * time[:, 0, 0]  # turns round and round
+    root = torch.stack([time[:, 0, 0], 0.9 + 0.05 * torch.sin(3 * time[:, 0, 0]), 0.3 * time[:, 0, 0]], -1)
+    return forward_tree(HUMANML.parents, axis_angle_to_matrix(vectors), root, rig.offsets)

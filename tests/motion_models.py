@@ -80,6 +80,27 @@ def tiny_net(seed: int = 0, **config: Any) -> Any:
     return MDM(**{**settings, **config}).eval()
 
 
+def make_pipe(kind: str = "DDPMScheduler", steps: int = 6, **config: Any) -> Any:
+    """A pipeline around a tiny net with random weights."""
+    import diffusers
+    from longtake import LongMotionPipeline
+    from longtake.motion.space import MotionSpace
+
+    net = tiny_net(**{"features": 263, "padding": "mask", **config})
+    scheduler = getattr(diffusers, kind)(
+        num_train_timesteps=steps,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    torch.manual_seed(5)
+    space = MotionSpace(shortest_row=10).set_statistics(0.1 * torch.randn(263), torch.rand(263) * 0.2 + 0.05)
+    pipe = LongMotionPipeline(net, scheduler, space)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def injected(seed: int, shape: Sequence[int]) -> Callable[[int], torch.Tensor]:
     """noise(k) of a given shape, the same for the same k."""
 

@@ -53,7 +53,6 @@ def write_glb(
 
     captions: one a frame, kept in the animation's ``extras`` with the second at which each begins. Raises UserError.
     """
-    from longtake.journal import atomic_path
     from longtake.media import check_output
 
     path = check_output(path, (".glb",), overwrite)
@@ -61,16 +60,23 @@ def write_glb(
     if not poses or len({len(pose.root) for pose in poses}) != 1:
         raise UserError(f"people of one file need the same number of frames; given {[len(p.root) for p in poses]}")
     document, binary = _document(poses, fps, captions)
+    write_document(path, document, binary)
+    return poses
+
+
+def write_document(path: Path, document: dict[str, Any], binary: bytes) -> None:
+    """Write a glTF document and its binary chunk (length a multiple of 4) as one .glb file."""
+    from longtake.journal import atomic_path
+
     head = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 4)
     with atomic_path(path) as partial, open(partial, "wb") as file:
         file.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(head) + 8 + len(binary)))
         file.write(struct.pack("<I4s", len(head), b"JSON") + head)
         file.write(struct.pack("<I4s", len(binary), b"BIN\0") + binary)
-    return poses
 
 
-class _Buffer:
+class Buffer:
     """The binary chunk, and the accessors and views that describe it."""
 
     def __init__(self) -> None:
@@ -104,7 +110,7 @@ class _Buffer:
 
 
 def _document(poses: Sequence[Pose], fps: float, captions: Sequence[str]) -> tuple[dict[str, Any], bytes]:
-    buffer = _Buffer()
+    buffer = Buffer()
     nodes: list[dict[str, Any]] = []
     meshes: list[dict[str, Any]] = []
     skins: list[dict[str, Any]] = []
@@ -137,10 +143,8 @@ def _document(poses: Sequence[Pose], fps: float, captions: Sequence[str]) -> tup
         matrices = buffer.add(inverse_bind.reshape(-1, 16), _FLOAT)
         joints = list(range(first, first + len(rig.names)))
         skins.append({"name": f"{prefix}skin", "inverseBindMatrices": matrices, "joints": joints, "skeleton": first})
-        meshes.append({"name": f"{prefix}body", "primitives": _body(rig, buffer, len(materials))})
-        for side, colour in zip(_SIDES, _COLOURS[number % 2], strict=True):
-            look = {"baseColorFactor": [*colour, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.65}
-            materials.append({"name": f"{prefix}{side}", "pbrMetallicRoughness": look})
+        meshes.append({"name": f"{prefix}body", "primitives": body(rig, rig.rest().numpy(), buffer, len(materials))})
+        materials += looks(number, prefix)
         # a node of their own around the joints: importers then make one armature a person
         nodes.append({"name": f"person{number + 1}", "children": [first]})
         nodes.append({"name": f"{prefix}body", "mesh": number, "skin": number})
@@ -176,19 +180,40 @@ def caption_runs(captions: Sequence[str]) -> list[tuple[int, str]]:
 # --------------------------------------------------------------------------------------------------------- the body
 
 
-def _body(rig: Rig, buffer: _Buffer, material: int) -> list[dict[str, Any]]:
-    """Mesh primitives of capsules along all bones, one primitive a side."""
-    rest = rig.rest().numpy()
+def looks(number: int, prefix: str) -> list[dict[str, Any]]:
+    """Materials of person 0 or 1: middle, left and right."""
+    return [
+        {
+            "name": f"{prefix}{side}",
+            "pbrMetallicRoughness": {
+                "baseColorFactor": [*colour, 1.0],
+                "metallicFactor": 0.0,
+                "roughnessFactor": 0.65,
+            },
+        }
+        for side, colour in zip(_SIDES, _COLOURS[number % 2], strict=True)
+    ]
+
+
+def body(
+    rig: Rig, rest: np.ndarray, buffer: Buffer, material: int, owner_of: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Mesh primitives of capsules along all bones, one primitive a side.
+
+    rest: (J, 3) places of the joints where the mesh is bound. owner_of: number in the skin of what carries the bones
+    that begin at a joint (default: the joint's own number).
+    """
+    owner_of = range(len(rest)) if owner_of is None else owner_of
     sides: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]] = {side: [] for side in _SIDES}
     for joint, name in enumerate(rig.names):
         side, kind = _side(name), name.split("_")[-1]
         if joint:
             parent = rig.parents[joint]
-            sides[side].append((*_capsule(rest[parent], rest[joint], _RADII[kind]), parent))
+            sides[side].append((*_capsule(rest[parent], rest[joint], _RADII[kind]), owner_of[parent]))
         if not rig.children(joint):
-            end = rest[joint] + end_site(name)
+            end = rest[joint] + _end(rig, rest, joint)
             start = rest[joint] + (0.55 * (end - rest[joint]) if kind == "head" else 0.0)
-            sides[side].append((*_capsule(start, end, _END_RADII[kind]), joint))
+            sides[side].append((*_capsule(start, end, _END_RADII[kind]), owner_of[joint]))
     primitives = []
     for number, side in enumerate(_SIDES):
         points, normals, faces, owners, count = [], [], [], [], 0
@@ -211,6 +236,15 @@ def _body(rig: Rig, buffer: _Buffer, material: int) -> list[dict[str, Any]]:
         indices = buffer.add(np.concatenate(faces).astype(np.uint16).reshape(-1), _USHORT, target=_ELEMENTS)
         primitives.append({"attributes": attributes, "indices": indices, "material": material + number})
     return primitives
+
+
+def _end(rig: Rig, rest: np.ndarray, joint: int) -> np.ndarray:
+    """What lies beyond a limb's last joint: as long as the end site, on along the hand and up from the neck."""
+    site = np.asarray(end_site(rig.names[joint]))
+    if not rig.names[joint].endswith("wrist"):
+        return site
+    arm = rest[joint] - rest[rig.parents[joint]]
+    return arm / max(float(np.linalg.norm(arm)), 1e-9) * float(np.linalg.norm(site))
 
 
 def _side(name: str) -> str:

@@ -133,6 +133,7 @@ def solve(joints: np.ndarray | torch.Tensor, rig: Rig | None = None) -> Pose:
     index = {name: place for place, name in enumerate(rig.names)}
     hinges = {index[name]: (index[end], pole) for name, (end, pole) in _HINGES.items()}
     spine = {index[name]: parts for name, parts in _SPINE.items()}
+    ankles = {index["left_ankle"], index["right_ankle"]}
     chest_kids = rig.children(index["spine3"])
     chest = _fit(rig.offsets[chest_kids], points[:, chest_kids] - points[:, [index["spine3"]]])
     none = points.new_tensor([1.0, 0.0, 0.0, 0.0]).expand(len(points), 4)
@@ -149,7 +150,9 @@ def solve(joints: np.ndarray | torch.Tensor, rig: Rig | None = None) -> Pose:
             turn = quat_multiply(quat_inverse(above), _fit(rig.offsets[kids], points[:, kids] - place.unsqueeze(1)))
         else:
             rest = F.normalize(rig.offsets[kids[0]], dim=0)
-            aim = _direction(quat_rotate(quat_inverse(above), points[:, kids[0]] - place), rest)
+            # a foot is short: seen from where the solved ankle is, millimetres would be degrees
+            start = 0.5 * (place + points[:, joint]) if joint in ankles else place
+            aim = _direction(quat_rotate(quat_inverse(above), points[:, kids[0]] - start), rest)
             swing = quat_between(rest.expand_as(aim), aim)
             pull = torch.full((len(points),), _REST_PULL, dtype=points.dtype) * (0.5 + 0.5 * aim @ rest).square()
             wish = torch.complex(pull, torch.zeros_like(pull))

@@ -15,7 +15,22 @@ from longtake.demos.form import Form
 from longtake.domain import domain_of
 from longtake.errors import UserError
 
-WALK = ["0s: walks | 1.5s: someone waves", 3.0, 7, 2, 2.5, 20, 1, None, False, [".npz", ".html"]]
+WALK = [
+    "0s: walks | 1.5s: someone waves",
+    3.0,
+    7,
+    2,
+    2.5,
+    20,
+    1,
+    None,
+    False,
+    None,
+    None,
+    False,
+    "none",
+    [".npz", ".html"],
+]
 RUNNER = ["person running", 1.5, 3, 1, 2.0, "blur", [".mp4"]]
 
 
@@ -69,8 +84,9 @@ def test_every_example_can_be_made(bench, name) -> None:
         (0, 5, "text"), (0, ["a"], "text"), (1, 1e9, "length"), (1, "long", "number"), (1, True, "number"),
         (2, -1, "seed"), (2, 1.5, "seed"), (3, 0, "steps"), (3, 10**6, "steps"), (4, float("nan"), "guidance"),
         (5, float("nan"), "handshake"), (5, "x", "handshake"), (6, 3, "people"), (6, True, "people"),
-        (7, "0,0 nan,1", "--path"), (8, "false", "lock_feet"), (9, [".exe"], "files"),
-        (9, {"a": 1}, "files"), (9, 5, "files"),
+        (7, "0,0 nan,1", "--path"), (8, "false", "lock_feet"), (13, [".exe"], "files"),
+        (13, {"a": 1}, "files"), (13, 5, "files"), (9, "0s: a | 9s: b", "9 s"), (10, "2s elbow 0,1,0", "a key is"),
+        (10, "9s head 0,1,0", "a key stands at 9 s"), (11, 1, "loop"), (12, "maya", "rig"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_one_line_and_the_estimate_says_it_first(bench, motion, place: int, wrong, word: str) -> None:
@@ -152,7 +168,7 @@ def test_video_settings_reproduce_the_film_here_in_python_and_on_the_command_lin
 def test_two_people_are_reproduced_too(bench, motion, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     bench.keep = tmp_path / "kept"
-    two = ["0s: two people wave to each other", 3.0, 5, 2, 2.5, 20, 2, None, True, [".npz"]]
+    two = ["0s: two people wave to each other", 3.0, 5, 2, 2.5, 20, 2, None, True, None, None, False, "none", [".npz"]]
     *_, python, command = last(motion, two)
     first = np.load(bench.keep / "motion-5-1" / "motion-5.npz")["second"]
     assert main(shlex.split(command)[1:]) == 0

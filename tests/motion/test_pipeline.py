@@ -18,32 +18,13 @@ from longtake.motion.row_plan import Mode, RowPlan
 from longtake.motion.rows import plan_of
 from longtake.motion.sampling import Schedule, TextDenoiser
 from longtake.motion.second_take import sandwiches
-from longtake.motion.space import MotionSpace
 from longtake.motion.stream import deviation, light_cone, pieces, roll
 from longtake.timeline import Timeline
-from motion_models import injected, released_both_takes, released_take_one, tiny_net
+from motion_models import injected, make_pipe, released_both_takes, released_take_one, tiny_net
 from ranks import run_ranks
 
 TIMELINE = "0: a person walks | 50: waves | 110: runs | 150: bows"
 FRAMES = 200
-
-
-def make_pipe(kind: str = "DDPMScheduler", steps: int = 6, **config: Any) -> LongMotionPipeline:
-    import diffusers
-
-    net = tiny_net(**{"features": 263, "padding": "mask", **config})
-    scheduler = getattr(diffusers, kind)(
-        num_train_timesteps=steps,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="sample",
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
-    torch.manual_seed(5)
-    space = MotionSpace(shortest_row=10).set_statistics(0.1 * torch.randn(263), torch.rand(263) * 0.2 + 0.05)
-    pipe = LongMotionPipeline(net, scheduler, space)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def texts(count: int = 4) -> torch.Tensor:
