@@ -14,6 +14,7 @@ from longtake.cli import main
 
 ROOT = Path(__file__).parents[1]
 LINES = re.findall(r"^    (longtake .+|torchrun .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+MODELS = re.findall(r"^((?:longtake|torchrun) .*models/wan.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
 VIDEO = [line for line in LINES if line.startswith("longtake video")]
 MOTION = [line for line in LINES if line.startswith("longtake motion")]
 
@@ -34,6 +35,28 @@ def test_video_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch):
         args = shlex.split(line.split("#")[0])[1:]
         assert main([*args, "--steps", "1"]) == 0, line
         assert Path(args[args.index("--out") + 1]).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_commands_for_a_video_transformer_run_in_their_order(tmp_path, monkeypatch, capsys):
+    """As they are written, but for a tiny Wan in the place of the checkpoint, its size, two steps and less of the
+    time."""
+    from dit_pipelines import wan
+
+    monkeypatch.chdir(tmp_path)
+    wan().save_pretrained("models/wan")
+    assert len(MODELS) == 5
+    for line in MODELS[:4]:
+        for long, short in (("--seconds 16", "--seconds 1"), ("8s:", "0.5s:"), ("80", "8"), ("40:60", "4:9")):
+            line = line.replace(long, short)
+        args = shlex.split(line.split("#")[0])[1:]
+        less = ["--height", "32", "--width", "32"]
+        if args[0] == "video":
+            less += ["--steps", "2", "--length", "5"]
+        assert main([*args, *less]) == 0, line
+    told = capsys.readouterr()
+    assert "frames meet in attention only" in told.out and (tmp_path / "again.mp4").stat().st_size > 1000
+    assert "nproc_per_node" in MODELS[4]
 
 
 @pytest.mark.slow
