@@ -210,11 +210,13 @@ def launch(bench: Any, host: str, port: int, auth: tuple[str, str] | None = None
     return demo, url
 
 
-def serve(host: str, port: int, auth: tuple[str, str] | None = None, output: Path | None = None) -> None:
+def serve(
+    host: str, port: int, auth: tuple[str, str] | None = None, output: Path | None = None, settings: Any = None
+) -> None:  # fmt: skip
     """Serve until Ctrl-C or SIGTERM; models and torch are loaded while the visitor reads. For the main thread."""
     from longtake.demos.bench import Bench
 
-    bench = Bench(keep=output)
+    bench = Bench(keep=output, settings=settings)
     ended = threading.Event()
     before = {kind: signal.signal(kind, lambda *_: ended.set()) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:

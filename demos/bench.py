@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +55,12 @@ class Bench:
     """Runs one job at a time; others wait for their turn.
 
     folder: where the jobs' files are while the page fetches them, a temporary one. keep: a folder for copies of the
-    results, or None.
+    results, or None. settings: by modality, settings for all runs of the page: a control begins with them, what has no
+    control has them always.
     """
 
-    def __init__(self, keep: Path | None = None) -> None:
+    def __init__(self, keep: Path | None = None, settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.settings = dict(settings or {})
         _remove_abandoned()
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._held = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)

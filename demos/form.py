@@ -48,12 +48,17 @@ class Form:
 
     def __init__(self, bench: Bench, domain: Domain) -> None:
         self.bench, self.domain, self.tab = bench, domain, tab_of(domain.NAME)
-        self.knobs = tuple(knob for knob in domain.KNOBS if knob.page is not None)
+        told = bench.settings.get(domain.NAME, {})
+        self.knobs = tuple(
+            replace(knob, default=told.get(knob.name, knob.default)) for knob in domain.KNOBS if knob.page is not None
+        )
+        on_page = {knob.name for knob in self.knobs}
+        self.fixed = {name: value for name, value in told.items() if name not in on_page}
         self.inputs = tuple(item for item in domain.INPUTS if item.page is not None)
         self.kinds = self.tab.kinds or tuple(suffix for suffix in domain.file_kinds() if suffix)
         self.usual = self.tab.usual or domain.USUAL
         self.has_length = domain.FPS is not None and domain.knob("frames") is not None
-        self.fps = domain.FPS or 1.0
+        self.fps = self.fixed.get("fps", domain.FPS) or 1.0
         self.examples = domain.EXAMPLES or (Example("An example", "one"),)
 
     @property
@@ -78,7 +83,7 @@ class Form:
         strange = [kind for kind in kinds if kind not in self.kinds]
         if strange:
             raise UserError(f"files are {', '.join(self.kinds)}; given {str(strange[0])[:60]!r}")
-        parameters = {knob.name: _value(knob, given[knob.name]) for knob in self.knobs}
+        parameters = {**self.fixed, **{knob.name: _value(knob, given[knob.name]) for knob in self.knobs}}
         if self.has_length:
             seconds = _number(given["seconds"], "length")
             if not 0 < seconds <= self.domain.MOST_SECONDS:
@@ -123,7 +128,7 @@ class Form:
         if not isinstance(text, str) or not isinstance(parameters, dict):
             raise UserError("settings have a timeline as text, and parameters")
         usual = {knob.name: knob.default for knob in self.knobs} | {"outputs": list(self.usual)}
-        strange = sorted(str(name) for name in set(parameters) - set(usual) - {"frames"})
+        strange = sorted(str(name) for name in set(parameters) - set(usual) - set(self.fixed) - {"frames"})
         if strange:
             raise UserError(f"the page has no control for {strange[0][:60]!r}")
         merged = {**usual, **parameters}

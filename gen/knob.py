@@ -100,6 +100,17 @@ class Knob:
         word = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
         return [f"{self.option}={word}"] if word.startswith("-") or word == "" else [self.option, word]
 
+    def from_word(self, word: str) -> Any:
+        """What a word of a command line says, checked. Raises UserError."""
+        if self.kind is bool:
+            if word not in ("true", "false"):
+                raise UserError(f"{self.name} is true or false, got {in_brief(word)}")
+            return word == "true"
+        try:
+            return self._from_word(word)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{self.name}: {error}") from None
+
     def _from_word(self, word: str) -> Any:
         kind = self.kind
         if isinstance(kind, tuple):

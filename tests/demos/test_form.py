@@ -1,6 +1,7 @@
 """A tab without a page: controls to a job line and back, wrong inputs, estimates, the same run in three languages."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -193,3 +194,35 @@ def test_likeness_falls_when_the_subject_is_lost() -> None:
     assert video_tab.likeness(kept, [0]).min() > 0.95
     assert video_tab.likeness(lost, [0])[30:].max() < 0.3
     assert video_tab.likeness(lost, [0, 30]).min() > 0.95, "a change of the prompt begins anew"
+
+
+def test_settings_of_the_page_reach_every_run_and_its_controls() -> None:
+    from longtake.demos.command import read_pairs
+
+    bench = Bench(settings=read_pairs(["video.prior=kaykit-small", "video.fps=16", "video.steps=5"]))
+    try:
+        form = Form(bench, domain_of("video"))
+        values = form.values_of({"timeline": "0s: a barbarian runs"})
+        line = form.line_of(values)
+        assert line["parameters"]["prior"] == "kaykit-small" and line["parameters"]["steps"] == 5
+        assert form.request_of(line).settings["fps"] == 16.0
+        assert line["parameters"]["frames"] == round(values[1] * 16)
+        assert form.line_of(form.values_of(line)) == line
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize(
+    "pair,told",
+    [
+        ("video", "--set is MODALITY.NAME=VALUE, as video.steps=50; got 'video'"),
+        ("video.step=5", "video has no setting 'step'; it has frames, "),
+        ("video.steps=many", "steps: invalid int value: 'many'"),
+        ("poetry.steps=5", "poetry"),
+    ],
+)
+def test_a_setting_of_the_page_that_there_is_not_is_one_line(pair, told) -> None:
+    from longtake.demos.command import read_pairs
+
+    with pytest.raises(UserError, match=re.escape(told)):
+        read_pairs([pair])
