@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from dit_models import KINDS, call_of, make, run
+from dit_models import FRAME_AXIS, KINDS, call_of, make, run
 from dit_reference import Dense
 from longtake.kernels.partition import Partition
 from longtake.video.dit.scopes import BlockCausal, Both, Decay, Moment, RotatingAnchors, Sinks, see
@@ -65,6 +65,50 @@ def reference(kind, model, given, scope, frames):
             model.register_to_config(num_frame_per_block=3)
     assert dense.calls >= 2
     return out
+
+
+def part_of(kind, given, span):
+    """The call of a rank that holds the frames `span` alone: what has frames is cut, as a caller would cut it."""
+    made = dict(given)
+    axis = FRAME_AXIS.get(kind, 2)
+    unit = tokens_of(kind) if kind == "ltx" else (2 if kind.endswith("1.5") else 1)
+    for name in ("hidden_states", "control_hidden_states"):
+        if name in made:
+            made[name] = made[name].narrow(axis, span.start * unit, len(span) * unit)
+    if kind == "skyreels":
+        made["timestep"] = made["timestep"][:, span.start : span.stop]
+    if kind == "wan-5b":
+        made["timestep"] = made["timestep"][:, span.start * 4 : span.stop * 4]
+    if kind == "ltx":
+        made["num_frames"] = len(span)
+    return made
+
+
+def compare_parts(rank, world):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    worst = {}
+    partition = Partition.from_sizes([3, 0, 4])
+    mine = partition.range(rank)
+    for kind in KINDS:
+        if kind == "skyreels-causal":
+            continue
+        model, given = make(kind), call_of(kind, FRAMES)
+        wanted = reference(kind, model, given, NARROW, FRAMES)
+        with parallelize(model, partition, NARROW):
+            out = run(model, part_of(kind, given, mine))
+        axis = FRAME_AXIS.get(kind, 2)
+        unit = wanted.shape[axis] // FRAMES
+        cut = wanted.narrow(axis, mine.start * unit, len(mine) * unit)
+        assert out.shape == cut.shape, (kind, out.shape, cut.shape)
+        worst[kind] = (out - cut).abs().max().item() if len(mine) else 0.0
+    return worst
+
+
+@pytest.mark.distributed
+def test_d2_ranks_that_hold_their_own_frames_alone_compute_the_same():
+    for worst in run_ranks(compare_parts, 3, timeout=120):
+        assert len(worst) == 16 and max(worst.values()) <= TOLERANCE, worst
 
 
 @pytest.mark.distributed

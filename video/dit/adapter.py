@@ -244,12 +244,8 @@ def _cut(call: Call, given: Given, patch: int, tokens: int) -> Given:
     time = made.get("timestep")
     if isinstance(time, Tensor) and time.ndim > 1:
         axis = 2 if time.ndim == 5 else 1
-        unit = tokens if time.shape[axis] in (total * tokens, 0) and time.ndim < 5 else patch
-        made["timestep"] = (
-            part(time, axis, unit)
-            if time.shape[axis]
-            else time.new_zeros((*time.shape[:axis], tokens, *time.shape[axis + 1 :]))
-        )
+        unit = patch if call.record.time_by_frame else tokens
+        made["timestep"] = part(time, axis, unit)
     return made
 
 

@@ -59,7 +59,7 @@ class Record:
     cross: name of the one that reads text. frames: arguments with an axis of latent frames (the first is the sample);
     tokens: arguments with an axis of F * n tokens. channels: the sample's axis of channels. length: L. stride: frames
     of film a latent frame. fps: of training. longest: most latent frames of a position table with a hard end, or the
-    attribute path that says it.
+    attribute path that says it. time_by_frame: a timestep of several dimensions has one for each frame, not each token.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Record:
     channels: int = 1
     tokens: dict[str, int] = field(default_factory=dict)
     longest: int | str | None = None
+    time_by_frame: bool = False
 
     @property
     def sample(self) -> tuple[str, int]:
@@ -115,7 +116,7 @@ RECORDS: dict[str, Record] = {
         ),
         Record(
             "SkyReelsV2Transformer3DModel", blocks=("blocks",), frames={"hidden_states": 2}, length=25,
-            **{**_WAN, "fps": 24.0},  # type: ignore[arg-type]
+            **{**_WAN, "fps": 24.0, "time_by_frame": True},  # type: ignore[arg-type]
         ),
         Record(
             "HunyuanVideoTransformer3DModel", Text.AFTER, Clock.TABLE,
@@ -149,6 +150,7 @@ RECORDS: dict[str, Record] = {
             "CosmosTransformer3DModel", Text.CROSS, Clock.TABLE, ("transformer_blocks",), "attn1",
             {"hidden_states": 2, "condition_mask": 2}, length=16, stride=8, fps=24.0, cross="attn2",
             longest="rope.max_size",
+            time_by_frame=True,
         ),
     )
 }  # fmt: skip
