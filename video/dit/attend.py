@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as nnf
@@ -97,6 +97,7 @@ class View:
     sight: Sight
     wanted: tuple[tuple[int, ...], ...]  # by rank: frames that it needs from others
     clip: int | None = None
+    _tiles: dict[Rows, list[Tile]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, piece: Piece, sight: Sight, clip: int | None = None) -> View:
@@ -118,7 +119,12 @@ class View:
         return self.piece.mine
 
     def tiles(self, rows: Rows) -> list[Tile]:
-        """This rank's tiles of queries; a clipped or decaying sight takes frame by frame."""
+        """This rank's tiles of queries; a clipped or decaying sight takes frame by frame. Made once for all layers."""
+        if rows not in self._tiles:
+            self._tiles[rows] = self._cut(rows)
+        return self._tiles[rows]
+
+    def _cut(self, rows: Rows) -> list[Tile]:
         single = self.clip is not None or self.sight.decay is not None
         tokens = rows.of(self.mine) / max(len(self.mine), 1)
         count = 1 if single else max(1, int(TILE_TOKENS // max(tokens, 1)))
