@@ -36,9 +36,7 @@ def main() -> None:
         num_attention_heads=6, attention_head_dim=64, text_dim=64, freq_dim=64, ffn_dim=1024, num_layers=6
     ).eval()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, float32")
-    print(
-        f"{'frames':>6} {'tokens':>7} {'stock s':>9} {'ours s':>9} {'ratio':>6} {'stock MB':>9} {'ours MB':>9} {'ratio':>6}"
-    )
+    print("frames  tokens   stock s    ours s  ratio  stock MB   ours MB  ratio")
     for frames in args.frames:
         given = {
             "hidden_states": torch.randn(1, 16, frames, HEIGHT, WIDTH), "timestep": torch.tensor([500]),
