@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, metavar="N", help="pixels (default: the preset's)")
     parser.add_argument("--width", type=int, metavar="N", help="pixels (default: the preset's)")
     parser.add_argument("--length", type=int, metavar="N", help="training length in latent frames, without a preset")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the best there is)")
+    parser.add_argument("--device", help="as torch names it (default: the best; LONGTAKE_DEVICE wins)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the device's)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the findings as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of this name")
