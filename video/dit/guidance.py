@@ -5,8 +5,8 @@ ranks; then every rank gets both results from its partner. With two ranks nothin
 that of one process, as it is when all ranks share both passes; fewer ranks share a frame's keys, so less travels.
 
     halves = Halves.of(ranks)                         # an even number of ranks
-    guided = Guided(halves, texts)                    # texts of the calls of one step
-    out = guided(model_forward, given, number)        # in place of model_forward(**given)
+    guided = Guided(halves, calls=2, sample="hidden_states")
+    out = guided(model_forward, given, number, words)        # in place of model_forward(**given)
 
 Pipelines that call their transformer twice a step (Wan, SkyReels-V2) have their second call's text known from a probe;
 pipelines that stack both passes in one batch (LTX, CogVideoX, Mochi) have their rows parted.
@@ -14,7 +14,7 @@ pipelines that stack both passes in one batch (LTX, CogVideoX, Mochi) have their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,51 +63,47 @@ class Halves:
 
 @dataclass
 class Guided:
-    """The passes of one step. texts: text arguments of each call that the pipeline makes in a step."""
+    """The passes of one step. calls: how often the pipeline calls its transformer in a step. sample: name of the
+    latents' argument."""
 
     halves: Halves
-    texts: Sequence[Mapping[str, Tensor]]
+    calls: int
     sample: str
     both: tuple[Tensor, Tensor] | None = field(default=None)
 
-    @property
-    def apart(self) -> bool:
-        """Whether the pipeline calls its transformer once a pass."""
-        return len(self.texts) == 2
-
-    def __call__(self, stock: Callable[..., Any], given: Given, number: int) -> Any:
-        """The answer to call `number` of the step."""
-        if self.apart:
+    def __call__(
+        self, stock: Callable[..., Any], given: Given, number: int, words: Callable[[int, Given], Given]
+    ) -> Any:  # fmt: skip
+        """The answer to call `number` of the step. words(call, given): the arguments with the text of that call."""
+        if self.calls == 2:
             if number == 0:
-                own = {**given, **self.texts[self.halves.number]}
-                self.both = self.halves.exchange(_first(stock(**own)))
+                self.both = self.halves.exchange(_first(stock(**words(self.halves.number, given))))
             assert self.both is not None
             return _like(self.both[number], given)
+        given = words(number, given)
         batch = given[self.sample].shape[0]
-        row = self.halves.number * batch // 2
-        rows = slice(row, row + batch // 2)
-        own = {
-            name: value[rows]
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch and _batched(name)
-            else value
-            for name, value in given.items()
-        }
+        first = self.halves.number * batch // 2
+        own = {name: _rows(name, value, batch, first) for name, value in given.items()}
         return _like(torch.cat(self.halves.exchange(_first(stock(**own)))), given)
 
 
-def check_passes(texts: Sequence[Mapping[str, Tensor]], batch: int, name: str) -> None:
+def _rows(name: str, value: Any, batch: int, first: int) -> Any:
+    """Half of the batch of an argument that has one."""
+    if not isinstance(value, Tensor) or not value.ndim or value.shape[0] != batch:
+        return value
+    if name.endswith(("_pos", "rotary_emb")) or name in ("control_hidden_states_scale", "fps"):
+        return value
+    return value[first : first + batch // 2]
+
+
+def check_passes(calls: int, batch: int, name: str) -> None:
     """Raise UserError unless a step has two passes that can be parted."""
-    if len(texts) == 2 or (len(texts) == 1 and batch == 2):
+    if calls == 2 or (calls == 1 and batch == 2):
         return
     raise UserError(
-        f"guidance over ranks needs two passes a step; {name} makes {len(texts)} call(s) of batch {batch} "
-        "(guidance 1 or a distilled model?)"
+        f"guidance over ranks needs two passes a step; {name} makes {calls} call(s) of batch {batch} (guidance 1, or a "
+        "distilled model?)"
     )
-
-
-def _batched(name: str) -> bool:
-    """Whether an argument's first axis is the batch."""
-    return not name.endswith(("_pos", "rotary_emb")) and name not in ("control_hidden_states_scale", "fps")
 
 
 def _first(out: Any) -> Tensor:
