@@ -3,8 +3,7 @@
 Temporal attention sees windows of `length` frames, `stride` apart, from frame 0 on; where the last of them ends before
 the video does, one more ends with the video. A frame is the weighted mean of the windows that cover it.
 
-    windows(22, 8, 4)                     # [(0, 8), (4, 12), (8, 16), (12, 20), (14, 22)]
-    neighbourhood(range(8, 11), 22, 8, 4) # range(4, 18): all windows over frames 8 to 10
+    neighbourhood(range(8, 11), 22, 8, 4)    # range(4, 16): windows 4 to 11 and 8 to 15 cover frames 8 to 10
     latents = latents[:, :, shuffled_frames(22, 8, 4, generator)]
 """
 
@@ -31,15 +30,6 @@ def check_windows(total: int, length: int, stride: int) -> None:
         )
 
 
-def windows(total: int, length: int, stride: int) -> list[tuple[int, int]]:
-    """(first frame, frame after the last) of every window over `total` frames."""
-    check_windows(total, length, stride)
-    spans = [(start, start + length) for start in range(0, total - length + 1, stride)]
-    if spans[-1][1] < total:
-        spans.append((total - length, total))
-    return spans
-
-
 def neighbourhood(own: range, total: int, length: int, stride: int) -> range:
     """The frames from which diffusers' block computes the frames `own` as it does from the whole video.
 
@@ -57,12 +47,9 @@ def neighbourhood(own: range, total: int, length: int, stride: int) -> range:
         )
     if not len(own):
         return own
-    last = (total - length) // stride * stride
-    first = max(0, own.start - length + 1)
-    start = min(-(-first // stride) * stride, last)
-    final = own.stop - 1
-    stop = total if final >= last + length else min(final // stride * stride, last) + length
-    return range(start, stop)
+    regular = [range(start, start + length) for start in range(0, total - length + 1, stride)]
+    over = [window for window in regular if window.start < own.stop and own.start < window.stop] or regular[-1:]
+    return range(over[0].start, total if own.stop > regular[-1].stop else over[-1].stop)
 
 
 def shuffled_frames(total: int, length: int, stride: int, generator: torch.Generator | None = None) -> torch.Tensor:
