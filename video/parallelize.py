@@ -154,8 +154,9 @@ def parallelize(
     """Patch `model` so that each rank computes its frames of one long video.
 
     Args:
-        model: UNet3DConditionModel, or a video transformer with a record in `video/dit/records.py` (Wan, VACE,
-            SkyReels-V2, LTX, HunyuanVideo, CogVideoX, ConsisID, Mochi, Kandinsky, Cosmos), in eval mode when called.
+        model: UNet3DConditionModel, UNetMotionModel (AnimateDiff, see `unet_motion.py`), or a video transformer with a
+            record in `video/dit/records.py` (Wan, VACE, SkyReels-V2, LTX, HunyuanVideo, CogVideoX, ConsisID, Mochi,
+            Kandinsky, Cosmos), in eval mode when called.
         partition: frames of every rank; pieces may be uneven or empty.
         scope: what a frame attends to; None is full attention over all frames. Video transformers take the family of
             `video/dit/scopes.py` too.
@@ -219,16 +220,18 @@ def parallelize(
 
 def _is_unet(model: nn.Module) -> bool:
     # by name along the bases: a subclass with another time embedding (VideoCrafter2) has the same temporal modules
-    return any(base.__name__ == "UNet3DConditionModel" for base in type(model).__mro__)
+    return any(base.__name__ in ("UNet3DConditionModel", "UNetMotionModel") for base in type(model).__mro__)
 
 
 def _install_unet(
     model: nn.Module, piece: Piece, patches: Patches, chunk_frames: int | None, legacy: LegacyConfig | None
 ) -> str:
     """Settle the strategy, patch; returns why the strategy was chosen."""
-    from longtake.video import chunked, unet3d
+    from longtake.video import chunked, unet3d, unet_motion
     from longtake.video import legacy as released
 
+    if unet_motion.is_motion_unet(model):
+        return unet_motion.install(model, piece, patches, chunk_frames)
     if legacy is not None:
         piece.strategy = Exchange.HALO
         released.install(model, piece, patches, legacy)
