@@ -189,7 +189,7 @@ def test_a14_variants_of_the_temporal_transformer_are_refused():
     model.transformer_in.transformer_blocks[0].pos_embed = SinusoidalPositionalEmbedding(64, 32)
     with pytest.raises(UnsupportedModule, match=r"transformer_in\.transformer_blocks\.0.*positional"):
         parallelize(model, Partition.even(6, 1), Scope())
-    with pytest.raises(UnsupportedModule, match="Linear has no adapter"):
+    with pytest.raises(UnsupportedModule, match="Linear has no record"):
         parallelize(torch.nn.Linear(2, 2), Partition.even(6, 1), Scope())
 
 

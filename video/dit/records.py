@@ -163,5 +163,5 @@ def record_of(model: Any) -> Record:
             return RECORDS[base.__name__]
     raise UnsupportedModule(
         f"{type(model).__name__} has no record; there is one for {', '.join(sorted(RECORDS))} "
-        "(and UNet3DConditionModel)"
+        "(and UNet3DConditionModel, UNetMotionModel)"
     )
