@@ -57,8 +57,8 @@ class Served:
 
     joint: text and video attend in one call, both are cut. layers: names that the wrapped attention layers begin with.
     meets: by the last name of a layer, the streams of its queries and of its keys; None stays local, keys whole on
-    every rank. replaces, processor: the stock processor's name and what makes ours. needs_text: the blocks cannot run
-    without a row of text.
+    every rank. replaces, processor: the stock processor's name and what makes ours. needs: streams of which every rank
+    must have a row, because the class slices or reshapes in a way that no rows do not survive.
     """
 
     cuts: Mapping[str, Any] | None = None
@@ -67,7 +67,7 @@ class Served:
     meets: Mapping[str, tuple[str, str] | None] = field(default_factory=dict)
     replaces: str = ""
     processor: Callable[[], Any] | None = None
-    needs_text: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def served(model: Any) -> tuple[str, Served]:
@@ -220,6 +220,7 @@ SERVED: dict[str, Served] = {
             "audio_to_video_attn": ("video", "audio"),
             "video_to_audio_attn": ("audio", "video"),
         },
+        needs=("video", "audio"),  # split angles are laid on after a reshape to [-1]
     ),
     "MochiTransformer3DModel": Served(
         cuts={
@@ -253,7 +254,7 @@ SERVED: dict[str, Served] = {
         },
         joint=True,
         layers=_IN_BLOCKS,
-        needs_text=True,
+        needs=("text",),  # its blocks slice off [-0:] of the text
     ),
     "HunyuanVideo15Transformer3DModel": Served(
         cuts={

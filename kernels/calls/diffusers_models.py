@@ -163,10 +163,8 @@ class _Streams:
         if stream == "video" and sizes is not None and not fits:
             raise ValueError(f"sizes {sizes} are no {world} pieces of {total} tokens")
         cut = Partition.from_sizes(sizes) if sizes is not None and fits else Partition.even(total, world)
-        if stream == "text" and self.record.needs_text and min(cut.sizes) == 0:
-            raise CapabilityError(
-                f"{self.name} needs a row of text on every rank: at least {world} rows, given {total}"
-            )  # its blocks slice off the last rows of text, which [-0:] does not
+        if stream in self.record.needs and min(cut.sizes) == 0:
+            raise CapabilityError(f"{self.name} needs a row of {stream} on every rank, given {list(cut.sizes)}")
         if stream is not None and self.cuts.get(stream) != cut:
             self.cuts[stream] = cut
             self.plans.clear()
