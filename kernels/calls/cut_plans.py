@@ -242,6 +242,7 @@ SERVED: dict[str, Served] = {
             "proj_out": Together(1),
         },
         joint=True,
+        needs=("video",),  # diffusers' rotation reshapes to [-1]
         layers=_IN_BLOCKS,
     ),
     "HunyuanVideoTransformer3DModel": Served(
@@ -254,7 +255,7 @@ SERVED: dict[str, Served] = {
         },
         joint=True,
         layers=_IN_BLOCKS,
-        needs=("text",),  # its blocks slice off [-0:] of the text
+        needs=("video", "text"),  # its blocks slice off [-0:] of the text
     ),
     "HunyuanVideo15Transformer3DModel": Served(
         cuts={
@@ -264,6 +265,7 @@ SERVED: dict[str, Served] = {
             "proj_out": Together(1),
         },
         joint=True,
+        needs=("video",),
         layers=_IN_BLOCKS,
         replaces="HunyuanVideo15AttnProcessor2_0",
         processor=lambda: KeyMaskProcessor(_rotate_halves),

@@ -39,14 +39,13 @@ def rank_classes(rank, world):
         uneven = {1: [total], 2: [total - 3, 3], 3: [1, total - 1, 0]}[world]
         for name, given in extra_calls(kind):
             whole = outputs(model, given)
-            pieces = uneven
-            if world == 3 and (name == "times" or kind.startswith("ltx2")):
+            pieces = [1, total - 2, 1] if world == 3 else uneven
+            if world == 3 and (name == "times" or kind.startswith(("ltx2", "cog", "hunyuan"))):
                 with (
                     pytest.raises(CapabilityError, match="token on every rank|row of video on every rank"),
                     shard_transformer(model, Transport(), sizes=uneven),
                 ):
                     outputs(model, given)
-                pieces = [1, total - 2, 1]
             for strategy, sizes in (("ring", None), ("auto", pieces)):
                 with shard_transformer(model, Transport(), sizes=sizes, strategy=strategy) as transport:
                     found = outputs(model, given)
