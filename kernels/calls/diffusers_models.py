@@ -3,26 +3,29 @@
     with shard_transformer(model, mesh=group) as transport:               # e.g. diffusers' WanTransformer3DModel
         out = model(latents, t, encoder_hidden_states=text).sample        # whole inputs, whole output, on every rank
 
-diffusers says of its transformers where tokens may be cut (`_cp_plan`: after the patch embedding) and where they must
-come together again (the output projection). `shard_transformer` cuts there by a `Partition`, so lengths need not
-divide, and lets every processor run as it is, under `AttentionProcessor`: self-attention goes through `attention` over
-the ranks, cross-attention stays local because every rank holds the whole text (Wan, LTX). Models whose text and video
-attend to each other in one call (Flux, Qwen-Image) say where to cut the text too: each rank then holds a share of both.
+`cut_plans.py` says of each class where its tokens may be cut (after the patch embedding) and where they come together
+again (the output projection). `shard_transformer` cuts there by a `Partition`, so lengths need not divide, and lets
+every processor run as it is, under `AttentionProcessor`: self-attention goes through `attention` over the ranks,
+cross-attention stays local because every rank holds the whole text (Wan, LTX). Where text and video attend to each
+other in one call (Flux, Qwen-Image, Mochi, CogVideoX, HunyuanVideo) the text is cut too and each rank has both;
+so is the sound of LTX-2, whose attention to the video, and back, goes over the ranks as well.
 Under autocast queries, keys and values are brought to its dtype, as for torch's own attention.
 
-Gradients: parameters get the share of this rank's tokens; the sum over ranks is the gradient of one process. Only torch
-is imported: a model is known by its shape (modules with a `processor`), not by its class.
+Gradients: parameters get the share of this rank's tokens; the sum over ranks is the gradient of one process.
 Shapes: tokens (B, S, C); inside attention (B, H, S, D).
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from longtake.kernels.calls.api import attention
+from longtake.kernels.calls.cut_plans import SDPA, Changed, Served, served
 from longtake.kernels.errors import CapabilityError
 from longtake.kernels.masks.basic import Causal, Full, Mask
 from longtake.kernels.masks.combined import And
@@ -36,15 +39,15 @@ from longtake.kernels.ranks.transport import Transport
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_SDPA = torch.nn.functional.scaled_dot_product_attention
-_TEXT = "encoder_hidden_states"
+_STREAMS = {"hidden_states": "video", "encoder_hidden_states": "text"}  # of the arguments in diffusers' own plans
 
 
 class AttentionProcessor:
     """A diffusers attention processor that computes self-attention over the ranks.
 
     inner: the stock processor; it projects, norms and turns queries and keys as it always does. transport: the ranks.
-    plan: a function from the whole number of tokens to the Plan. joint: text and video are one sequence here, both cut.
+    plan: gives the Plan of the call at hand. joint: what the text argument holds is cut as well, because text and video
+    are one sequence here, or queries and keys are of two cut streams (the sound and the picture of LTX-2).
     Called like any processor. A mask over keys that the model brings along (text padding) is served; CapabilityError
     for other masks and dropout.
     """
@@ -85,7 +88,7 @@ class _Redirected(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function is not _SDPA:
+        if function is not SDPA:
             return function(*args, **(kwargs or {}))
         return self._attend(*args, **(kwargs or {}))
 
@@ -104,9 +107,9 @@ class _Redirected(TorchFunctionMode):
             if key.shape[-2] > self.text or query.shape[-2] != self.tokens:
                 raise CapabilityError(
                     f"{key.shape[-2]} keys for {self.text} tokens of text and {query.shape[-2]} queries for "
-                    f"{self.tokens} of video: joint attention, but the model does not cut its text (_cp_plan)"
+                    f"{self.tokens} of video: joint attention, but the model does not cut its text"
                 )
-            return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            return SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         if attn_mask is not None and not _over_keys(attn_mask):
             raise CapabilityError(
                 f"the model brings a mask tensor {attn_mask.dtype} {tuple(attn_mask.shape)}; one over keys is served, "
@@ -128,11 +131,12 @@ class _Redirected(TorchFunctionMode):
         transport = self.owner.transport
         sizes, total = plan.keys.sizes, plan.keys.total
         keys = mask[:, 0, 0]
-        if keys.shape[1] not in (sizes[transport.rank], total):
+        whole = keys.shape[1] == total and not self.owner.joint  # a joint model's mask is cut as its text is
+        if not whole and keys.shape[1] != sizes[transport.rank]:
             raise CapabilityError(
                 f"the model brings a mask over {keys.shape[1]} keys; this rank has {sizes[transport.rank]}, all {total}"
             )
-        if transport.world > 1 and keys.shape[1] != total:
+        if transport.world > 1 and not whole:
             keys = gather_rows(keys.to(torch.uint8), transport, Partition.from_sizes(sizes), 1).bool()
         key_mask = KeyMask(keys)
         return replace(plan, mask=key_mask if isinstance(plan.mask, Full) else And(plan.mask, key_mask))
@@ -140,6 +144,69 @@ class _Redirected(TorchFunctionMode):
 
 def _over_keys(mask: Tensor) -> bool:
     return mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1:3] == (1, 1)
+
+
+class _Streams:
+    """How the rows of each stream are cut in the call at hand, and the plans that follow from it."""
+
+    def __init__(
+        self, name: str, record: Served, transport: Transport, sizes: list[int] | None, **planned: Any
+    ) -> None:
+        self.name, self.record, self.transport, self.sizes, self.planned = name, record, transport, sizes, planned
+        self.cuts: dict[str, Partition] = {}
+        self.plans: dict[tuple[str, str, int], Plan] = {}
+
+    def partition(self, total: int, stream: str | None) -> Partition:
+        """The cut of so many rows; a stream's is remembered."""
+        sizes, world = self.sizes, self.transport.world
+        fits = sizes is not None and sum(sizes) == total and len(sizes) == world
+        if stream == "video" and sizes is not None and not fits:
+            raise ValueError(f"sizes {sizes} are no {world} pieces of {total} tokens")
+        cut = Partition.from_sizes(sizes) if sizes is not None and fits else Partition.even(total, world)
+        if stream in self.record.needs and min(cut.sizes) == 0:
+            raise CapabilityError(f"{self.name} needs a row of {stream} on every rank, given {list(cut.sizes)}")
+        if stream is not None and self.cuts.get(stream) != cut:
+            self.cuts[stream] = cut
+            self.plans.clear()
+        return cut
+
+    def rows(self, stream: str) -> list[int]:
+        if stream != "tokens":
+            return list(self.cuts[stream].sizes)
+        return [video + text for video, text in zip(self.cuts["video"].sizes, self.cuts["text"].sizes, strict=True)]
+
+    def plan(self, queries: str, keys: str, heads: int) -> Plan:
+        name = (queries, keys, heads)
+        if name not in self.plans:
+            of_keys = None if queries == keys else self.rows(keys)
+            self.plans[name] = make_plan(self.rows(queries), key_lengths=of_keys, heads=heads, **self.planned)
+        return self.plans[name]
+
+    def mine(self, x: Any, entry: Any, key: object) -> Any:
+        """This rank's part of an argument or output."""
+        if isinstance(entry, Changed):
+            return entry.change(x, self.places())
+        if isinstance(x, (tuple, list)):
+            return type(x)(self.mine(part, entry, key) for part in x)
+        if not isinstance(x, Tensor) or (entry.expected_dims is not None and x.ndim != entry.expected_dims):
+            return x
+        stream = getattr(entry, "stream", _STREAMS.get(str(key)))
+        if getattr(entry, "by_token", False) and (x.ndim < 2 or x.shape[entry.split_dim] != self.cuts[stream].total):
+            return x
+        cut = self.partition(x.shape[entry.split_dim], stream)
+        if getattr(entry, "by_token", False) and min(cut.sizes) == 0:
+            raise CapabilityError(
+                f"{self.name} with a {key} for every token needs a token on every rank, given {list(cut.sizes)}"
+            )  # it reshapes by [-1], which nothing has
+        start, stop = cut.pieces[self.transport.rank]
+        return x.narrow(entry.split_dim, start, stop - start)
+
+    def places(self) -> dict[str, tuple[int, int, int]]:
+        return {stream: (*cut.pieces[self.transport.rank], cut.total) for stream, cut in self.cuts.items()}
+
+    def gather(self, x: Tensor, entry: Any) -> Tensor:
+        cut = self.cuts[getattr(entry, "stream", "video")]
+        return gather_rows(x, self.transport, cut, entry.gather_dim)
 
 
 @contextmanager
@@ -154,72 +221,75 @@ def shard_transformer(
 ) -> Iterator[Transport]:
     """Inside the block a stock diffusers transformer computes its tokens over the ranks.
 
-    model: a diffusers ModelMixin with a `_cp_plan`. mesh: as for `attention`. mask: over token positions, Full by
-    default, and only Full for joint models. strategy: as for `attention`. sizes: tokens of each rank, in order
-    (default: even). Yields the Transport, whose counter holds the traffic. The model is as before when the block ends.
-    Raises CapabilityError for a model that does not say where it may be cut, or has no processors.
+    model: a diffusers ModelMixin of a class in `cut_plans.SERVED`. mesh: as for `attention`. mask: over positions of
+    tokens, Full by default, and only Full where text or sound attend with the video. strategy: as for `attention`.
+    sizes: tokens of each rank, in order (default: even). Yields the Transport, whose counter holds the traffic. The
+    model is as before when the block ends.
+    Raises CapabilityError, by name and before anything is changed, for a class, a processor, an attention backend or a
+    mask that is not served; masks that a call brings are looked at when it is made.
     """
-    cuts = getattr(model, "_cp_plan", None)
-    if not cuts:
-        raise CapabilityError(f"{type(model).__name__} has no _cp_plan: it does not say where tokens may be cut")
+    name, record = served(model)
     transport, _ = as_transport(mesh)
-    layers = [layer for layer in model.modules() if hasattr(layer, "set_processor") and hasattr(layer, "processor")]
-    if not layers:
-        raise CapabilityError(f"{type(model).__name__} has no attention layers with processors")
-    if "audio_hidden_states" in _parameters(model):
-        raise CapabilityError(
-            f"{type(model).__name__} has a stream of audio beside its video, which its _cp_plan does not cut: "
-            "transformers with one stream are served"
-        )
-    cuts_text = any(isinstance(entries, dict) and {"hidden_states", _TEXT} <= set(entries) for entries in cuts.values())
-    # A plan may cut text that only cross-attention reads (LTX); joint layers have projections of their own for it.
-    joint = cuts_text and any(getattr(layer, "add_k_proj", None) is not None for layer in layers)
-    if joint and mask is not None and not isinstance(mask, Full):
-        raise CapabilityError(
-            f"{type(model).__name__} attends to text and video in one call: positions of {mask!r} are not defined there"
-        )
-    known: dict[str, Any] = {"plan": None}
-
-    def partition(total: int, key: object) -> Partition:
-        """The cut of so many rows; the video's and the text's are remembered for the plan."""
-        fits = sizes is not None and sum(sizes) == total and len(sizes) == transport.world
-        if key == "hidden_states" and sizes is not None and not fits:
-            raise ValueError(f"sizes {sizes} are no {transport.world} pieces of {total} tokens")
-        cut = Partition.from_sizes(sizes) if sizes is not None and fits else Partition.even(total, transport.world)
-        name = "text" if key == _TEXT else "cut"
-        if key in ("hidden_states", _TEXT) and known.get(name) != cut:
-            known.update({name: cut, "plan": None})
-        return cut
-
-    def plan() -> Plan:
-        if known["plan"] is None:
-            rows = list(known["cut"].sizes)
-            if joint:
-                rows = [video + text for video, text in zip(rows, known["text"].sizes, strict=True)]
-            heads = max((int(getattr(layer, "heads", 1)) for layer in layers), default=1)
-            known["plan"] = make_plan(rows, Full() if mask is None else mask, strategy=strategy, heads=heads)
-        made: Plan = known["plan"]
-        return made
-
-    def mine(x: Any, entry: Any, key: object) -> Any:
-        if not isinstance(x, Tensor) or (entry.expected_dims is not None and x.ndim != entry.expected_dims):
-            return x
-        start, stop = partition(x.shape[entry.split_dim], key).pieces[transport.rank]
-        return x.narrow(entry.split_dim, start, stop - start)
-
-    def gather(x: Tensor, dim: int) -> Tensor:
-        return gather_rows(x, transport, known["cut"], dim)
-
+    layers = _layers(model, name, record)
+    if mask is not None and not isinstance(mask, Full):
+        if record.joint:
+            raise CapabilityError(
+                f"{name} attends to text and video in one call: positions of {mask!r} are not defined"
+            )
+        if record.meets:
+            raise CapabilityError(f"{name} attends to sound and video: positions of {mask!r} are not defined")
+    streams = _Streams(name, record, transport, sizes, mask=Full() if mask is None else mask, strategy=strategy)
+    usual = ("tokens", "tokens") if record.joint else ("video", "video")
     with ExitStack() as undo:
-        for name, entries in cuts.items():
-            for module in _named(model, name):
-                for hook in _hooks(module, entries, joint, mine, gather):
+        for place, entries in (record.cuts or model._cp_plan).items():
+            for module in _named(model, place):
+                for hook in _hooks(module, entries, streams):
                     undo.callback(hook.remove)
-        for layer in layers:
-            stock = layer.processor
-            layer.set_processor(_called_like(stock)(stock, transport, plan, backend, joint))
-            undo.callback(layer.set_processor, stock)
+        for path, layer in layers.items():
+            stock, heads = layer.processor, int(getattr(layer, "heads", 1))
+            meeting = record.meets.get(path.rpartition(".")[2], None if record.meets else usual)
+            if meeting is None:
+                continue
+            inner = stock if record.processor is None else record.processor()
+            both = record.joint or meeting[0] != meeting[1]
+            plan = partial(streams.plan, *meeting, heads)
+            _set_processor(layer, _called_like(stock)(inner, transport, plan, backend, both))
+            undo.callback(_set_processor, layer, stock)
         yield transport
+
+
+def _layers(model: Any, name: str, record: Served) -> dict[str, Any]:
+    """The layers to wrap, by path. Raises CapabilityError for processors that do not call torch's attention."""
+    layers = {
+        path: layer
+        for path, layer in model.named_modules()
+        if path.startswith(record.layers) and hasattr(layer, "processor")
+    }
+    if not layers:
+        raise CapabilityError(f"{name} has no attention layers with processors")
+    dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
+    usual = dispatch._AttentionBackendRegistry.get_active_backend()[0] if dispatch is not None else None
+    for path, layer in layers.items():
+        processor = layer.processor
+        kind = type(processor).__name__
+        if isinstance(processor, AttentionProcessor):
+            raise CapabilityError(f"{name} is in a block of shard_transformer already")
+        if record.replaces and kind != record.replaces:
+            raise CapabilityError(f"{path} of {name} must have a {record.replaces}, which is replaced; given {kind}")
+        if getattr(processor, "_parallel_config", None) is not None:
+            raise CapabilityError(f"{name} runs diffusers' own context parallelism: disable it first")
+        if hasattr(processor, "_attention_backend"):
+            chosen = processor._attention_backend or usual
+            if getattr(chosen, "value", chosen) not in (None, "native"):
+                raise CapabilityError(f"{name} has the attention backend {chosen!r}: required is 'native'")
+    return layers
+
+
+def _set_processor(layer: Any, processor: Any) -> None:
+    if hasattr(layer, "set_processor"):
+        layer.set_processor(processor)
+    else:  # MochiAttention
+        layer.processor = processor
 
 
 def _named(model: Any, name: str) -> list[Any]:
@@ -229,19 +299,12 @@ def _named(model: Any, name: str) -> list[Any]:
     return [model.get_submodule(name)]
 
 
-def _hooks(
-    module: Any,
-    entries: Any,
-    joint: bool,
-    mine: Callable[[Any, Any, object], Any],
-    gather: Callable[[Tensor, int], Tensor],
-) -> list:
+def _hooks(module: Any, entries: Any, streams: _Streams) -> list[Any]:
     """Hooks on one module: inputs by name, outputs by number, or (an entry without `split_dim`) the gathering one."""
+    mine = streams.mine
     if not isinstance(entries, dict):
-        dim = entries.gather_dim
-        return [module.register_forward_hook(lambda _, __, out: gather(out, dim))]
-    text = () if joint else (_TEXT, "encoder_attention_mask")  # whole on every rank, for cross-attention
-    inputs = {key: entry for key, entry in entries.items() if not entry.split_output and key not in text}
+        return [module.register_forward_hook(lambda _, __, out: streams.gather(out, entries))]
+    inputs = {key: entry for key, entry in entries.items() if not entry.split_output}
     outputs = {key: entry for key, entry in entries.items() if entry.split_output}
     made = []
     if inputs:
