@@ -224,11 +224,14 @@ def hunyuan15():
     ).eval()  # fmt: skip
     words = tokenizer(1200)
     words.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    return HunyuanVideo15Pipeline(
+    stock = HunyuanVideo15Pipeline(
         text_encoder=Qwen2_5_VLTextModel(_qwen(Qwen2_5_VLTextConfig)).eval(), tokenizer=words, vae=vae,
         transformer=make("hunyuan15"), scheduler=_flow(shift=5.0), text_encoder_2=t5(width=8),
         tokenizer_2=tokenizer(256), guider=ClassifierFreeGuidance(guidance_scale=4.0),
     )  # fmt: skip
+    stock.prompt_template_encode_start_idx = 40  # words of the template: words here are no pieces of words
+    stock.tokenizer_max_length, stock.vision_num_semantic_tokens = 120, 4
+    return stock
 
 
 def _qwen(cls):
@@ -257,8 +260,9 @@ def ltx2(**changes):
 
     torch.manual_seed(1)
     vae = AutoencoderKLLTX2Video(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8), decoder_spatial_padding_mode="zeros",
-        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 4, upsample_residual=(False,) * 3,
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        decoder_spatial_padding_mode="zeros", layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 4,
+        upsample_residual=(False,) * 3,
         upsample_factor=(1,) * 3, spatial_compression_ratio=32, temporal_compression_ratio=8,
     ).eval()  # fmt: skip
     sound = AutoencoderKLLTX2Audio(

@@ -476,8 +476,8 @@ def zeros_of(sample: Tensor, model: Any, given: Mapping[str, Any]) -> Any:
     return Transformer2DModelOutput(sample=out)
 
 
-def side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], int] | None:
-    """The texts of one call for all prompts in a row, and the length of one; None when they are all the same."""
+def side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], list[int]] | None:
+    """The texts of one call for all prompts in a row, and the length of each; None when they are all the same."""
     first = calls[0]
     if all(torch.equal(call["encoder_hidden_states"], first["encoder_hidden_states"]) for call in calls[1:]):
         return None
@@ -490,4 +490,4 @@ def side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], int
             made[name] = torch.cat(others)
         else:
             made[name] = torch.cat(others, 1)
-    return made, int(first["encoder_hidden_states"].shape[1])
+    return made, [int(call["encoder_hidden_states"].shape[1]) for call in calls]
