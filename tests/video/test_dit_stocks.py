@@ -67,7 +67,9 @@ def test_d8_within_the_training_length_the_film_is_that_of_the_stock_pipeline(na
     if name.startswith("ltx"):
         given["frame_rate"] = 24.0
     generator = torch.Generator().manual_seed(1_000_003)
-    alone = stock("a dog runs", negative_prompt="", num_frames=frames, generator=generator, output_type="np", **given)
+    alone = stock(
+        prompt="a dog runs", negative_prompt="", num_frames=frames, generator=generator, output_type="np", **given
+    )
     assert np.abs(alone.frames[0] * 255 - film.frames).max() <= 0.51  # rounding to uint8
     if name == "ltx2":
         sound = alone.audio[0].float().numpy().T
@@ -144,8 +146,18 @@ def ended(pipe, folder, name, frames, after=1, resume=False, **changes):
         return pipe("a dog runs", frames, journal=journal, callback_on_step_end=stop, **asked(name, **changes))
 
 
-@pytest.mark.parametrize("name", ["wan-two", "wan-ti2v", "ltx-i2v", "ltx2", "cogvideox-dpm"])
-@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("wan-two", 2),
+        ("wan-ti2v", 1),
+        ("ltx-i2v", 1),
+        ("ltx2", 0),
+        ("ltx2", 2),
+        ("cogvideox-dpm", 0),
+        ("cogvideox-dpm", 2),
+    ],
+)
 def test_d8_a_run_that_was_ended_goes_on_to_the_same_film_and_sound(name, after, tmp_path, monkeypatch):
     from diffusers import CogVideoXDPMScheduler
 
@@ -156,7 +168,7 @@ def test_d8_a_run_that_was_ended_goes_on_to_the_same_film_and_sound(name, after,
 
     monkeypatch.setitem(STOCKS, "cogvideox-dpm", dpm)
     frames = 33 if name.startswith("ltx") else 17
-    given = {"num_inference_steps": 5}
+    given = {"num_inference_steps": 4}
     whole = pipe_of(name)("a dog runs", frames, **asked(name, **given))
     stopped = ended(pipe_of(name), tmp_path / "run", name, frames, after, **given)
     assert stopped.info["completed"] is False and stopped.info["steps"] == after + 1
@@ -219,8 +231,8 @@ def test_d8_a_film_with_sound_is_written_with_it(tmp_path):
 def over_ranks(rank, world):
     torch.set_num_threads(1)
     made = {}
-    for name, frames in (("ltx2", 41), ("wan-i2v", 21), ("wan-two", 21), ("ltx-i2v", 41)):
-        film = pipe_of(name)("a dog runs", frames, ranks=ranks_here(), **asked(name))
+    for name, frames in (("ltx2", 25), ("wan-i2v", 13)):
+        film = pipe_of(name)("a dog runs", frames, ranks=ranks_here(), **asked(name, num_inference_steps=2))
         made[name] = (film.latents.numpy(), getattr(film, "sound", None))
     return made
 
@@ -231,17 +243,19 @@ def test_d8_three_ranks_make_the_same_film_and_sound():
 
     made = run_ranks(over_ranks, 3, timeout=120)
     for name in made[0]:
-        alone = pipe_of(name)("a dog runs", 41 if name.startswith("ltx") else 21, **asked(name))
+        alone = pipe_of(name)("a dog runs", 25 if name == "ltx2" else 13, **asked(name, num_inference_steps=2))
         for one in made:
             assert np.abs(one[name][0] - alone.latents.numpy()).max() <= 1e-4
         if name == "ltx2":
             assert np.abs(made[0][name][1] - alone.sound).max() <= 1e-4 and made[1][name][1] is None
 
 
-@pytest.mark.parametrize("name", [*STOCKS, *(name for name in PIPELINES if name != "cosmos")])
+@pytest.mark.parametrize(
+    "name", ["wan-i2v", "cogvideox-i2v", "ltx-i2v", "hunyuan15", "kandinsky", "ltx2", "ltx", "mochi", "hunyuan", "vace"]
+)
 def test_d8_no_negative_prompt_long_prompts_and_any_number_of_frames(name):
     pipe = pipe_of(name)
-    words = "a dog runs over the hill and jumps over the red sea " * 40
+    words = "a dog runs over the hill and jumps over the red sea " * 30
     film = pipe(words, pipe.preset.film(2) + 1, **asked(name, negative_prompt=None, num_inference_steps=2))
     assert len(film.frames) == pipe.preset.film(2) + 1 and len(film.latents) == 3
 

@@ -204,6 +204,10 @@ class Drive:
                 given["generator"] = drive._generator(1000 + drive.step)
             before = given["sample"]
             out = type(itself).step(itself, **{**given, "return_dict": True})
+            if isinstance(out, tuple):  # CogVideoX's DPM scheduler gives one for its first and last step in any case
+                from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+
+                out = DDIMSchedulerOutput(prev_sample=out[0], pred_original_sample=out[1])
             if itself is not scheduler:
                 out.prev_sample = drive._after_sound(itself, out, given["model_output"], before)
             else:
