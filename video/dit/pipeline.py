@@ -12,8 +12,8 @@ Legend: F latent frames, f frames of film, P prompts, s stride (film frames a la
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,15 @@ from longtake.kernels.ranks.transport import DryTransport, Transport
 from longtake.outputs import VideoOutput
 from longtake.pipeline import CALLBACK_INPUTS, Callback, frames_of, seed_of, steps_of
 from longtake.timeline import Timeline
+from longtake.video.dit.asking import (
+    arguments_of,
+    checked,
+    guider_of,
+    makes_sound,
+    pictured,
+    refuse_undriven,
+    steps_all_but_first,
+)
 from longtake.video.dit.decode import Decoder, caught
 from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
 from longtake.video.dit.film_sound import with_sound
@@ -46,28 +55,6 @@ if TYPE_CHECKING:
 
 CONTEXT_FRAMES = 24  # latent frames of an earlier run that new ones see on each side
 _TRANSFORMERS = ("transformer", "transformer_2")
-# stock pipelines whose loop cannot be driven, and why
-_TWICE = "asks its scheduler twice a step"
-_EACH = "steps a scheduler of its own for each latent frame"
-_WINDOWS = "makes a long video itself, in windows, each with a loop of its own"
-_STAGES = "runs several loops one after the other"
-_REFERENCES = "steps tokens of conditions beside the video's frames (pictures in a film: hold=)"
-_PARTLY = "begins in the middle of the schedule, from a video's own latents"
-UNDRIVEN = {
-    "CosmosTextToWorldPipeline": _TWICE, "CosmosVideoToWorldPipeline": _TWICE,
-    "SkyReelsV2DiffusionForcingPipeline": _EACH, "SkyReelsV2DiffusionForcingImageToVideoPipeline": _EACH,
-    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _EACH, "LTXI2VLongMultiPromptPipeline": _WINDOWS,
-    "WanVideoToVideoPipeline": _PARTLY, "CogVideoXVideoToVideoPipeline": _PARTLY,
-    "LTX2DFRPipeline": _STAGES, "LTX2DFRTemporalRefinePipeline": _STAGES,
-    "LTXConditionPipeline": _REFERENCES, "LTX2HDRPipeline": _REFERENCES,
-    "LTX2ConditionPipeline": _REFERENCES, "LTX2InContextPipeline": _REFERENCES,
-}  # fmt: skip
-# arguments of a stock pipeline that this one decides, and how else they are said
-_OURS = {
-    "latents": "noise is drawn frame by frame from the seed", "audio_latents": "noise is drawn from the seed",
-    "num_videos_per_prompt": "one film is made at a time", "prompt_embeds": "give a prompt",
-    "return_dict": "a VideoOutput is returned",
-}  # fmt: skip
 # what stock pipelines call the film frames of a latent frame, and the pixels of a latent one
 _STRIDES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 _SCALES = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
@@ -80,12 +67,7 @@ class TransformerVideoPipeline:
     """
 
     def __init__(self, stock: Any, preset: Preset, name: str | None = None) -> None:
-        for base in type(stock).__mro__:
-            if base.__name__ in UNDRIVEN:
-                raise UserError(
-                    f"{type(stock).__name__} {UNDRIVEN[base.__name__]}, so its loop cannot be driven; its "
-                    "transformer can be: see parallelize"
-                )
+        refuse_undriven(stock)
         self.record: Record = record_of(stock.transformer)
         stride = _first_of(stock, _STRIDES)
         self.stock, self.name = stock, name
@@ -258,11 +240,13 @@ class TransformerVideoPipeline:
         height, width = self._size(height, width, context)
         kept = self._kept(context, span, hold, height, width)
         layout = Layout(self.record, len(span), self._pixels(height, width))
-        given = self._pictured(context, span, stock)
-        arguments = self._arguments(timeline, len(span), fps, guidance_scale, negative_prompt, height, width, given)
+        given = pictured(self.stock, context, span, stock)
+        arguments = arguments_of(
+            self.stock, preset, timeline, len(span), fps, guidance_scale, negative_prompt, height, width, given
+        )
 
         with ExitStack() as stack:
-            stack.enter_context(self._guider(guidance_scale))
+            stack.enter_context(guider_of(self.stock, guidance_scale))
             transport = Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1)
             texts = self._texts(timeline, context, arguments) if self._several(timeline, context) else None
             handles = [
@@ -279,14 +263,14 @@ class TransformerVideoPipeline:
             drive = Drive(
                 self.stock, layout, range(span.start, span.stop), seed, steps, ranks, journal, checkpoint_every,
                 _watch(self, callback_on_step_end, callback_on_step_end_tensor_inputs), lambda: self._interrupt, kept,
-                at_step, sounds=self._sounds, held_first=self._holds_first,
+                at_step, sounds=makes_sound(self.stock), held_first=steps_all_but_first(self.stock),
             )  # fmt: skip
             for handle, model in zip(handles, self.transformers, strict=True):
                 handle.set_step(0)
                 self._guide(stack, model, handle, drive, texts, timeline, context, span)
             note = stack.enter_context(caught(self.stock.vae))
             stack.enter_context(_quiet(self.stock, ranks.is_main))
-            made = self._checked(lambda: drive.run(**arguments))
+            made = checked(self.stock, lambda: drive.run(**arguments))
             if drive.latents is None:
                 raise UserError(
                     f"{type(self.stock).__name__} did not step the scheduler that it holds: its loop cannot be driven"
@@ -302,7 +286,7 @@ class TransformerVideoPipeline:
             whole, drive.latents, note, layout, fps, film, ranks, info, output_type, int(drive.held_first), joined
         )
         sound = getattr(made, "audio", None)
-        if not self._sounds or sound is None or output_type == "latent" or not ranks.is_main:
+        if not makes_sound(self.stock) or sound is None or output_type == "latent" or not ranks.is_main:
             return output
         seconds = info["frames"] / fps
         return with_sound(output, sound, int(self.stock.vocoder.config.output_sampling_rate), seconds)
@@ -346,120 +330,6 @@ class TransformerVideoPipeline:
         patch = self.record.patch(self.stock.transformer)
         return height // scale // patch[1], width // scale // patch[2]
 
-    @property
-    def _takes(self) -> Mapping[str, Any]:
-        """The parameters of the stock pipeline's call."""
-        import inspect
-
-        return inspect.signature(type(self.stock).__call__).parameters
-
-    @property
-    def _sounds(self) -> bool:
-        """Whether the stock pipeline makes sound too."""
-        return getattr(self.stock, "audio_vae", None) is not None
-
-    @property
-    def _holds_first(self) -> bool:
-        """Whether the stock pipeline steps all frames but the first; those that say so by timesteps are found later."""
-        replaced = getattr(self.stock.transformer.config, "image_condition_type", None) == "token_replace"
-        return (replaced and "image" in self._takes) or type(self.stock).__name__ == "Kandinsky5I2VPipeline"
-
-    def _arguments(
-        self, timeline: Timeline, total: int, fps: float, guidance: float | None, negative: str | None, height: int,
-        width: int, stock: Mapping[str, Any],
-    ) -> dict[str, Any]:  # fmt: skip
-        """What the stock pipeline is called with. Raises UserError for what it does not take."""
-        takes, name = self._takes, type(self.stock).__name__
-        unknown = sorted(set(stock) - set(takes))
-        if unknown:
-            raise UserError(f"{name} does not take {', '.join(unknown)}")
-        for key in _OURS:
-            if stock.get(key) is not None:
-                raise UserError(f"{key} cannot be given to {name} here: {_OURS[key]}")
-        made: dict[str, Any] = {
-            "prompt": timeline.prompts[0], "height": height, "width": width, "num_frames": self.preset.film(total),
-            "output_type": "np",
-        }  # fmt: skip
-        if "guidance_scale" in takes:
-            made["guidance_scale"] = self.preset.guidance if guidance is None else guidance
-        elif guidance is not None and getattr(self.stock, "guider", None) is None:
-            raise UserError(f"{name} takes no guidance_scale")
-        if "frame_rate" in takes:  # LTX: the pace that the positions stand for
-            made["frame_rate"] = fps
-        if negative is not None and "negative_prompt" in takes:
-            made["negative_prompt"] = negative
-        elif negative:
-            raise UserError(f"{name} takes no negative_prompt")
-        return {**made, **stock}
-
-    @contextmanager
-    def _guider(self, guidance: float | None) -> Iterator[None]:
-        """Inside, a guidance scale is that of the pipeline's guider, where it has one in place of an argument."""
-        had = getattr(self.stock, "guider", None)
-        if had is None or guidance is None or "guidance_scale" in self._takes:
-            yield
-            return
-        if "guidance_scale" not in had.config:
-            raise UserError(f"{type(had).__name__} takes no guidance_scale: set the pipeline's guider")
-        self.stock.guider = had.new(guidance_scale=guidance)
-        try:
-            yield
-        finally:
-            self.stock.guider = had
-
-    def _checked(self, call: Callable[[], Any]) -> Any:
-        """What the stock pipeline finds wrong with its inputs, in one line."""
-        import traceback
-
-        try:
-            return call()
-        except (ValueError, TypeError) as error:
-            places = [place.name for place in traceback.extract_tb(error.__traceback__)]
-            if isinstance(error, UserError) or "check_inputs" not in places:
-                raise
-            raise UserError(f"{type(self.stock).__name__}: {str(error).splitlines()[0]}") from error
-
-    def _pictured(self, context: Context, span: range, stock: Mapping[str, Any]) -> dict[str, Any]:
-        """The stock arguments, with the picture that a run begins from.
-
-        One that goes on from an earlier run begins from that run's frame at the start of what the network sees.
-        Raises UserError where a picture is needed, or given for another frame.
-        """
-        given, name = dict(stock), type(self.stock).__name__
-        if self._sounds and context.latents is not None:
-            raise UserError(
-                f"{name} makes sound with the film, and the latents of an earlier run hold no sound: it cannot be "
-                "extended or redone"
-            )
-        if "image" not in self._takes:
-            return given
-        embedded = given.get("image") is None and given.get("image_embeds") is not None
-        if context.latents is None:
-            if given.get("image") is None and not embedded:
-                raise UserError(f"{name} begins from a picture: give image=")
-            return given
-        if span.start and (given.get("image") is not None or embedded):
-            raise UserError(
-                f"image is the film's first frame, and this run sees latent frames {span.start} to {span.stop - 1}: "
-                "leave it out, the picture is then taken from the earlier run"
-            )
-        if given.get("image") is None and not embedded:
-            given["image"] = self._decoded_picture(context.latents, span.start)
-        return given
-
-    def _decoded_picture(self, latents: Tensor, index: int) -> Any:
-        """The last film frame of a latent frame (F, c, h, w), as a picture; what lies before it is seen too."""
-        from longtake.video.dit.decode import Caught
-        from PIL import Image
-
-        note = Caught()
-        first = max(0, index - 3)
-        note.z = denormalised(self.stock.vae, self._unpacked(latents[first : index + 1]))
-        if getattr(self.stock.vae.config, "timestep_conditioning", False):
-            note.args = (torch.zeros(1).to(note.z),)
-        frames = np.concatenate(list(Decoder(self.stock.vae, note).chunks()))
-        return Image.fromarray(frames[-1])
-
     def _several(self, timeline: Timeline, context: Context) -> bool:
         return len(self._prompts(timeline, context)) > 1
 
@@ -498,7 +368,9 @@ class TransformerVideoPipeline:
         context = Context.new(latents)
         height, width = self._size(height, width, context)
         timeline = as_timeline(prompt, self.preset.fps)
-        arguments = self._arguments(timeline, latents, self.preset.fps, None, "", height, width, {})
+        arguments = arguments_of(
+            self.stock, self.preset, timeline, latents, self.preset.fps, None, "", height, width, {}
+        )
         return self._probe(arguments)[0]
 
     def _probe(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -528,7 +400,7 @@ class TransformerVideoPipeline:
         try:
             with caught(self.stock.vae), _quiet(self.stock, False):
                 generator = torch.Generator().manual_seed(0)
-                self._checked(lambda: self.stock(num_inference_steps=2, generator=generator, **arguments))
+                checked(self.stock, lambda: self.stock(num_inference_steps=2, generator=generator, **arguments))
         except _Done:
             pass
         finally:
