@@ -37,17 +37,65 @@ def wan_vae(z=4):
     ).eval()  # fmt: skip
 
 
-def wan(scheduler="unipc", **changes):
-    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+def unipc(shift=3.0):
+    from diffusers import UniPCMultistepScheduler
 
-    chosen = (
-        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-        if scheduler == "unipc"
-        else FlowMatchEulerDiscreteScheduler(shift=3.0)
-    )
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def wan(scheduler="unipc", **changes):
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    chosen = unipc() if scheduler == "unipc" else FlowMatchEulerDiscreteScheduler(shift=3.0)
     return WanPipeline(
         tokenizer=tokenizer(), text_encoder=t5("umt5"), transformer=make("wan", **changes), vae=wan_vae(),
         scheduler=chosen,
+    )  # fmt: skip
+
+
+def wan_two(boundary=0.8):
+    """Wan 2.2 A14B: one transformer for the noisy steps, another (other weights) for the rest."""
+    from diffusers import WanPipeline
+
+    second = make("wan")
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.mul_(0.7)
+    return WanPipeline(
+        tokenizer=tokenizer(), text_encoder=t5("umt5"), transformer=make("wan"), transformer_2=second, vae=wan_vae(),
+        scheduler=unipc(), boundary_ratio=boundary,
+    )  # fmt: skip
+
+
+def clip_vision(width=8):
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    size = {"height": 16, "width": 16}
+    return CLIPVisionModel(config).eval(), CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)
+
+
+def wan_i2v():
+    """Wan 2.1 I2V: the picture by CLIP, and its latents with a mask beside the video's channels."""
+    from diffusers import WanImageToVideoPipeline
+
+    encoder, processor = clip_vision()
+    return WanImageToVideoPipeline(
+        tokenizer=tokenizer(), text_encoder=t5("umt5"), transformer=make("wan-i2v", in_channels=12), vae=wan_vae(),
+        scheduler=unipc(), image_encoder=encoder, image_processor=processor,
+    )  # fmt: skip
+
+
+def wan_ti2v():
+    """Wan 2.2 5B with a picture: a timestep for every token, 0 over the first frame, which the pipeline holds."""
+    from diffusers import WanImageToVideoPipeline
+
+    return WanImageToVideoPipeline(
+        tokenizer=tokenizer(), text_encoder=t5("umt5"), transformer=make("wan-5b"), vae=wan_vae(), scheduler=unipc(),
+        expand_timesteps=True,
     )  # fmt: skip
 
 
@@ -57,8 +105,9 @@ def _flow(**config):
     return FlowMatchEulerDiscreteScheduler(**config)
 
 
-def ltx():
-    from diffusers import AutoencoderKLLTXVideo, LTXPipeline
+def ltx(kind="LTXPipeline"):
+    import diffusers
+    from diffusers import AutoencoderKLLTXVideo
 
     torch.manual_seed(1)
     vae = AutoencoderKLLTXVideo(
@@ -69,7 +118,7 @@ def ltx():
         upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, timestep_conditioning=False, patch_size=4,
         patch_size_t=1, encoder_causal=True, decoder_causal=False,
     ).eval()  # fmt: skip
-    return LTXPipeline(
+    return getattr(diffusers, kind)(
         scheduler=_flow(
             base_image_seq_len=1024, base_shift=0.95, max_image_seq_len=4096, max_shift=2.05, shift_terminal=0.1,
             use_dynamic_shifting=True,
@@ -78,8 +127,9 @@ def ltx():
     )  # fmt: skip
 
 
-def cogvideox(kind="cogvideox"):
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline
+def cogvideox(kind="cogvideox", pipeline="CogVideoXPipeline", **changes):
+    import diffusers
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 
     torch.manual_seed(1)
     vae = AutoencoderKLCogVideoX(
@@ -87,8 +137,8 @@ def cogvideox(kind="cogvideox"):
         up_block_types=("CogVideoXUpBlock3D",) * 4, block_out_channels=(8, 8, 8, 8), latent_channels=4,
         layers_per_block=1, norm_num_groups=2, temporal_compression_ratio=4,
     ).eval()  # fmt: skip
-    return CogVideoXPipeline(
-        tokenizer=tokenizer(), text_encoder=t5(), vae=vae, transformer=make(kind, max_text_seq_length=8),
+    return getattr(diffusers, pipeline)(
+        tokenizer=tokenizer(), text_encoder=t5(), vae=vae, transformer=make(kind, max_text_seq_length=8, **changes),
         scheduler=CogVideoXDDIMScheduler(
             rescale_betas_zero_snr=True, snr_shift_scale=1.0, prediction_type="v_prediction"
         ),
@@ -158,6 +208,88 @@ def vace():
     )  # fmt: skip
 
 
+def cogvideox_i2v():
+    return cogvideox(pipeline="CogVideoXImageToVideoPipeline", in_channels=8)
+
+
+def hunyuan15():
+    from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Pipeline
+    from diffusers.guiders import ClassifierFreeGuidance
+    from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+
+    torch.manual_seed(1)
+    vae = AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1, spatial_compression_ratio=16,
+        temporal_compression_ratio=4,
+    ).eval()  # fmt: skip
+    words = tokenizer(1200)
+    words.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    stock = HunyuanVideo15Pipeline(
+        text_encoder=Qwen2_5_VLTextModel(_qwen(Qwen2_5_VLTextConfig)).eval(), tokenizer=words, vae=vae,
+        transformer=make("hunyuan15"), scheduler=_flow(shift=5.0), text_encoder_2=t5(width=8),
+        tokenizer_2=tokenizer(256), guider=ClassifierFreeGuidance(guidance_scale=4.0),
+    )  # fmt: skip
+    stock.prompt_template_encode_start_idx = 40  # words of the template: words here are no pieces of words
+    stock.tokenizer_max_length, stock.vision_num_semantic_tokens = 120, 4
+    return stock
+
+
+def _qwen(cls):
+    return cls(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=0, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]},
+    )  # fmt: skip
+
+
+def kandinsky():
+    from diffusers import Kandinsky5T2VPipeline
+    from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+
+    base = hunyuan()
+    return Kandinsky5T2VPipeline(
+        transformer=make("kandinsky"), vae=base.vae,
+        text_encoder=Qwen2_5_VLTextModel(_qwen(Qwen2_5_VLTextConfig)).eval(), tokenizer=tokenizer(1200),
+        text_encoder_2=base.text_encoder_2, tokenizer_2=base.tokenizer_2, scheduler=_flow(shift=5.0),
+    )  # fmt: skip
+
+
+def ltx2(**changes):
+    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeline
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    torch.manual_seed(1)
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        decoder_spatial_padding_mode="zeros", layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 4,
+        upsample_residual=(False,) * 3,
+        upsample_factor=(1,) * 3, spatial_compression_ratio=32, temporal_compression_ratio=8,
+    ).eval()  # fmt: skip
+    sound = AutoencoderKLLTX2Audio(
+        base_channels=4, output_channels=2, ch_mult=(1, 1, 1), num_res_blocks=1, in_channels=2, resolution=32,
+        latent_channels=2, mel_bins=8, norm_type="pixel", causality_axis="height",
+    ).eval()  # fmt: skip
+    gemma = Gemma3TextModel(
+        Gemma3TextConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=8, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    heads = dict(num_attention_heads=2, attention_head_dim=8, num_layers=1, num_learnable_registers=8)
+    connectors = LTX2TextConnectors(
+        caption_channels=16, text_proj_in_factor=2,
+        **{f"{stream}_connector_{name}": value for stream in ("video", "audio") for name, value in heads.items()},
+    ).eval()  # fmt: skip
+    vocoder = LTX2Vocoder(
+        in_channels=16, hidden_channels=8, upsample_kernel_sizes=[16, 15], upsample_factors=[16, 15],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]], output_sampling_rate=24000,
+    ).eval()  # fmt: skip
+    return LTX2Pipeline(
+        scheduler=ltx().scheduler, vae=vae, audio_vae=sound, text_encoder=gemma, tokenizer=tokenizer(16),
+        connectors=connectors, transformer=make("ltx2", **changes), vocoder=vocoder,
+    )  # fmt: skip
+
+
 def cosmos():
     from diffusers import EDMEulerScheduler
     from diffusers.pipelines.cosmos.pipeline_cosmos_text2world import CosmosTextToWorldPipeline
@@ -191,4 +323,10 @@ PIPELINES = {
     "wan": wan, "ltx": ltx, "cogvideox": cogvideox, "mochi": mochi, "hunyuan": hunyuan, "skyreels": skyreels,
     "vace": vace, "cosmos": cosmos,
 }  # fmt: skip
-SIZES = {"ltx": 64, "hunyuan": 32, "cosmos": 32}
+# pipelines of `test_dit_stocks.py`
+STOCKS = {
+    "wan-two": wan_two, "wan-i2v": wan_i2v, "wan-ti2v": wan_ti2v, "cogvideox-i2v": cogvideox_i2v,
+    "ltx-i2v": lambda: ltx("LTXImageToVideoPipeline"),
+    "hunyuan15": hunyuan15, "kandinsky": kandinsky, "ltx2": ltx2,
+}  # fmt: skip
+SIZES = {"ltx": 64, "hunyuan": 32, "cosmos": 32, "ltx-i2v": 64, "ltx2": 64, "hunyuan15": 32, "kandinsky": 32}

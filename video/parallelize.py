@@ -13,6 +13,7 @@ The model is changed in place, module by module, and is the stock model again af
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +87,9 @@ class Handle:
         """
         self._piece.fixed_timestep = timestep
 
-    def set_prompts(self, weights: Tensor | None, length: int | None = None) -> None:
+    def set_prompts(self, weights: Tensor | None, length: int | Sequence[int] | None = None) -> None:
         """Prompts along the video, for video transformers. The text arguments of the calls that follow hold P texts of
-        `length` tokens side by side, and frame f hears text p with weights[f, p].
+        `length` tokens (or of a length each) side by side, and frame f hears text p with weights[f, p].
 
         weights: (F, P) over all latent frames, rows add up to 1. None: the text given to the model, for all frames.
         """

@@ -42,9 +42,9 @@ class Call:
     """What one rank knows while the patched model runs.
 
     scope: as the piece's, with what the model's own settings add. step: steps done, for scopes that rotate; None counts
-    changes of the timestep. view: of the call at hand. prompts: P texts side by side in the text arguments, or None.
-    blind: text rows do not see the video (used to test locality). through: `attend` computes what the stock call would
-    compute alike (used to compare them).
+    changes of the timestep. view: of the call at hand. prompts: P texts side by side in the text arguments, or None;
+    texts: rows of each. blind: text rows do not see the video (used to test locality). through: `attend` computes what
+    the stock call would compute alike (used to compare them).
     """
 
     record: Record
@@ -54,6 +54,7 @@ class Call:
     scope: Any = None
     step: int | None = None
     prompts: Prompts | None = None
+    texts: tuple[int, ...] = ()
     blind: bool = False
     through: bool = False
     view: View | None = None

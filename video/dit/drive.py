@@ -6,14 +6,21 @@ transformers' call (cut over ranks by `parallelize`), and its VAE's `decode` (se
 
 Resume: the loop is run again from its start, but for the steps that the journal holds the transformer answers with
 zeros at once; then the journal's latents and scheduler state are put in. So a run goes on to the same latents in
-whatever loop the pipeline has.
+whatever loop the pipeline has. What else a loop carries from step to step is in the journal too: the latents of the
+sound, which a copy of the scheduler steps (LTX-2), and a multistep scheduler's last estimate (CogVideoX's DPM).
 
-Legend: F latent frames, latents as the pipeline has them: (1, C, F, h, w), (1, F, C, h, w) or packed (1, F * n, C).
+A pipeline that starts from a picture may hold its first frame itself: it steps the others alone (LTX, HunyuanVideo), or
+gives its tokens a timestep of 0 (Wan 2.2 5B). That frame is then the earlier run's, where there is one.
+
+Legend: F latent frames, latents as the pipeline has them: (1, C, F, h, w), (1, F, C, h, w) or packed (1, F * n, C); A
+audio latents.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +28,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from longtake.denoising import Denoising, OnStep, Step, any_rank, clean_estimate, load_step, newest_step, save_step
+from longtake.denoising import (
+    Denoising,
+    OnStep,
+    Step,
+    Strand,
+    any_rank,
+    clean_estimate,
+    load_step,
+    newest_step,
+    save_step,
+)
 from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.journal import Journal
@@ -40,15 +57,19 @@ class Layout:
         self.record, self.frames, self.pixels = record, frames, pixels
 
     def first(self, x: Tensor) -> Tensor:
-        """Frames first."""
+        """Frames first; a loop that holds the first frame itself has the others."""
+        if self.record.packed and x.ndim == 5:
+            return x[0].transpose(0, 1)
         if self.record.packed:
             assert self.pixels is not None
             height, width = self.pixels
             return x[0].unflatten(0, (self.frames, height, width)).permute(0, 3, 1, 2)
         return x[0].permute(*self._order)
 
-    def back(self, x: Tensor) -> Tensor:
-        """As the pipeline has them, from frames first."""
+    def back(self, x: Tensor, like: Tensor) -> Tensor:
+        """As the pipeline has them (as `like`), from frames first."""
+        if self.record.packed and like.ndim == 5:
+            return x.transpose(0, 1)[None]
         if self.record.packed:
             return x.permute(0, 2, 3, 1).flatten(0, 2)[None]
         return x.permute(*sorted(range(4), key=self._order.__getitem__))[None]
@@ -84,6 +105,7 @@ class Drive:
     """One run of a stock pipeline.
 
     numbers: the frames' numbers, which name their noise. on_step, should_stop, journal: as for `longtake.denoising`.
+    sounds: whether a copy of the scheduler steps latents of sound after each step of the video.
     """
 
     pipe: Any
@@ -98,9 +120,17 @@ class Drive:
     should_stop: Callable[[], bool] | None = None
     kept: Kept | None = None
     at_step: Callable[[int], None] | None = None
+    sounds: bool = False
     step: int = 0
     stopped: bool = False
     latents: Tensor | None = None  # frames first, after the newest step
+    held_first: bool = False  # whether the pipeline holds its first frame itself
+    _head: Tensor | None = None  # (1, c, h, w) that frame, as the transformer was last given it
+    _audio: Tensor | None = None  # (1, A, C) sound as the transformer was last given it
+    _carried: dict[str, Tensor] = field(default_factory=dict)  # what the loop carries beside the latents
+    _audio_done: bool = False
+    _found_sound: tuple[Any, Tensor] | None = None  # a scheduler and latents out of the journal
+    _unsaved: tuple[Any, Tensor] | None = None  # what is written once the sound has stepped
     _skip: int = 0
     _found: tuple[int, list[Any]] | None = None
     _unit: Tensor | None = None
@@ -140,7 +170,10 @@ class Drive:
             shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
         ) -> Tensor:
             own = self.layout.noise(tuple(shape), self.seed, self.numbers, self._draws)
-            if own is None:
+            if own is None and self.sounds and len(shape) == 4 and shape[0] == 1:  # (1, C, A, bins): by audio latent
+                times = range(shape[2])
+                own = noise(self.seed, 0, times, self._draws, (shape[1], shape[3])).transpose(0, 1)[None]
+            elif own is None:
                 own = torch.randn(tuple(shape), generator=self._generator(1 + self._draws))
             elif self._unit is None:
                 self._unit = own
@@ -159,24 +192,34 @@ class Drive:
 
     @contextlib.contextmanager
     def _own_step(self) -> Iterator[None]:
-        """`scheduler.step` with what comes after each step. Copies that a pipeline makes (for sound) step as stock."""
+        """`scheduler.step` with what comes after each step. A copy that a pipeline makes steps its sound."""
         scheduler = self.pipe.scheduler
+        names = [name for name in inspect.signature(type(scheduler).step).parameters if name != "self"]
         drive = self
 
-        def step(itself: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            stock = type(itself).step
+        def step(itself: Any, *args: Any, **kwargs: Any) -> Any:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            plain = given.get("return_dict") is False
+            if given.get("generator") is not None and itself is scheduler:
+                given["generator"] = drive._generator(1000 + drive.step)
+            before = given["sample"]
+            out = type(itself).step(itself, **{**given, "return_dict": True})
+            if isinstance(out, tuple):  # CogVideoX's DPM scheduler gives one for its first and last step in any case
+                from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+
+                out = DDIMSchedulerOutput(prev_sample=out[0], pred_original_sample=out[1])
             if itself is not scheduler:
-                return stock(itself, model_output, timestep, sample, *args, **kwargs)
-            if "generator" in kwargs and kwargs["generator"] is not None:
-                kwargs["generator"] = drive._generator(1000 + drive.step)
-            plain = kwargs.get("return_dict") is False
-            before = sample
-            out = stock(itself, model_output, timestep, sample, *args, **{**kwargs, "return_dict": True})
-            moved = drive._after(itself, out, model_output, timestep, before)
+                out.prev_sample = drive._after_sound(itself, out, given["model_output"], before)
+            else:
+                drive._carried.clear()
+                if "old_pred_original_sample" in names:
+                    drive._carried["estimate"] = out.pred_original_sample
+                out.prev_sample = drive._after(itself, out, given["model_output"], given["timestep"], before)
+                if "estimate" in drive._carried:
+                    out.pred_original_sample = drive._carried["estimate"]
             if plain:
                 rest = tuple(value for key, value in out.items() if key != "prev_sample")
-                return (moved, *rest)
-            out.prev_sample = moved
+                return (out.prev_sample, *rest)
             return out
 
         scheduler.__dict__["step"] = types.MethodType(step, scheduler)
@@ -187,9 +230,9 @@ class Drive:
 
     def _after(self, scheduler: Any, out: Any, prediction: Tensor, t: Any, before: Tensor) -> Tensor:
         self._total = len(scheduler.timesteps)
-        moved = out.prev_sample
-        if self.stopped:
-            return moved
+        moved: Tensor = out.prev_sample
+        if self.stopped:  # the estimate stays what it is
+            return before.to(moved.dtype)
         self.step += 1
         if self.step < self._skip:
             return moved
@@ -205,23 +248,94 @@ class Drive:
         if self.on_step is not None:
             clean = None
             with contextlib.suppress(UserError):
-                clean = self.layout.first(self._estimate(scheduler, out, prediction, t, before)).float()
-            told = Step(self.step, self._total, t, self.layout.first(moved).float(), clean)
+                clean = self._all(self.layout.first(self._estimate(scheduler, out, prediction, t, before)).float())
+            told = Step(self.step, self._total, t, self._all(self.layout.first(moved).float()), clean)
             shown = told.latents
             asked = bool(self.on_step(told))
             if told.latents is not shown:
-                moved = self.layout.back(told.latents.to(moved))
+                own = told.latents[self._outside(told.latents, moved) :]
+                moved = self.layout.back(own.to(moved), moved).reshape(moved.shape)
         wants = any_rank(asked or (self.should_stop is not None and self.should_stop()), self.ranks)
         if self.journal is not None and (self.step % self.checkpoint_every == 0 or self.step == self._total or wants):
-            self._save(scheduler, moved)
+            self._unsaved = (scheduler, moved)
+            if not self.sounds:
+                self._save()
         if wants and self.step < self._total:
             moved = self._estimate(scheduler, out, prediction, t, before)
             moved = self._held(moved, None)
             self.stopped = True
-        self.latents = self.layout.first(moved).detach().float().cpu()
+        self.latents = self._all(self.layout.first(moved).detach().float()).cpu()
         if self.at_step is not None:
             self.at_step(self.step)
         return moved.to(out.prev_sample.dtype)
+
+    def _after_sound(self, scheduler: Any, out: Any, prediction: Tensor, before: Tensor) -> Tensor:
+        """A step of the sound, which comes after the video's."""
+        moved: Tensor = out.prev_sample
+        if self._found_sound is not None:  # the video was revived just now
+            found, latents = self._found_sound
+            self._found_sound = None
+            vars(scheduler).update({name: value for name, value in vars(found).items() if name != "step"})
+            return latents.to(moved)
+        if self._unsaved is not None:
+            if not torch.isfinite(moved).all():
+                raise UserError(f"step {self.step} gave NaN or infinity in the sound, so the run ends here")
+            self._carried["audio"] = moved
+            self._save()
+        if not self.stopped:
+            return moved
+        if self._audio_done:
+            return before.to(moved.dtype)
+        self._audio_done = True
+        return (before - sigma_at(scheduler, self.step - 1) * prediction.to(before.dtype)).to(moved.dtype)
+
+    # ---- a first frame that the pipeline holds ------------------------------------------------------------------
+
+    def before_call(self, given: dict[str, Any], channels: int, scheduler: Any) -> dict[str, Any]:
+        """Arguments of a call of the transformer: kept frames on their noise's path, and the first one as it is held.
+
+        channels: of the latents; those beyond are conditions, and stay.
+        """
+        name, _ = self.layout.record.sample
+        sample = given[name]
+        self.note(given, channels)
+        if not self.held_first and not (self.step == 0 and self.kept is not None):
+            return given
+        axis = self.layout.record.channels
+        rows = []
+        for one in sample.split(1):
+            own = one.narrow(axis, 0, channels)
+            rest = one.narrow(axis, channels, one.shape[axis] - channels)
+            frames = self.layout.first(own)
+            if self.step == 0 and self.kept is not None:
+                frames = self.layout.first(self._held(own, 0, scheduler))
+            if self.held_first:
+                assert self._head is not None
+                frames = torch.cat([self._head.to(frames), frames[1:]])
+            rows.append(torch.cat([self.layout.back(frames, own).to(one.dtype), rest], axis))
+        return {**given, name: torch.cat(rows)}
+
+    def note(self, given: Mapping[str, Any], channels: int) -> None:
+        """What a call of the transformer tells of the loop: sound, and whether the first frame is held."""
+        if isinstance(given.get("audio_hidden_states"), Tensor):
+            self._audio = given["audio_hidden_states"][-1:]
+        self.held_first = self.held_first or _holds_first(given.get("timestep"), self.layout.frames)
+        if self.held_first:
+            sample = given[self.layout.record.sample[0]][-1:]
+            head = self.layout.first(sample.narrow(self.layout.record.channels, 0, channels))[:1]
+            if self.kept is not None and bool(self.kept.mask[0]):
+                head = self.kept.clean[:1].to(head)
+            self._head = head.detach().float()
+
+    def _outside(self, frames: Tensor, stepped: Tensor) -> int:
+        """Frames that the loop does not step: 1 where it holds the first, else 0."""
+        return len(frames) - len(self.layout.first(stepped))
+
+    def _all(self, frames: Tensor) -> Tensor:
+        """All frames of the run, the first as the pipeline holds it."""
+        if not self.held_first or self._head is None:
+            return frames
+        return torch.cat([self._head.to(frames), frames[-(self.layout.frames - 1) :]])
 
     def _estimate(self, scheduler: Any, out: Any, prediction: Tensor, t: Any, before: Tensor) -> Tensor:
         """The clean latents that the step's prediction stands for."""
@@ -231,10 +345,6 @@ class Drive:
 
     # ---- kept frames --------------------------------------------------------------------------------------------
 
-    def at_start(self, latents: Tensor, scheduler: Any) -> Tensor:
-        """Latents of the first call with kept frames on their noise's path."""
-        return latents if self.step or self.kept is None else self._held(latents, 0, scheduler)
-
     def _fixed(self, scheduler: Any, moved: Tensor) -> Tensor:
         """After a step: kept frames at the noise level of the next one, clean after the last."""
         return self._held(moved, self.step if self.step < self._total else None, scheduler)
@@ -243,14 +353,15 @@ class Drive:
         if self.kept is None:
             return x
         frames = self.layout.first(x).clone()
-        mask = self.kept.mask.to(frames.device)
-        clean = self.kept.clean.to(frames)[mask]
-        if index is not None:
+        skip = len(self.kept.mask) - len(frames)
+        mask = self.kept.mask[skip:].to(frames.device)
+        clean = self.kept.clean[skip:].to(frames)[mask]
+        if index is not None and len(clean):
             assert self._unit is not None
-            unit = self._frames_of(self._unit).to(frames)[mask]
+            unit = self._frames_of(self._unit)[skip:].to(frames)[mask]
             clean = noised(scheduler, clean, unit, index)
         frames[mask] = clean
-        return self.layout.back(frames).reshape(x.shape)
+        return self.layout.back(frames, x).reshape(x.shape)
 
     def _frames_of(self, unit: Tensor) -> Tensor:
         """Noise as it was drawn, frames first: packed latents are drawn unpacked, (1, C, F, h, w)."""
@@ -260,27 +371,49 @@ class Drive:
 
     def _state(self, latents: Tensor) -> Denoising:
         """The whole latents as one row of a denoising state: its file holds the scheduler's state too."""
-        return Denoising.of(latents.detach(), range(1), self.seed)
+        state = Denoising.of(latents.detach(), range(1), self.seed)
+        for name, x in self._carried.items():
+            state.strands[name] = Strand(x.detach().float(), range(1))
+        return state
 
-    def _save(self, scheduler: Any, latents: Tensor) -> None:
-        assert self.journal is not None
+    def _save(self) -> None:
+        assert self.journal is not None and self._unsaved is not None
+        scheduler, latents = self._unsaved
+        self._unsaved = None
         if self.ranks.is_main:
             state = self._state(latents)
             state.step = self.step
-            save_step(self.journal, state, {"latents": scheduler}, self._total, Ranks.single(self.ranks.device))
+            schedulers = dict.fromkeys(state.strands, scheduler)
+            save_step(self.journal, state, schedulers, self._total, Ranks.single(self.ranks.device))
             self.journal.prune("step")
         self.ranks.barrier()
 
     def _revived(self, scheduler: Any, like: Tensor) -> Tensor:
         assert self._found is not None
+        if self.sounds:
+            assert self._audio is not None
+            self._carried["audio"] = self._audio
         state = self._state(like)
-        own = scheduler.__dict__["step"]
-        load_step(self._found[1], self._found[0], state, {"latents": scheduler}, self._total)
-        scheduler.__dict__["step"] = own  # what is loaded was a copy, and its step is bound to the copy
-        self.latents = self.layout.first(state.latents).detach().float().cpu()
+        own = scheduler.__dict__.pop("step")
+        schedulers = {name: scheduler if name == "latents" else copy.deepcopy(scheduler) for name in state.strands}
+        load_step(self._found[1], self._found[0], state, schedulers, self._total)
+        scheduler.__dict__["step"] = own
+        for name in self._carried:
+            self._carried[name] = state.strands[name].latents.to(self._carried[name])
+        if self.sounds:
+            self._found_sound = (schedulers["audio"], state.strands["audio"].latents)
+        self.latents = self._all(self.layout.first(state.latents).detach().float()).cpu()
         if self.at_step is not None:
             self.at_step(self.step)
         return state.latents.to(like)
+
+
+def _holds_first(timestep: Any, frames: int) -> bool:
+    """Whether a call's timesteps, by token or frame, are 0 over the first frame alone."""
+    if not isinstance(timestep, Tensor) or timestep.ndim != 2 or timestep.shape[1] < frames or frames < 2:
+        return False
+    told = timestep[-1].unflatten(0, (frames, -1)) if timestep.shape[1] % frames == 0 else timestep[-1:]
+    return len(told) == frames and bool((told[0] == 0).all()) and bool((told[1:] > 0).all())
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -313,23 +446,33 @@ def texts_of(given: Mapping[str, Any]) -> dict[str, Tensor]:
         name: value
         for name, value in given.items()
         if isinstance(value, Tensor)
-        and (name.startswith("encoder_") or name.startswith("pooled") or name == "text_rope_pos")
+        and (name.startswith(("encoder_", "audio_encoder_", "pooled")) or name == "text_rope_pos")
     }
 
 
 def names_of(model: Any) -> list[str]:
-    import inspect
-
     return [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
+
+
+def channels_of(model: Any) -> int:
+    """Channels of a transformer's answer; 0 where its configuration does not say."""
+    return int(getattr(model.config, "out_channels", None) or getattr(model.config, "out_visual_dim", 0) or 0)
 
 
 def zeros_of(sample: Tensor, model: Any, given: Mapping[str, Any]) -> Any:
     """An answer of zeros with the shape of the model's."""
-    channels = int(getattr(model.config, "out_channels", None) or getattr(model.config, "out_visual_dim", 0) or 0)
     shape = list(sample.shape)
     axis = record_of(model).channels
-    shape[axis] = channels or shape[axis]
+    shape[axis] = channels_of(model) or shape[axis]
     out = sample.new_zeros(shape)
+    if given.get("audio_hidden_states") is not None:
+        audio = given["audio_hidden_states"]
+        sound = audio.new_zeros((*audio.shape[:-1], int(model.config.audio_out_channels)))
+        if given.get("return_dict") is False:
+            return (out, sound)
+        from diffusers.models.transformers.transformer_ltx2 import AudioVisualModelOutput
+
+        return AudioVisualModelOutput(sample=out, audio_sample=sound)
     if given.get("return_dict") is False:
         return (out,)
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -337,21 +480,8 @@ def zeros_of(sample: Tensor, model: Any, given: Mapping[str, Any]) -> Any:
     return Transformer2DModelOutput(sample=out)
 
 
-def with_kept(drive: Drive, sample: Tensor, scheduler: Any) -> Tensor:
-    """The first call's latents with kept frames on their noise's path; channels beyond the latents' are conditions."""
-    rows = []
-    assert drive.kept is not None
-    channels = drive.kept.clean.shape[1]
-    for one in sample.split(1):
-        axis = drive.layout.record.channels
-        own = one.narrow(axis, 0, channels)
-        rest = one.narrow(axis, channels, one.shape[axis] - channels)
-        rows.append(torch.cat([drive.at_start(own, scheduler).to(own.dtype), rest], axis))
-    return torch.cat(rows)
-
-
-def side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], int] | None:
-    """The texts of one call for all prompts in a row, and the length of one; None when they are all the same."""
+def side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], list[int]] | None:
+    """The texts of one call for all prompts in a row, and the length of each; None when they are all the same."""
     first = calls[0]
     if all(torch.equal(call["encoder_hidden_states"], first["encoder_hidden_states"]) for call in calls[1:]):
         return None
@@ -364,4 +494,4 @@ def side_by_side(calls: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], int
             made[name] = torch.cat(others)
         else:
             made[name] = torch.cat(others, 1)
-    return made, int(first["encoder_hidden_states"].shape[1])
+    return made, [int(call["encoder_hidden_states"].shape[1]) for call in calls]

@@ -26,8 +26,18 @@ from longtake.kernels.ranks.transport import DryTransport, Transport
 from longtake.outputs import VideoOutput
 from longtake.pipeline import CALLBACK_INPUTS, Callback, frames_of, seed_of, steps_of
 from longtake.timeline import Timeline
+from longtake.video.dit.asking import (
+    arguments_of,
+    checked,
+    guider_of,
+    makes_sound,
+    pictured,
+    refuse_undriven,
+    steps_all_but_first,
+)
 from longtake.video.dit.decode import Decoder, caught
-from longtake.video.dit.drive import Drive, Kept, Layout, names_of, side_by_side, texts_of, with_kept, zeros_of
+from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
+from longtake.video.dit.film_sound import with_sound
 from longtake.video.dit.latent_space import denormalised, normalised
 from longtake.video.dit.positions import Positions
 from longtake.video.dit.presets import Preset, preset_of
@@ -45,7 +55,6 @@ if TYPE_CHECKING:
 
 CONTEXT_FRAMES = 24  # latent frames of an earlier run that new ones see on each side
 _TRANSFORMERS = ("transformer", "transformer_2")
-_TWICE = ("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline")
 # what stock pipelines call the film frames of a latent frame, and the pixels of a latent one
 _STRIDES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 _SCALES = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
@@ -58,11 +67,7 @@ class TransformerVideoPipeline:
     """
 
     def __init__(self, stock: Any, preset: Preset, name: str | None = None) -> None:
-        if type(stock).__name__ in _TWICE:
-            raise UserError(
-                f"{type(stock).__name__} asks its scheduler twice a step, so its loop cannot be driven; its "
-                "transformer can be: see parallelize"
-            )
+        refuse_undriven(stock)
         self.record: Record = record_of(stock.transformer)
         stride = _first_of(stock, _STRIDES)
         self.stock, self.name = stock, name
@@ -235,9 +240,13 @@ class TransformerVideoPipeline:
         height, width = self._size(height, width, context)
         kept = self._kept(context, span, hold, height, width)
         layout = Layout(self.record, len(span), self._pixels(height, width))
-        arguments = self._arguments(timeline, len(span), guidance_scale, negative_prompt, height, width, stock)
+        given = pictured(self.stock, context, span, stock)
+        arguments = arguments_of(
+            self.stock, preset, timeline, len(span), fps, guidance_scale, negative_prompt, height, width, given
+        )
 
         with ExitStack() as stack:
+            stack.enter_context(guider_of(self.stock, guidance_scale))
             transport = Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1)
             texts = self._texts(timeline, context, arguments) if self._several(timeline, context) else None
             handles = [
@@ -254,14 +263,14 @@ class TransformerVideoPipeline:
             drive = Drive(
                 self.stock, layout, range(span.start, span.stop), seed, steps, ranks, journal, checkpoint_every,
                 _watch(self, callback_on_step_end, callback_on_step_end_tensor_inputs), lambda: self._interrupt, kept,
-                at_step,
+                at_step, sounds=makes_sound(self.stock), held_first=steps_all_but_first(self.stock),
             )  # fmt: skip
             for handle, model in zip(handles, self.transformers, strict=True):
                 handle.set_step(0)
                 self._guide(stack, model, handle, drive, texts, timeline, context, span)
             note = stack.enter_context(caught(self.stock.vae))
             stack.enter_context(_quiet(self.stock, ranks.is_main))
-            drive.run(**arguments)
+            made = checked(self.stock, lambda: drive.run(**arguments))
             if drive.latents is None:
                 raise UserError(
                     f"{type(self.stock).__name__} did not step the scheduler that it holds: its loop cannot be driven"
@@ -272,7 +281,15 @@ class TransformerVideoPipeline:
             frames=film or preset.film(len(whole)), seed=seed, steps=drive.step, completed=not drive.stopped,
             seconds=round(time.monotonic() - started, 2), scope=str(scope), positions=str(positions.policy),
         )  # fmt: skip
-        return self._output(whole, drive.latents, note, layout, fps, film, ranks, info, output_type)
+        joined = drive.held_first and context.latents is not None  # the stock pipeline has decoded another first frame
+        output = self._output(
+            whole, drive.latents, note, layout, fps, film, ranks, info, output_type, int(drive.held_first), joined
+        )
+        sound = getattr(made, "audio", None)
+        if not makes_sound(self.stock) or sound is None or output_type == "latent" or not ranks.is_main:
+            return output
+        seconds = info["frames"] / fps
+        return with_sound(output, sound, int(self.stock.vocoder.config.output_sampling_rate), seconds)
 
     # ------------------------------------------------------------------------------------------------------ its parts
 
@@ -313,25 +330,6 @@ class TransformerVideoPipeline:
         patch = self.record.patch(self.stock.transformer)
         return height // scale // patch[1], width // scale // patch[2]
 
-    def _arguments(
-        self, timeline: Timeline, total: int, guidance: float | None, negative: str | None, height: int, width: int,
-        stock: Mapping[str, Any],
-    ) -> dict[str, Any]:  # fmt: skip
-        """What the stock pipeline is called with."""
-        import inspect
-
-        takes = inspect.signature(type(self.stock).__call__).parameters
-        unknown = sorted(set(stock) - set(takes))
-        if unknown:
-            raise UserError(f"{type(self.stock).__name__} does not take {', '.join(unknown)}")
-        made: dict[str, Any] = {
-            "prompt": timeline.prompts[0], "height": height, "width": width, "num_frames": self.preset.film(total),
-            "guidance_scale": self.preset.guidance if guidance is None else guidance, "output_type": "np",
-        }  # fmt: skip
-        if negative is not None and "negative_prompt" in takes:
-            made["negative_prompt"] = negative
-        return {**made, **stock}
-
     def _several(self, timeline: Timeline, context: Context) -> bool:
         return len(self._prompts(timeline, context)) > 1
 
@@ -370,7 +368,9 @@ class TransformerVideoPipeline:
         context = Context.new(latents)
         height, width = self._size(height, width, context)
         timeline = as_timeline(prompt, self.preset.fps)
-        arguments = self._arguments(timeline, latents, None, "", height, width, {})
+        arguments = arguments_of(
+            self.stock, self.preset, timeline, latents, self.preset.fps, None, "", height, width, {}
+        )
         return self._probe(arguments)[0]
 
     def _probe(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -399,7 +399,8 @@ class TransformerVideoPipeline:
         self.stock.scheduler.__dict__["step"] = step
         try:
             with caught(self.stock.vae), _quiet(self.stock, False):
-                self.stock(num_inference_steps=2, generator=torch.Generator().manual_seed(0), **arguments)
+                generator = torch.Generator().manual_seed(0)
+                checked(self.stock, lambda: self.stock(num_inference_steps=2, generator=generator, **arguments))
         except _Done:
             pass
         finally:
@@ -425,9 +426,11 @@ class TransformerVideoPipeline:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             sample = given[self.record.sample[0]]
             if drive.skipping:
+                drive.note(given, channels_of(model) or sample.shape[self.record.channels])
                 return zeros_of(sample, model, given)
-            if drive.step == 0 and drive.kept is not None:
-                given[self.record.sample[0]] = with_kept(drive, sample, self.stock.scheduler)
+            given = drive.before_call(
+                given, channels_of(model) or sample.shape[self.record.channels], self.stock.scheduler
+            )
             if texts is None:
                 return stock(**given)
             if number["step"] != drive.step:
@@ -473,15 +476,19 @@ class TransformerVideoPipeline:
 
     def _output(
         self, whole: Tensor, made: Tensor, note: Any, layout: Layout, fps: float, film: int | None, ranks: Ranks,
-        info: dict[str, Any], kind: str,
+        info: dict[str, Any], kind: str, outside: int = 0, joined: bool = False,
     ) -> VideoOutput:  # fmt: skip
-        """The film from clean latents (F, c, h, w) in the transformer's space."""
+        """The film from clean latents (F, c, h, w) in the transformer's space.
+
+        made: those that the stock pipeline made; the first `outside` of them it held. joined: whether what it decoded
+        is not the film.
+        """
         latents = whole.detach().float().cpu()
         if kind == "latent" or not ranks.is_main:
             return VideoOutput(np.empty((0, 8, 8, 3), np.uint8), fps, latents, info=info)
         length = film or self.preset.film(len(latents))
-        if len(latents) != len(made) or note.z is None:  # the stock pipeline has seen a part of the film
-            part = None if note.z is None else (made, note.z)
+        if len(latents) != len(made) or note.z is None or joined:  # the stock pipeline has seen a part of the film
+            part = None if note.z is None else (made[outside:], note.z[:, :, outside:])
             note.z = denormalised(self.stock.vae, self._unpacked(latents), part)
         decoder = Decoder(self.stock.vae, note)
         info["decode"] = "exact" if decoder.exact else "pieces overlap and are cross-faded: not equal to one call"

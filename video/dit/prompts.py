@@ -8,11 +8,13 @@ Legend: F latent frames, P prompts, L text rows of a prompt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from longtake.errors import UserError
 from longtake.video.dit.attend import Prompts
+from longtake.video.dit.records import Text
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-6
 
 
-def set_prompts(call: Call, weights: Tensor | None, length: int | None) -> None:
+def set_prompts(call: Call, weights: Tensor | None, length: int | Sequence[int] | None) -> None:
     """See `Handle.set_prompts`. Raises UserError for weights that do not fit."""
     if weights is None:
         call.prompts = None
@@ -33,10 +35,14 @@ def set_prompts(call: Call, weights: Tensor | None, length: int | None) -> None:
         )
     if bool(((weights.sum(1) - 1).abs() > TOLERANCE).any()):
         raise UserError("the weights of the prompts must add up to 1 in every frame")
-    if length is None or length < 1:
-        raise UserError("prompts need the number of text tokens of one of them")
+    count = weights.shape[1]
+    lengths = (length,) * count if isinstance(length, int) else tuple(length or ())
+    if len(lengths) != count or min(lengths, default=0) < 1:
+        raise UserError("prompts need the number of text tokens of one of them, or of each")
+    if len(set(lengths)) > 1 and call.record.text is not Text.CROSS:
+        raise UserError(f"{call.record.name} takes texts of one length; given {', '.join(map(str, lengths))} tokens")
     call.prompts = Prompts(weights.double().cpu())
-    call.asked["text"] = length
+    call.texts = lengths
 
 
 def frame_weights(timeline: Timeline, frames: int, stride: int) -> Tensor:

@@ -60,10 +60,12 @@ def _encoded(block: Any, call: Call) -> Callable[..., Any]:
     def forward(x: Tensor, time_embed: Tensor, rope: Tensor) -> Any:
         if call.prompts is None:
             return stock(x, time_embed, rope)
-        count = call.prompts.count
-        length = x.shape[1] // count
-        out = stock(_apart(x, count), time_embed.repeat_interleave(count, 0), rope[:, :length])
-        return out.unflatten(0, (-1, count)).flatten(1, 2)
+        made, start = [], 0
+        for length in call.texts:
+            rows = slice(start, start + length)
+            made.append(stock(x[:, rows], time_embed, rope[:, rows]))
+            start += length
+        return torch.cat(made, 1)
 
     return forward
 
@@ -126,7 +128,7 @@ def _by_prompt(stock: Callable[..., Any], call: Call, given: Given, stream: str)
     assert prompts is not None
     hidden, text = given["hidden_states"], given["encoder_hidden_states"]
     mask = given.get("attention_mask")
-    lead = text.shape[1] - prompts.count * call.asked["text"]  # image states stand before the texts
+    lead = text.shape[1] - sum(call.texts)  # image states stand before the texts
     span = call.time.span
     lie = Rows.even(piece.total, piece.tokens) if call.sound is None else call.sound.rows[stream]
     counts = torch.tensor(lie.counts(span))
@@ -139,7 +141,8 @@ def _by_prompt(stock: Callable[..., Any], call: Call, given: Given, stream: str)
         heard = weights[:, number].nonzero().flatten().tolist()
         if not heard:
             continue
-        a, b = lead + number * call.asked["text"], lead + (number + 1) * call.asked["text"]
+        a = lead + sum(call.texts[:number])
+        b = a + call.texts[number]
         own = torch.cat([text[:, :lead], text[:, a:b]], 1)
         rows = torch.cat([torch.arange(int(starts[frame]), int(starts[frame] + counts[frame])) for frame in heard])
         if not len(rows):

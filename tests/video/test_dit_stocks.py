@@ -1,0 +1,286 @@
+"""Stock pipelines with a picture, two transformers, a guider or sound: each as it is alone, and longer (D8)."""
+
+import sys
+import wave
+
+import numpy as np
+import pytest
+import torch
+from dit_pipelines import PIPELINES, SIZES, STOCKS, cogvideox, ltx, ltx2, wan_two
+from longtake import LongVideoPipeline
+from longtake.errors import UserError
+from longtake.journal import Journal
+from longtake.noise import noise
+from longtake.video.scope import Scope
+from PIL import Image
+from video_prior import ranks_here
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+STEPS = 3
+ALL = Scope(0, 0, gate="off")
+
+
+def quiet(stock):
+    stock.set_progress_bar_config(disable=True)
+    return stock
+
+
+def pipe_of(name, length=3):
+    made = STOCKS.get(name) or PIPELINES[name]
+    return LongVideoPipeline.from_pipeline(quiet(made()), length=length)
+
+
+def picture(name, colour=(200, 40, 40)):
+    side = SIZES.get(name, 32)
+    made = np.full((side, side, 3), colour, np.uint8)
+    made[: side // 2, : side // 3] = (30, 180, 90)
+    return Image.fromarray(made)
+
+
+def asked(name, image=True, **changes):
+    side = SIZES.get(name, 32)
+    given = {"height": side, "width": side, "num_inference_steps": STEPS, "seed": 1}
+    if image and name.endswith(("i2v", "ti2v")):
+        given["image"] = picture(name)
+    return {**given, **changes}
+
+
+@pytest.mark.parametrize("name", STOCKS)
+def test_d8_within_the_training_length_the_film_is_that_of_the_stock_pipeline(name, monkeypatch):
+    pipe = pipe_of(name)
+    frames = pipe.preset.film(3)
+    film = pipe("a dog runs", frames, **asked(name))
+    stock = quiet(STOCKS[name]())
+    draws = iter(range(10))
+
+    def drawn(shape, generator=None, device=None, dtype=None, layout=None):
+        draw, axis = next(draws), 2 if len(shape) == 4 or shape[2] == 3 else 1
+        rest = [side for place, side in enumerate(shape) if place not in (0, axis)]
+        made = noise(1, 0, range(shape[axis]), draw, tuple(rest))
+        return made.movedim(0, axis - 1)[None].to(dtype)
+
+    monkeypatch.setattr(sys.modules[type(stock).__module__], "randn_tensor", drawn)
+    given = asked(name)
+    del given["seed"]
+    if name != "hunyuan15":
+        given["guidance_scale"] = 5.0
+    if name.startswith("ltx"):
+        given["frame_rate"] = 24.0
+    generator = torch.Generator().manual_seed(1_000_003)
+    alone = stock(
+        prompt="a dog runs", negative_prompt="", num_frames=frames, generator=generator, output_type="np", **given
+    )
+    assert np.abs(alone.frames[0] * 255 - film.frames).max() <= 0.51  # rounding to uint8
+    if name == "ltx2":
+        sound = alone.audio[0].float().numpy().T
+        short = min(len(sound), len(film.sound))
+        assert np.abs(sound[:short] - film.sound[:short]).max() <= 1e-5 and np.abs(sound).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in STOCKS if name != "ltx2"])
+def test_d8_each_goes_on_from_a_film_and_from_its_picture(name):
+    pipe = pipe_of(name)
+    frames, stride = pipe.preset.film(6), pipe.preset.stride
+    film = pipe("a dog runs", frames, **asked(name))
+    longer = pipe("a dog runs", context=pipe.context(film.latents, frames=2 * stride), **asked(name, image=False))
+    assert torch.equal(longer.latents[:6], film.latents) and len(longer.frames) == frames + 2 * stride
+    assert torch.isfinite(longer.latents).all() and longer.latents[6:].std() > 0.01
+    again = pipe(
+        "a cat swims", context=pipe.context(film.latents, redo=(1 + stride, 2 * stride)),
+        **asked(name, image=False, seed=5),
+    )  # fmt: skip
+    moved = (again.latents - film.latents).abs().amax((1, 2, 3)) > 0
+    assert moved.tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("name", [name for name in STOCKS if name != "hunyuan15"])
+def test_d8_each_follows_a_timeline_of_prompts_of_any_length(name):
+    pipe = pipe_of(name)
+    frames = pipe.preset.film(5)
+    plain = pipe("a dog runs", frames, **asked(name, scope=ALL))
+    told = pipe(f"0: a dog runs | {frames // 2}: a red cat swims over the sea", frames, **asked(name, scope=ALL))
+    moved = (told.latents - plain.latents).abs().amax((1, 2, 3))
+    assert moved[-1] > 1e-4
+    if name == "ltx2":
+        assert np.abs(told.sound - plain.sound).max() > 1e-6
+
+
+def test_d8_hunyuan_1_5_takes_guidance_for_its_guider_and_refuses_several_prompts():
+    pipe = pipe_of("hunyuan15")
+    usual, same, other = (
+        pipe("a dog runs", 9, **asked("hunyuan15", guidance_scale=scale)).latents for scale in (None, 4.0, 9.0)
+    )
+    assert torch.equal(usual, same) and not torch.equal(usual, other)
+    assert pipe.stock.guider.guidance_scale == 4.0  # put back
+    with pytest.raises(UserError, match="takes one prompt, not a Timeline of several"):
+        pipe("0: a dog runs | 4: a cat swims", 9, **asked("hunyuan15"))
+
+
+def test_d8_two_transformers_change_over_at_the_boundary_and_both_hear_the_prompts():
+    asks = []
+    stock = quiet(wan_two())
+    for name in ("transformer", "transformer_2"):
+        model = getattr(stock, name)
+        model.condition_embedder.register_forward_pre_hook(lambda _m, args, name=name: asks.append(name))
+    pipe = LongVideoPipeline.from_pipeline(stock, length=3)
+    plain = pipe("a dog runs", 17, **asked("wan-two", scope=ALL, num_inference_steps=5))
+    timesteps = stock.scheduler.timesteps.tolist()
+    early = sum(time >= 800 for time in timesteps)
+    assert 0 < early < 5
+    assert asks == ["transformer"] * (2 * early) + ["transformer_2"] * (2 * (5 - early))  # with and without the prompt
+    seen = {}
+    for number, prompt in enumerate(("a dog runs", "a cat swims")):
+        told = pipe(
+            f"0: a dog runs | 9: {prompt}", 17, guidance_scale_2=3.0,
+            **asked("wan-two", scope=ALL, num_inference_steps=5),
+        )  # fmt: skip
+        seen[number] = told.latents
+    assert (seen[0] - seen[1])[-1].abs().max() > 1e-3 and (seen[0] - seen[1])[0].abs().max() < 1e-5
+    assert not torch.equal(seen[0], plain.latents)  # guidance_scale_2 reaches the second
+
+
+def ended(pipe, folder, name, frames, after=1, resume=False, **changes):
+    with Journal(folder) as journal:
+        assert journal.open({"prompt": "a dog runs"}, *(["resume"] if resume else [])) or not resume
+        stop = None if resume else (lambda p, i, *_: p.stop() if i == after else None)
+        return pipe("a dog runs", frames, journal=journal, callback_on_step_end=stop, **asked(name, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("wan-two", 2),
+        ("wan-ti2v", 1),
+        ("ltx-i2v", 1),
+        ("ltx2", 0),
+        ("ltx2", 2),
+        ("cogvideox-dpm", 0),
+        ("cogvideox-dpm", 2),
+    ],
+)
+def test_d8_a_run_that_was_ended_goes_on_to_the_same_film_and_sound(name, after, tmp_path, monkeypatch):
+    from diffusers import CogVideoXDPMScheduler
+
+    def dpm():
+        stock = cogvideox()
+        stock.scheduler = CogVideoXDPMScheduler.from_config(stock.scheduler.config)
+        return stock
+
+    monkeypatch.setitem(STOCKS, "cogvideox-dpm", dpm)
+    frames = 33 if name.startswith("ltx") else 17
+    given = {"num_inference_steps": 4}
+    whole = pipe_of(name)("a dog runs", frames, **asked(name, **given))
+    stopped = ended(pipe_of(name), tmp_path / "run", name, frames, after, **given)
+    assert stopped.info["completed"] is False and stopped.info["steps"] == after + 1
+    assert not torch.equal(stopped.latents, whole.latents) and torch.isfinite(stopped.latents).all()
+    resumed = ended(pipe_of(name), tmp_path / "run", name, frames, resume=True, **given)
+    assert resumed.info["completed"] and torch.equal(resumed.latents, whole.latents)
+    assert np.array_equal(resumed.frames, whole.frames)
+    if name == "ltx2":
+        assert np.array_equal(resumed.sound, whole.sound) and not np.array_equal(stopped.sound, whole.sound)
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx"])
+def test_d8_a_stopped_film_is_the_estimate_that_its_latents_are(name):
+    pipe = pipe_of(name)
+    stop = lambda p, i, *_: p.stop() if i == 1 else None  # noqa: E731
+    film = pipe("a dog runs", pipe.preset.film(3), callback_on_step_end=stop, **asked(name, num_inference_steps=6))
+    again = pipe.output(film.latents, film.fps, None, {}, "film") if name != "ltx" else None
+    if again is not None:
+        assert np.abs(again.frames.astype(int) - film.frames).max() <= 1
+    assert torch.isfinite(film.latents).all() and film.info["steps"] == 2
+
+
+def test_d8_a_first_frame_that_the_pipeline_holds_is_in_the_latents():
+    for name in ("wan-ti2v", "ltx-i2v"):
+        pipe = pipe_of(name)
+        film = pipe("a dog runs", pipe.preset.film(3), **asked(name))
+        side = SIZES.get(name, 32)
+        wanted = pipe._encode(picture(name), side, side, first=True)
+        if name == "wan-ti2v":
+            assert torch.allclose(film.latents[0], wanted, atol=1e-5)
+        assert film.latents[0].shape == wanted.shape and len(film.latents) == 3
+        other = pipe("a dog runs", pipe.preset.film(3), **asked(name) | {"image": picture(name, (20, 30, 220))})
+        assert (other.latents[0] - film.latents[0]).abs().max() > 1e-3
+
+
+def test_d8_a_film_with_sound_is_written_with_it(tmp_path):
+    import av
+
+    film = pipe_of("ltx2")("a dog runs", 33, **asked("ltx2"))
+    seconds = 33 / film.fps
+    assert film.sound.shape == (round(seconds * 24000), 2) and film.rate == 24000
+    assert film.info["sound"] == {"rate": 24000, "channels": 2, "seconds": round(seconds, 3)}
+    time = np.arange(len(film.sound)) / film.rate
+    film.sound = np.stack([0.5 * np.sin(2 * np.pi * 440 * time), 0 * time], 1).astype(np.float32)
+    with av.open(str(film.save(tmp_path / "dog.mp4"))) as file:
+        assert (file.streams.video[0].frames, file.streams.audio[0].codec_context.sample_rate) == (33, 24000)
+        heard = np.concatenate([frame.to_ndarray() for frame in file.decode(audio=0)], 1)
+    loudest = np.abs(np.fft.rfft(heard[0, 4000:16000])).argmax() * 24000 / 12000
+    assert abs(loudest - 440) <= 2 and np.abs(heard[1]).max() < 0.01  # the left one sings, the right one is silent
+    film.save(tmp_path / "dog.gif")
+    with wave.open(str(tmp_path / "dog.wav")) as file:
+        assert (file.getnframes(), file.getframerate(), file.getnchannels()) == (len(film.sound), 24000, 2)
+        read = np.frombuffer(file.readframes(-1), "<i2").reshape(-1, 2) / 32767
+    assert np.abs(read - film.sound).max() <= 1 / 32767
+    with pytest.raises(UserError, match="dog.wav"):
+        film.save(tmp_path / "dog")  # the folder would be new, the sound is there
+    assert not (tmp_path / "dog").exists()
+
+
+def over_ranks(rank, world):
+    torch.set_num_threads(1)
+    made = {}
+    for name, frames in (("ltx2", 25), ("wan-i2v", 13)):
+        film = pipe_of(name)("a dog runs", frames, ranks=ranks_here(), **asked(name, num_inference_steps=2))
+        made[name] = (film.latents.numpy(), getattr(film, "sound", None))
+    return made
+
+
+@pytest.mark.distributed
+def test_d8_three_ranks_make_the_same_film_and_sound():
+    from ranks import run_ranks
+
+    made = run_ranks(over_ranks, 3, timeout=120)
+    for name in made[0]:
+        alone = pipe_of(name)("a dog runs", 25 if name == "ltx2" else 13, **asked(name, num_inference_steps=2))
+        for one in made:
+            assert np.abs(one[name][0] - alone.latents.numpy()).max() <= 1e-4
+        if name == "ltx2":
+            assert np.abs(made[0][name][1] - alone.sound).max() <= 1e-4 and made[1][name][1] is None
+
+
+@pytest.mark.parametrize(
+    "name", ["wan-i2v", "cogvideox-i2v", "ltx-i2v", "hunyuan15", "kandinsky", "ltx2", "ltx", "mochi", "hunyuan", "vace"]
+)
+def test_d8_no_negative_prompt_long_prompts_and_any_number_of_frames(name):
+    pipe = pipe_of(name)
+    words = "a dog runs over the hill and jumps over the red sea " * 30
+    film = pipe(words, pipe.preset.film(2) + 1, **asked(name, negative_prompt=None, num_inference_steps=2))
+    assert len(film.frames) == pipe.preset.film(2) + 1 and len(film.latents) == 3
+
+
+def test_d8_what_cannot_be_driven_or_given_is_refused_by_name():
+    from diffusers import SkyReelsV2DiffusionForcingPipeline
+
+    base = PIPELINES["skyreels"]()
+    with pytest.raises(UserError, match="SkyReelsV2DiffusionForcingPipeline steps a scheduler of its own for each"):
+        LongVideoPipeline.from_pipeline(SkyReelsV2DiffusionForcingPipeline(**base.components))
+    with pytest.raises(UserError, match="LTXConditionPipeline steps tokens of conditions"):
+        LongVideoPipeline.from_pipeline(ltx("LTXConditionPipeline"))
+    pipe = pipe_of("wan-i2v")
+    with pytest.raises(UserError, match="WanImageToVideoPipeline begins from a picture: give image="):
+        pipe("a dog runs", 9, **asked("wan-i2v", image=False))
+    with pytest.raises(UserError, match="WanImageToVideoPipeline: `image` has to be of type"):
+        pipe("a dog runs", 9, **asked("wan-i2v") | {"image": "dog.png"})
+    with pytest.raises(UserError, match="guidance_scale_2. is only supported"):
+        pipe("a dog runs", 9, guidance_scale_2=2.0, **asked("wan-i2v"))
+    for key, value in (("latents", torch.zeros(1)), ("num_videos_per_prompt", 2), ("prompt_embeds", torch.zeros(1))):
+        with pytest.raises(UserError, match=f"{key} cannot be given to WanImageToVideoPipeline here"):
+            pipe("a dog runs", 9, **{key: value}, **asked("wan-i2v"))
+    far = torch.randn(40, 4, 4, 4)
+    with pytest.raises(UserError, match="image is the film's first frame, and this run sees latent frames 16 to 40"):
+        pipe("a dog runs", context=pipe.context(far, frames=4), **asked("wan-i2v"))
+    sounding = LongVideoPipeline.from_pipeline(quiet(ltx2()), length=3)
+    with pytest.raises(UserError, match="LTX2Pipeline makes sound with the film"):
+        sounding("a dog", context=sounding.context(torch.randn(4, 4, 2, 2), frames=8), **asked("ltx2"))

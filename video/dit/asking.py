@@ -1,0 +1,172 @@
+"""What a stock pipeline is asked for: its arguments, its guidance and its picture, each refused by name if it has none.
+
+    arguments = arguments_of(stock, preset, timeline, 21, 16.0, None, "", 480, 832, {"image": picture})
+
+Legend: F latent frames.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from longtake.errors import UserError
+from longtake.timeline import Timeline
+from longtake.video.dit.decode import Caught, Decoder
+from longtake.video.dit.latent_space import denormalised
+from longtake.video.dit.presets import Preset
+from longtake.video.run import Context
+from torch import Tensor
+
+# stock pipelines whose loop cannot be driven, and why
+_TWICE = "asks its scheduler twice a step"
+_EACH = "steps a scheduler of its own for each latent frame"
+_WINDOWS = "makes a long video itself, in windows, each with a loop of its own"
+_STAGES = "runs several loops one after the other"
+_REFERENCES = "steps tokens of conditions beside the video's frames (pictures in a film: hold=)"
+_PARTLY = "begins in the middle of the schedule, from a video's own latents"
+UNDRIVEN = {
+    "CosmosTextToWorldPipeline": _TWICE, "CosmosVideoToWorldPipeline": _TWICE,
+    "SkyReelsV2DiffusionForcingPipeline": _EACH, "SkyReelsV2DiffusionForcingImageToVideoPipeline": _EACH,
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _EACH, "LTXI2VLongMultiPromptPipeline": _WINDOWS,
+    "WanVideoToVideoPipeline": _PARTLY, "CogVideoXVideoToVideoPipeline": _PARTLY,
+    "LTX2DFRPipeline": _STAGES, "LTX2DFRTemporalRefinePipeline": _STAGES,
+    "LTXConditionPipeline": _REFERENCES, "LTX2HDRPipeline": _REFERENCES,
+    "LTX2ConditionPipeline": _REFERENCES, "LTX2InContextPipeline": _REFERENCES,
+}  # fmt: skip
+# arguments of a stock pipeline that this one decides, and how else they are said
+_OURS = {
+    "latents": "noise is drawn frame by frame from the seed", "audio_latents": "noise is drawn from the seed",
+    "num_videos_per_prompt": "one film is made at a time", "prompt_embeds": "give a prompt",
+    "return_dict": "a VideoOutput is returned",
+}  # fmt: skip
+
+
+def refuse_undriven(stock: Any) -> None:
+    """Raises UserError for a stock pipeline whose loop cannot be driven."""
+    for base in type(stock).__mro__:
+        if base.__name__ in UNDRIVEN:
+            raise UserError(
+                f"{type(stock).__name__} {UNDRIVEN[base.__name__]}, so its loop cannot be driven; its "
+                "transformer can be: see parallelize"
+            )
+
+
+def takes_of(stock: Any) -> Mapping[str, Any]:
+    """The parameters of a stock pipeline's call."""
+    return inspect.signature(type(stock).__call__).parameters
+
+
+def makes_sound(stock: Any) -> bool:
+    """Whether a stock pipeline makes sound too."""
+    return getattr(stock, "audio_vae", None) is not None
+
+
+def steps_all_but_first(stock: Any) -> bool:
+    """Whether a stock pipeline steps all frames but the first; those that say so by timesteps are found later."""
+    replaced = getattr(stock.transformer.config, "image_condition_type", None) == "token_replace"
+    return (replaced and "image" in takes_of(stock)) or type(stock).__name__ == "Kandinsky5I2VPipeline"
+
+
+def arguments_of(
+    stock: Any, preset: Preset, timeline: Timeline, total: int, fps: float, guidance: float | None,
+    negative: str | None, height: int, width: int, given: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What the stock pipeline is called with. Raises UserError for what it does not take."""
+    takes, name = takes_of(stock), type(stock).__name__
+    unknown = sorted(set(given) - set(takes))
+    if unknown:
+        raise UserError(f"{name} does not take {', '.join(unknown)}")
+    for key in _OURS:
+        if given.get(key) is not None:
+            raise UserError(f"{key} cannot be given to {name} here: {_OURS[key]}")
+    made: dict[str, Any] = {
+        "prompt": timeline.prompts[0], "height": height, "width": width, "num_frames": preset.film(total),
+        "output_type": "np",
+    }  # fmt: skip
+    if "guidance_scale" in takes:
+        made["guidance_scale"] = preset.guidance if guidance is None else guidance
+    elif guidance is not None and getattr(stock, "guider", None) is None:
+        raise UserError(f"{name} takes no guidance_scale")
+    if "frame_rate" in takes:  # LTX: the pace that the positions stand for
+        made["frame_rate"] = fps
+    if negative is not None and "negative_prompt" in takes:
+        made["negative_prompt"] = negative
+    elif negative:
+        raise UserError(f"{name} takes no negative_prompt")
+    return {**made, **given}
+
+
+@contextmanager
+def guider_of(stock: Any, guidance: float | None) -> Iterator[None]:
+    """Inside, a guidance scale is that of the pipeline's guider, where it has one in place of an argument."""
+    had = getattr(stock, "guider", None)
+    if had is None or guidance is None or "guidance_scale" in takes_of(stock):
+        yield
+        return
+    if "guidance_scale" not in had.config:
+        raise UserError(f"{type(had).__name__} takes no guidance_scale: set the pipeline's guider")
+    stock.guider = had.new(guidance_scale=guidance)
+    try:
+        yield
+    finally:
+        stock.guider = had
+
+
+def checked(stock: Any, call: Callable[[], Any]) -> Any:
+    """What the stock pipeline finds wrong with its inputs, in one line."""
+    import traceback
+
+    try:
+        return call()
+    except (ValueError, TypeError) as error:
+        places = [place.name for place in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, UserError) or "check_inputs" not in places:
+            raise
+        raise UserError(f"{type(stock).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def pictured(stock: Any, context: Context, span: range, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The stock arguments, with the picture that a run begins from.
+
+    One that goes on from an earlier run begins from that run's frame at the start of what the network sees.
+    Raises UserError where a picture is needed, or given for another frame.
+    """
+    given, name = dict(asked), type(stock).__name__
+    if makes_sound(stock) and context.latents is not None:
+        raise UserError(
+            f"{name} makes sound with the film, and the latents of an earlier run hold no sound: it cannot be "
+            "extended or redone"
+        )
+    if "image" not in takes_of(stock):
+        return given
+    embedded = given.get("image") is None and given.get("image_embeds") is not None
+    if context.latents is None:
+        if given.get("image") is None and not embedded:
+            raise UserError(f"{name} begins from a picture: give image=")
+        return given
+    if span.start and (given.get("image") is not None or embedded):
+        raise UserError(
+            f"image is the film's first frame, and this run sees latent frames {span.start} to {span.stop - 1}: "
+            "leave it out, the picture is then taken from the earlier run"
+        )
+    if given.get("image") is None and not embedded:
+        given["image"] = _decoded_picture(stock, context.latents, span.start)
+    return given
+
+
+def _decoded_picture(stock: Any, latents: Tensor, index: int) -> Any:
+    """The last film frame of a latent frame (F, c, h, w), as a picture; what lies before it is seen too."""
+    from PIL import Image
+
+    note = Caught()
+    first = max(0, index - 3)
+    note.z = denormalised(stock.vae, latents[first : index + 1].transpose(0, 1)[None])
+    if getattr(stock.vae.config, "timestep_conditioning", False):
+        note.args = (torch.zeros(1).to(note.z),)
+    frames = np.concatenate(list(Decoder(stock.vae, note).chunks()))
+    return Image.fromarray(frames[-1])
