@@ -95,6 +95,10 @@ KNOBS = (
         name="length", default=None, kind=int, least=1, most=100_000,
         help="video transformers: training length in latent frames, where no preset knows it",
     ),
+    Knob(
+        name="guidance_ranks", default=False, kind=bool, decides=False,
+        help="video transformers on an even number of ranks: the two passes of guidance on two halves of them",
+    ),
     Knob(name="redo", default=None, kind=str, metavar="A:B", help="make frames A to B-1 of --extend RUN anew"),
 )  # fmt: skip
 
@@ -260,8 +264,11 @@ class VideoDomain(Domain):
         for name in ("first", "last"):
             if name in request.inputs and not transformer:
                 raise UserError(f"--{name} is for video transformers: {given['prior']} is a UNet")
-        if not transformer and (given["positions"] != "auto" or given["length"] is not None):
-            raise UserError(f"--positions and --length are for video transformers: {given['prior']} is a UNet")
+        usual = {"positions": "auto", "length": None, "guidance_ranks": False}
+        if not transformer and any(given[name] != value for name, value in usual.items()):
+            raise UserError(
+                f"--positions, --length and --guidance-ranks are for video transformers: {given['prior']} is a UNet"
+            )
         new = Context.new(pipe.latents(given["frames"]) if transformer else given["frames"])
         pipe.check_inputs(
             request.times,
@@ -300,7 +307,7 @@ class VideoDomain(Domain):
         if _is_transformer(pipe):
             from PIL import Image
 
-            more["positions"] = given["positions"]
+            more |= {"positions": given["positions"], "guidance_ranks": given["guidance_ranks"]}
             ends = {"first": 0, "last": -1}
             held = {place: Image.open(request.inputs[name]) for name, place in ends.items() if name in request.inputs}
             more["hold"] = held or None

@@ -76,7 +76,8 @@ def served(model: Any) -> tuple[str, Served]:
     A subclass is served where it keeps the forward of a class that is.
     """
     for cls in type(model).__mro__:
-        if cls.__name__ in SERVED and cls.__module__.startswith("diffusers.") and cls.forward is type(model).forward:
+        own = getattr(cls, "forward", None) is type(model).forward
+        if own and cls.__name__ in SERVED and cls.__module__.startswith("diffusers."):
             return cls.__name__, SERVED[cls.__name__]
     raise CapabilityError(
         f"shard_transformer does not serve {type(model).__name__}: how its streams meet in attention is not known (a "
@@ -147,8 +148,8 @@ class KeyMaskProcessor:
             keys = torch.nn.functional.pad(attention_mask.bool(), (hidden_states.shape[1], 0), value=True)[
                 :, None, None
             ]
-        joined = (torch.cat(pair, 1).transpose(1, 2) for pair in ((q, text_q), (k, text_k), (v, text_v)))
-        out = SDPA(*joined, attn_mask=keys).transpose(1, 2).flatten(2, 3).to(q.dtype)
+        q, k, v = (torch.cat(pair, 1).transpose(1, 2) for pair in ((q, text_q), (k, text_k), (v, text_v)))
+        out = SDPA(q, k, v, attn_mask=keys).transpose(1, 2).flatten(2, 3).to(q.dtype)
         video, text = out.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], 1)
         last = getattr(attn, "to_add_out", None)
         return attn.to_out[1](attn.to_out[0](video)), text if last is None else last(text)
@@ -184,9 +185,7 @@ _IN_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
 SERVED: dict[str, Served] = {
     "WanTransformer3DModel": Served(),
-    "ChronoEditTransformer3DModel": Served(),
     "FluxTransformer2DModel": Served(joint=True),
-    "Flux2Transformer2DModel": Served(joint=True),
     "QwenImageTransformer2DModel": Served(joint=True),
     "LTXVideoTransformer3DModel": Served(
         cuts={

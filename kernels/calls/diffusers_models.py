@@ -190,7 +190,7 @@ class _Streams:
             return type(x)(self.mine(part, entry, key) for part in x)
         if not isinstance(x, Tensor) or (entry.expected_dims is not None and x.ndim != entry.expected_dims):
             return x
-        stream = getattr(entry, "stream", _STREAMS.get(str(key)))
+        stream: Any = getattr(entry, "stream", _STREAMS.get(str(key)))
         if getattr(entry, "by_token", False) and (x.ndim < 2 or x.shape[entry.split_dim] != self.cuts[stream].total):
             return x
         cut = self.partition(x.shape[entry.split_dim], stream)

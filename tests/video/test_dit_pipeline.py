@@ -146,6 +146,46 @@ def test_d8_the_same_film_from_any_number_of_ranks(world):
             assert frames == (25 if rank == 0 else 0)
 
 
+def guided_over_ranks(rank, world):
+    """One pass a call (Wan) and both in one batch (CogVideoX, LTX), with one prompt and with two."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    ranks, made = ranks_here(), {}
+    for name in ("wan", "cogvideox", "ltx"):
+        for prompt in ("a dog runs", "0s: a dog runs | 1s: a cat swims"):
+            pipe = pipe_of(name)
+            film = pipe(prompt, 25, ranks=ranks, guidance_ranks=True, **asked(name))
+            made[name, prompt] = (film.latents.numpy(), film.info["traffic"]["received"])
+    return made
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 4])
+def test_d8_guidance_on_halves_of_the_ranks_is_the_film_of_one(world):
+    from ranks import run_ranks
+
+    for made in run_ranks(guided_over_ranks, world, timeout=120):
+        for (name, prompt), (latents, received) in made.items():
+            alone = pipe_of(name)(prompt, 25, **asked(name)).latents.numpy()
+            assert np.abs(latents - alone).max() <= 1e-4 * max(1.0, np.abs(alone).max())
+            assert ("frames" in received) == (world == 4)  # two ranks: each half holds the whole video
+
+
+def odd_halves(rank, world):
+    try:
+        pipe_of()("a dog runs", 9, ranks=ranks_here(), guidance_ranks=True, **asked())
+    except UserError as error:
+        return str(error)
+    return "made"
+
+
+@pytest.mark.distributed
+def test_d8_guidance_over_an_odd_number_of_ranks_is_refused():
+    from ranks import run_ranks
+
+    assert set(run_ranks(odd_halves, 3)) == {"guidance over ranks parts them in two halves; given 3 ranks"}
+
+
 @pytest.mark.parametrize("name", ["wan", "cogvideox", "mochi"])
 def test_d8_a_causal_vae_decodes_in_a_stream_what_it_decodes_at_once(name):
     vae = PIPELINES[name]().vae

@@ -38,6 +38,7 @@ from longtake.video.dit.asking import (
 from longtake.video.dit.decode import Decoder, caught
 from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
 from longtake.video.dit.film_sound import with_sound
+from longtake.video.dit.guidance import Guided, Halves, check_passes
 from longtake.video.dit.latent_space import denormalised, normalised
 from longtake.video.dit.positions import Positions
 from longtake.video.dit.presets import Preset, preset_of
@@ -188,6 +189,7 @@ class TransformerVideoPipeline:
         context: Context | None = None,
         hold: Mapping[int, Any] | None = None,
         sizes: Sequence[int] | None = None,
+        guidance_ranks: bool = False,
         ranks: Ranks | None = None,
         journal: Journal | None = None,
         checkpoint_every: int = 1,
@@ -203,7 +205,9 @@ class TransformerVideoPipeline:
         length of its rule (s * k + 1) and the film is cut. num_inference_steps, guidance_scale, fps, height, width:
         the preset's unless given. scope: "auto" is `default_scope`; None is every frame. positions: "auto" is clip
         beyond the training length, absolute within it. context: see `context`. hold: pictures (PIL) that the film must
-        show, by frame of film; negative numbers count from the end. sizes: latent frames of each rank. output_type:
+        show, by frame of film; negative numbers count from the end. sizes: latent frames of each rank (of a half
+        of them under guidance_ranks). guidance_ranks: the two passes of guidance on two halves of the ranks, which are
+        an even number, instead of both on all. output_type:
         "film", "stream" or "latent". Other keywords go to the stock pipeline (image, video, guidance_scale_2, ...).
         The latents (F, c, h, w) of the output are in the transformer's space, as `context` wants them.
         Raises UserError for settings that do not go together.
@@ -235,8 +239,9 @@ class TransformerVideoPipeline:
         if not isinstance(positions, Positions):
             positions = Positions(positions, preset.length)
         partition = self.check_inputs(
-            timeline, context, height=height, width=width, scope=scope, span=span, sizes=sizes, world=ranks.world
-        )
+            timeline, context, height=height, width=width, scope=scope, span=span, sizes=sizes,
+            world=ranks.world // 2 if guidance_ranks and ranks.world > 1 else ranks.world,
+        )  # fmt: skip
         height, width = self._size(height, width, context)
         kept = self._kept(context, span, hold, height, width)
         layout = Layout(self.record, len(span), self._pixels(height, width))
@@ -247,8 +252,15 @@ class TransformerVideoPipeline:
 
         with ExitStack() as stack:
             stack.enter_context(guider_of(self.stock, guidance_scale))
-            transport = Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1)
-            texts = self._texts(timeline, context, arguments) if self._several(timeline, context) else None
+            if guidance_ranks and self._sounds:
+                raise UserError(f"guidance_ranks does not part the two streams of {self.record.name}")
+            halves = Halves.of(ranks) if guidance_ranks and ranks.world > 1 else None
+            if halves is not None:
+                transport: Transport = halves.inner
+            else:
+                transport = Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1)
+            told = halves is not None or self._several(timeline, context)
+            texts = self._texts(timeline, context, arguments) if told else None
             handles = [
                 stack.enter_context(
                     parallelize(model, partition, scope, transport=transport, positions=positions, whole=True)
@@ -267,7 +279,7 @@ class TransformerVideoPipeline:
             )  # fmt: skip
             for handle, model in zip(handles, self.transformers, strict=True):
                 handle.set_step(0)
-                self._guide(stack, model, handle, drive, texts, timeline, context, span)
+                self._guide(stack, model, handle, drive, texts, timeline, context, span, halves)
             note = stack.enter_context(caught(self.stock.vae))
             stack.enter_context(_quiet(self.stock, ranks.is_main))
             made = checked(self.stock, lambda: drive.run(**arguments))
@@ -411,16 +423,26 @@ class TransformerVideoPipeline:
 
     def _guide(
         self, stack: ExitStack, model: Any, handle: Handle, drive: Drive, texts: list[list[dict[str, Tensor]]] | None,
-        timeline: Timeline, context: Context, span: range,
+        timeline: Timeline, context: Context, span: range, halves: Halves | None,
     ) -> None:  # fmt: skip
         """Around the model's call: answer steps that need not be computed, hold kept frames at the start, give every
-        frame its own text."""
+        frame its own text, part the passes of guidance over halves of the ranks."""
         patches = Patches()
         stack.callback(patches.undo)
         stock = model.__dict__["forward"]
         names = names_of(model)
         weights = None if texts is None else self._weights(timeline, context, span)
         number = {"step": -1, "call": 0}
+        guided = None if halves is None or texts is None else Guided(halves, len(texts[0]), self.record.sample[0])
+
+        def words(call: int, given: dict[str, Any]) -> dict[str, Any]:
+            """The arguments with the text of a call of the step: of all prompts, where they differ there."""
+            assert texts is not None
+            if len(texts) == 1:
+                return {**given, **texts[0][call]}
+            told = side_by_side([prompt[call] for prompt in texts])
+            handle.set_prompts(None if told is None else weights, None if told is None else told[1])
+            return {**given, **(texts[0][call] if told is None else told[0])}
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -435,10 +457,12 @@ class TransformerVideoPipeline:
                 return stock(**given)
             if number["step"] != drive.step:
                 number.update(step=drive.step, call=0)
-            told = side_by_side([prompt[number["call"]] for prompt in texts])
+            call = number["call"]
             number["call"] += 1
-            handle.set_prompts(None if told is None else weights, None if told is None else told[1])
-            return stock(**given) if told is None else stock(**{**given, **told[0]})
+            if guided is None:
+                return stock(**words(call, given))
+            check_passes(len(texts[0]), sample.shape[0], type(self.stock).__name__)
+            return guided(stock, given, call, words)
 
         patches.forward(model, forward)
 
