@@ -107,7 +107,6 @@ _PUBLIC = {
     "joint_attention": "calls.joint",
     "shard_transformer": "calls.diffusers_models",
     "AttentionProcessor": "calls.diffusers_models",
-    "register_attention": "calls.dispatchers",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -155,11 +155,12 @@ class KeyMaskProcessor:
         return attn.to_out[1](attn.to_out[0](video)), text if last is None else last(text)
 
 
-def _rotate_halves(x: Tensor, angles: Any) -> Tensor:
-    from diffusers.models.embeddings import apply_rotary_emb
-
-    turned: Tensor = apply_rotary_emb(x, angles, sequence_dim=1)
-    return turned
+def _rotate_pairs_twice(x: Tensor, angles: Any) -> Tensor:
+    """HunyuanVideo's: cosines and sines (S, D), each value twice in a row."""
+    cos, sin = (table[None, :, None].to(x.device) for table in angles)
+    one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-other, one], -1).flatten(-2)
+    return (x.float() * cos + turned.float() * sin).to(x.dtype)
 
 
 def _rotate_pairs(x: Tensor, angles: Any) -> Tensor:
@@ -267,6 +268,6 @@ SERVED: dict[str, Served] = {
         needs=("video",),
         layers=_IN_BLOCKS,
         replaces="HunyuanVideo15AttnProcessor2_0",
-        processor=lambda: KeyMaskProcessor(_rotate_halves),
+        processor=lambda: KeyMaskProcessor(_rotate_pairs_twice),
     ),
 }

@@ -252,7 +252,7 @@ class TransformerVideoPipeline:
 
         with ExitStack() as stack:
             stack.enter_context(guider_of(self.stock, guidance_scale))
-            if guidance_ranks and self._sounds:
+            if guidance_ranks and makes_sound(self.stock):
                 raise UserError(f"guidance_ranks does not part the two streams of {self.record.name}")
             halves = Halves.of(ranks) if guidance_ranks and ranks.world > 1 else None
             if halves is not None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from dit_models import call_of, make
-from longtake.kernels import CapabilityError, register_attention
+from longtake.dispatchers import register_attention
+from longtake.kernels import CapabilityError
 
 calls = []
 
@@ -11,7 +12,7 @@ calls = []
 @pytest.fixture(autouse=True)
 def counted(monkeypatch):
     """Registered, and every call of ours counted."""
-    from longtake.kernels.calls import dispatchers
+    from longtake import dispatchers
 
     calls.clear()
     stock = dispatchers.attention

@@ -1,5 +1,7 @@
 """This package's attention under a name in diffusers and transformers, on one process.
 
+    from longtake.dispatchers import register_attention
+
     register_attention()                                        # once
     transformer.set_attention_backend("longtake")               # a diffusers model
     AutoModelForCausalLM.from_pretrained(folder, attn_implementation="longtake")
