@@ -199,6 +199,25 @@ def test_d8_a_causal_vae_decodes_in_a_stream_what_it_decodes_at_once(name):
     assert (torch.cat(pieces).clamp(-1, 1) - whole.clamp(-1, 1)).abs().max() <= 1e-5
 
 
+def test_d8_a_vae_that_offload_keeps_elsewhere_is_fetched_before_it_is_used():
+    """accelerate's hook brings a module to its device when diffusers' own encode or decode is called; parts of a VAE
+    are called here too."""
+    pipe = pipe_of()
+    called = []
+
+    class Hook:
+        def pre_forward(self, module, *args, **kwargs):
+            called.append(module)
+            return args, kwargs
+
+    film = pipe("a dog runs", 9, **asked(output_type="stream"))
+    pipe.stock.vae._hf_hook = Hook()
+    assert sum(len(chunk) for chunk in film.chunks()) == 9 and called[0] is pipe.stock.vae
+    called.clear()
+    pipe._encode(Image.new("RGB", (32, 32)), 32, 32, first=True)
+    assert called[0] is pipe.stock.vae
+
+
 @pytest.mark.parametrize("name", ["ltx", "hunyuan"])
 def test_d8_other_vaes_decode_in_pieces_that_overlap_and_say_so(name):
     vae = PIPELINES[name]().vae

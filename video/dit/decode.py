@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 from longtake.media import to_uint8
+from longtake.video.dit.latent_space import awake
 from longtake.video.piece import Patches
 from torch import Tensor
 
@@ -83,11 +84,13 @@ class Decoder:
         """Frames (n, 3, H, W) in [-1, 1], in order."""
         assert self.note.z is not None
         with torch.no_grad():
+            weight = awake(self.vae)
+            z = self.note.z.to(weight.device, weight.dtype)
             if self.way is not None:
-                for piece in self.way(self.vae, self.note.z):
+                for piece in self.way(self.vae, z):
                     yield piece[0].transpose(0, 1)
                 return
-            yield from self._overlapping(self.note.z)
+            yield from self._overlapping(z)
 
     def chunks(self, frames: int | None = None) -> Iterator[np.ndarray]:
         """The same as uint8 (n, H, W, 3); at most `frames` of them."""

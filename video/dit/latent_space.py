@@ -12,6 +12,15 @@ from longtake.errors import UserError
 from torch import Tensor
 
 
+def awake(vae: Any) -> Tensor:
+    """A weight of the VAE, brought to its device first where offload keeps it elsewhere until it is called."""
+    hook = getattr(vae, "_hf_hook", None)  # accelerate's; diffusers' own `encode` and `decode` call it, parts do not
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(vae)
+    weight: Tensor = next(vae.parameters())
+    return weight
+
+
 def normalised(vae: Any, z: Tensor) -> Tensor:
     """Latents as the VAE encodes them (1, C, F, h, w) in the transformer's space."""
     mean, std, scale = _moments(vae, z)

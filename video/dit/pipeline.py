@@ -39,7 +39,7 @@ from longtake.video.dit.decode import Decoder, caught
 from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
 from longtake.video.dit.film_sound import with_sound
 from longtake.video.dit.guidance import Guided, Halves, check_passes
-from longtake.video.dit.latent_space import denormalised, normalised
+from longtake.video.dit.latent_space import awake, denormalised, normalised
 from longtake.video.dit.positions import Positions
 from longtake.video.dit.presets import Preset, preset_of
 from longtake.video.dit.prompts import frame_weights
@@ -493,7 +493,7 @@ class TransformerVideoPipeline:
         vae = self.stock.vae
         image = self.stock.video_processor.preprocess(picture, height, width)  # (1, 3, H, W) in [-1, 1]
         count = 1 if first else 1 + self.preset.stride
-        weight = next(vae.parameters())
+        weight = awake(vae)
         film = image.to(weight)[:, :, None].expand(-1, -1, count, -1, -1).contiguous()
         latent = vae.encode(film).latent_dist.mode()
         return normalised(vae, latent)[0, :, -1].float().cpu()
