@@ -99,6 +99,12 @@ def make(kind, **changes):
             cross_attention_dim=48, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
             audio_attention_head_dim=16, audio_cross_attention_dim=32, num_layers=2, caption_channels=16, **newer,
         )  # fmt: skip
+    if kind == "minimax":
+        return build(
+            d.MiniMaxH3Transformer3DModel, num_attention_heads=2, attention_head_dim=16, hidden_size=24, num_layers=2,
+            num_refiner_layers=1, ffn_dim=32, in_channels=2, audio_in_channels=4, text_dim=16, freq_dim=16,
+            time_embed_hidden_dim=16, time_embed_dim=16, rope_freq_dim=2,
+        )  # fmt: skip
     raise KeyError(kind)
 
 
@@ -142,6 +148,21 @@ def call_of(kind, frames, batch=2, rows=4, columns=4, texts=1):
         given |= {
             "num_frames": frames, "height": rows, "width": columns, "rope_interpolation_scale": (8 / 24, 32, 32),
             "encoder_attention_mask": _mask(batch, 5 * texts, True),
+        }  # fmt: skip
+    elif kind == "minimax":  # 5 rows of text, the first 4 of sound, video, the rest of the sound
+        tokens = (rows // 2) * (columns // 2)
+        sound, film = frames + 4, frames * tokens
+        tags = torch.tensor([1] * 5 + [2] * 4 + [0] * film + [2] * (sound - 4))
+        places = torch.zeros(len(tags), 3)
+        places[:, 0] = torch.arange(len(tags)) * 0.1
+        grid = torch.meshgrid(torch.arange(frames), torch.arange(rows // 2), torch.arange(columns // 2), indexing="ij")
+        places[9 : 9 + film] = torch.stack([axis.flatten() for axis in grid], 1) + torch.tensor([20.0, 0, 0])
+        given = {
+            "hidden_states": noise("latents", batch, film, 8), "audio_hidden_states": noise("audio", batch, sound, 4),
+            "encoder_hidden_states": text[:, :5], "timestep": torch.tensor([0.0, 0.5]),
+            "timestep_indices": (tags != 1).long(), "token_tags": tags, "position_ids": places,
+            "video_indices": (tags == 0).nonzero().flatten(), "audio_indices": (tags == 2).nonzero().flatten(),
+            "text_indices": (tags == 1).nonzero().flatten(),
         }  # fmt: skip
     elif kind.startswith("ltx2"):
         audio = 3 + round(frames * 8 / 24 * 25)  # a little longer than the video

@@ -118,3 +118,71 @@ def test_d7_ltx2_refuses_what_is_not_exact():
     with parallelize(model, Partition.even(FRAMES, 1), NARROW, whole=True):
         with pytest.raises(UserError, match="video_self_attention_mask"):
             run(model, {**given, "video_self_attention_mask": mask})
+
+
+# ---- MiniMax-H3: one packed row -------------------------------------------------------------------------------------
+
+
+class Packed(TorchFunctionMode):
+    """Masked dense attention where rows of the video are known by their place in the packed row."""
+
+    def __init__(self, score, video, tokens):
+        super().__init__()
+        self.score, self.video, self.tokens = score, video, tokens
+        self.calls = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not SDPA:
+            return function(*args, **(kwargs or {}))
+        return self.attention(*args, **(kwargs or {}))
+
+    def attention(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+        if query.shape[2] <= len(self.video):  # the refiner of the text
+            return SDPA(query, key, value, scale=scale)
+        self.calls += 1
+        frame = torch.full((query.shape[2],), -1)
+        frame[self.video] = torch.arange(len(self.video)) // self.tokens
+        bias = torch.zeros(query.shape[2], query.shape[2], dtype=torch.float64)
+        film = frame >= 0
+        bias[film[:, None] & film[None, :]] = self.score[frame[film]][:, frame[film]].flatten()
+        logits = query.double() @ key.double().mT / math.sqrt(query.shape[-1]) + bias
+        return (logits.softmax(-1) @ value.double()).float()
+
+
+def compare_packed(rank, world):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    model, given, worst = make("minimax"), call_of("minimax", FRAMES), {}
+    for scope in (None, NARROW):
+        if scope is None:
+            wanted = run(model, given)
+        else:
+            with Packed(see(scope, Moment(FRAMES)).score, given["video_indices"], 4) as dense:
+                wanted = run(model, given)
+            assert dense.calls == 2
+        for sizes in CUTS[world]:
+            shown = Scope(FRAMES, 0, gate="off") if scope is None else scope
+            with parallelize(model, Partition.from_sizes(sizes), shown, whole=True) as handle:
+                handle.set_through(True)
+                made = run(model, given)
+            for name, a, b in zip(("video", "audio"), made, wanted, strict=True):
+                assert a.shape == b.shape
+                worst[f"{name} {scope is None} {sizes}"] = (a - b).abs().max().item()
+    return worst
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_d2_minimax_packed_rows_for_any_ranks(world):
+    for worst in run_ranks(compare_packed, world, timeout=120):
+        assert max(worst.values()) <= TOLERANCE, worst
+
+
+def test_minimax_refuses_rows_that_are_no_frames():
+    model, given = make("minimax"), call_of("minimax", FRAMES)
+    with pytest.raises(UserError, match="are not 6 frames one after the other: conditioning rows"):
+        with parallelize(model, Partition.even(6, 1), NARROW, whole=True):
+            run(model, given)
+    with pytest.raises(UserError, match="positions=clip is not written for MiniMax-H3"):
+        with parallelize(model, Partition.even(FRAMES, 1), NARROW, whole=True, positions="clip"):
+            run(model, given)

@@ -23,10 +23,11 @@ from longtake.errors import UserError
 from longtake.kernels.partition import Partition
 from longtake.kernels.precision import as_autocast
 from longtake.kernels.ranks.rows import gather_rows
+from longtake.video.dit import packed
 from longtake.video.dit.attend import Joint, Prompts, Rows, View, attend
 from longtake.video.dit.clocks import Given, Time, install_clock
 from longtake.video.dit.positions import Policy, Positions
-from longtake.video.dit.records import Record, Text
+from longtake.video.dit.records import Clock, Record, Text
 from longtake.video.dit.scopes import BlockCausal, Both, Moment, Sight, see
 from longtake.video.dit.sound import STREAMS, Sound
 from longtake.video.dit.texts import heard, install_texts, load_text
@@ -112,7 +113,7 @@ def install(model: Any, record: Record, piece: Piece, patches: Patches, *, posit
     to_clock: Callable[[Given], Given] = lambda given: given  # noqa: E731
     stock = piece.alone and piece.scope is None and positions.policy is Policy.ABSOLUTE and causal == 1
     if not stock or record.text is not Text.CROSS:  # joint layers are needed for prompts too
-        if call.sound is None:
+        if call.sound is None and record.clock is not Clock.ROWS:
             to_clock = install_clock(model, call.time, patches)
         for name, layer in layers.items():
             patches.forward(layer, _redirected(layer, name, call))
@@ -171,6 +172,8 @@ def _called(model: Any, call: Call, to_clock: Callable[[Given], Given]) -> Calla
 def _prepared(model: Any, call: Call, given: Given) -> Given:
     """Check a call, set the scope up, and cut whole inputs."""
     record, piece = call.record, call.piece
+    if record.clock is Clock.ROWS:
+        return packed.prepared(call, given)
     name, axis = record.sample
     sample = given.get(name)
     dims = 3 if record.packed else 5
@@ -253,6 +256,8 @@ def _cut(call: Call, given: Given, patch: int, tokens: int) -> Given:
 def _finished(call: Call, out: Any) -> Any:
     """Drop the dummy frame of a rank without frames; bring the frames together where inputs were whole."""
     piece = call.piece
+    if call.record.clock is Clock.ROWS:
+        return packed.finished(call, out)
     if call.sound is not None:
         return call.sound.finished(out)
     if not piece.empty and not (call.whole and not piece.alone):

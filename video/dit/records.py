@@ -42,6 +42,7 @@ class Clock(StrEnum):
         GRID: an argument with the frame numbers, `visual_rope_pos`.
         SECONDS: coordinates in seconds, `video_coords` or made in the model.
         LEARNED: learned frequencies times frame numbers.
+        ROWS: an argument with the place of every packed row, `position_ids`.
     """
 
     TABLE = "table"
@@ -49,6 +50,7 @@ class Clock(StrEnum):
     GRID = "grid"
     SECONDS = "seconds"
     LEARNED = "learned"
+    ROWS = "rows"
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,10 @@ RECORDS: dict[str, Record] = {
             "LTX2VideoTransformer3DModel", Text.CROSS, Clock.SECONDS, ("transformer_blocks",), "attn1", {},
             tokens={"hidden_states": 1, "video_keyframes_mask": 1}, channels=2, length=61, stride=8, fps=24.0,
             cross="attn2",
+        ),
+        Record(
+            "MiniMaxH3Transformer3DModel", Text.BEFORE, Clock.ROWS, ("transformer_blocks",), "attn", {},
+            tokens={"hidden_states": 1}, channels=2, length=37, stride=4, fps=24.0,
         ),
         Record("CogVideoXTransformer3DModel", **_COG),  # type: ignore[arg-type]
         Record("ConsisIDTransformer3DModel", **_COG),  # type: ignore[arg-type]
