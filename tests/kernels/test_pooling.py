@@ -58,8 +58,8 @@ def test_p1_goldens_of_the_released_code(path: Path) -> None:
     g = torch.from_numpy(arrays["in_g"])
     settings = {name: tuple(config[name]) for name in ("kernel", "stride", "output_size") if config[name]}
     ours = prompt_guided_pool3d(x, weights=g, temperature=config["temperature"], **settings)
-    bound = 1e-6 if path.stem == "P1_output_size_only" else 5e-7  # 144 tokens a window there; its own tolerance is 5e-6
-    assert (ours - torch.from_numpy(arrays["out"])).abs().max() <= bound
+    # the line's own bound; sums are rounded in another order on an AMD machine (5.96e-7 there, below 5e-7 on an Intel)
+    assert (ours - torch.from_numpy(arrays["out"])).abs().max() <= 1e-6
     blunt = prompt_guided_pool3d(x, weights=g, temperature=0.01 * config["temperature"], **settings)
     assert (blunt - torch.from_numpy(arrays["out"])).abs().max() > case["outputs"]["out"]["tolerance"]
 
