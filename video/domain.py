@@ -269,13 +269,14 @@ class VideoDomain(Domain):
             raise UserError(
                 f"--positions, --length and --guidance-ranks are for video transformers: {given['prior']} is a UNet"
             )
-        new = Context.new(pipe.latents(given["frames"]) if transformer else given["frames"])
+        if context is None:
+            context = Context.new(pipe.latents(given["frames"]) if transformer else given["frames"])
         pipe.check_inputs(
             request.times,
-            new if context is None else context,
+            context,
             height=given["height"],
             width=given["width"],
-            scope=self._scope_for(pipe, request, new if context is None else context),
+            scope=self._scope_for(pipe, request, context),
             world=ranks.world,
         )
 

@@ -136,7 +136,6 @@ class Drive:
     _unit: Tensor | None = None
     _draws: int = 0
     _total: int = 0
-    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def run(self, **arguments: Any) -> Any:
         """Call the pipeline; returns what it returns. `latents` then holds the clean latents, frames first."""

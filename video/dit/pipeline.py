@@ -35,7 +35,7 @@ from longtake.video.dit.asking import (
     refuse_undriven,
     steps_all_but_first,
 )
-from longtake.video.dit.decode import Decoder, caught
+from longtake.video.dit.decode import Caught, Decoder, caught
 from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
 from longtake.video.dit.film_sound import with_sound
 from longtake.video.dit.guidance import Guided, Halves, check_passes
@@ -295,7 +295,7 @@ class TransformerVideoPipeline:
         )  # fmt: skip
         joined = drive.held_first and context.latents is not None  # the stock pipeline has decoded another first frame
         output = self._output(
-            whole, drive.latents, note, layout, fps, film, ranks, info, output_type, int(drive.held_first), joined
+            whole, drive.latents, note, fps, film, ranks, info, output_type, int(drive.held_first), joined
         )
         sound = getattr(made, "audio", None)
         if not makes_sound(self.stock) or sound is None or output_type == "latent" or not ranks.is_main:
@@ -314,7 +314,7 @@ class TransformerVideoPipeline:
         )
 
     def _size(self, height: int | None, width: int | None, context: Context) -> tuple[int, int]:
-        """Pixels: given, or those of an earlier run, or the preset's, or a small square."""
+        """Pixels: those of an earlier run, or given, or the preset's."""
         scale = self._spatial()
         if context.latents is not None:
             rows, columns = context.latents.shape[-2:]
@@ -434,13 +434,15 @@ class TransformerVideoPipeline:
         weights = None if texts is None else self._weights(timeline, context, span)
         number = {"step": -1, "call": 0}
         guided = None if halves is None or texts is None else Guided(halves, len(texts[0]), self.record.sample[0])
+        several = texts is not None and len(texts) > 1
+        sides = [side_by_side(list(prompts)) for prompts in zip(*texts, strict=True)] if texts and several else []
 
         def words(call: int, given: dict[str, Any]) -> dict[str, Any]:
             """The arguments with the text of a call of the step: of all prompts, where they differ there."""
             assert texts is not None
-            if len(texts) == 1:
+            if not several:
                 return {**given, **texts[0][call]}
-            told = side_by_side([prompt[call] for prompt in texts])
+            told = sides[call]
             handle.set_prompts(None if told is None else weights, None if told is None else told[1])
             return {**given, **(texts[0][call] if told is None else told[0])}
 
@@ -499,7 +501,7 @@ class TransformerVideoPipeline:
         return normalised(vae, latent)[0, :, -1].float().cpu()
 
     def _output(
-        self, whole: Tensor, made: Tensor, note: Any, layout: Layout, fps: float, film: int | None, ranks: Ranks,
+        self, whole: Tensor, made: Tensor, note: Any, fps: float, film: int | None, ranks: Ranks,
         info: dict[str, Any], kind: str, outside: int = 0, joined: bool = False,
     ) -> VideoOutput:  # fmt: skip
         """The film from clean latents (F, c, h, w) in the transformer's space.
@@ -513,24 +515,17 @@ class TransformerVideoPipeline:
         length = film or self.preset.film(len(latents))
         if len(latents) != len(made) or note.z is None or joined:  # the stock pipeline has seen a part of the film
             part = None if note.z is None else (made[outside:], note.z[:, :, outside:])
-            note.z = denormalised(self.stock.vae, self._unpacked(latents), part)
+            note.z = denormalised(self.stock.vae, latents.transpose(0, 1)[None], part)
         decoder = Decoder(self.stock.vae, note)
         info["decode"] = "exact" if decoder.exact else "pieces overlap and are cross-faded: not equal to one call"
         if kind == "stream":
             return VideoOutput(decoder.chunks(length), fps, latents, length, info=info)
         return VideoOutput(np.concatenate(list(decoder.chunks(length))), fps, latents, info=info)
 
-    def _unpacked(self, latents: Tensor) -> Tensor:
-        return latents.transpose(0, 1)[None]
-
     def output(self, latents: Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str) -> VideoOutput:
         """The film of latents that a finished run kept."""
-        from longtake.video.dit.decode import Caught
-
-        note = Caught()
-        layout = Layout(self.record, len(latents))
         ranks = ranks or Ranks.single(self.device)
-        return self._output(latents, latents, note, layout, fps, info.get("frames_of_film"), ranks, info, kind)
+        return self._output(latents, latents, Caught(), fps, None, ranks, info, kind)
 
 
 def _first_of(stock: Any, names: Sequence[str]) -> int | None:
