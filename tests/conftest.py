@@ -42,7 +42,7 @@ def browser() -> Iterator[Any]:
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """run_cli("video", "a prompt", "--frames", "8") in a process of its own; env=... adds variables."""
 
-    def run(*args: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, env: dict[str, str] | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "longtake", *args],
             capture_output=True,

@@ -87,24 +87,34 @@ class RealFrames:
     def arrow_stays(self, film: np.ndarray) -> tuple[float, float]:
         """(arrow, stays) of a film uint8 (F >= 2, H, W, 3), each 0..1.
 
-        Frame t looks like one real frame. arrow: share of the steps whose frame t + 1 is nearer to that frame's
+        Frame t looks like one real picture. arrow: share of the steps whose frame t + 1 is nearer to that picture's
         successor than to its predecessor; 0.5 is no direction of time. stays: share of the steps whose frame t + 1 is
-        nearer to that same frame than to either; where it is large, the arrow says nothing. Steps whose successor and
-        predecessor are one picture tell no direction and are left out of both; NaN when no step is left.
+        nearer to that same picture than to either; where it is large, the arrow says nothing. A picture that the real
+        clips show more than once (a movement there and back, a pose that is held) has several successors and
+        predecessors, of which the nearest count. Steps as near to the one as to the other tell no direction and are
+        left out of both; NaN when no step is left.
         """
         if len(film) < 2:
             raise ValueError("a film of one frame has no step")
         here = self.nearest(film)[0][:-1]
         later = shrink(film, self.side)[1:]
-        to_after, to_before, to_here = (
-            np.square(later - self.frames[index]).mean(1) for index in (self.after[here], self.before[here], here)
-        )
-        telling = np.square(self.frames[self.after[here]] - self.frames[self.before[here]]).mean(1) > 0
+        to_after, to_before, to_here = np.empty((3, len(here)))
+        for step, (index, frame) in enumerate(zip(here, later, strict=True)):
+            shown = self._shown_as(index)
+            to_here[step] = np.square(frame - self.frames[index]).mean()
+            to_after[step], to_before[step] = (
+                np.square(frame - self.frames[beside[shown]]).mean(1).min() for beside in (self.after, self.before)
+            )
+        telling = to_after != to_before
         if not telling.any():
             return float("nan"), float("nan")
         forward = to_after < to_before
         still = to_here < np.minimum(to_after, to_before)
         return float(forward[telling].mean()), float(still[telling].mean())
+
+    def _shown_as(self, index: int) -> np.ndarray:
+        """Indices of the real frames that are the same picture as one."""
+        return np.flatnonzero((self.frames == self.frames[index]).all(1))
 
 
 def changes(labels: Sequence[str] | np.ndarray, settle: int = 5) -> int:

@@ -105,6 +105,8 @@ def test_an_output_writes_every_kind_of_file_for_one_and_two_people(tmp_path) ->
 def test_what_an_output_cannot_write_is_refused(tmp_path) -> None:
     made = output()
     with pytest.raises(UserError, match="unknown kind"):
+        made.save(tmp_path / "a.abc")
+    with pytest.raises(UserError, match="needs a rig"):
         made.save(tmp_path / "a.fbx")
     made.joints = np.zeros((24, 0, 3), dtype=np.float32)
     with pytest.raises(UserError, match="rest offsets"):

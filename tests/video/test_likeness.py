@@ -56,6 +56,31 @@ def test_the_ends_of_an_action_that_does_not_wrap_are_their_own_neighbours():
     assert real.arrow_stays(once.frames) == (1, 0)
 
 
+def test_a_movement_there_and_back_tells_no_direction_on_its_way_whichever_equal_frame_is_found(monkeypatch):
+    """Of equal pictures, rounding decides which is the nearest: the answer must not depend on it."""
+    there = clip(1).frames[:6]
+    swing = Clip("x", "x", "x", "", False, np.concatenate([there, there[4:0:-1]]), True)
+    real = RealFrames.of([swing], POSE)
+    assert all(np.isnan(real.arrow_stays(film)).all() for film in (swing.frames, swing.frames[::-1]))
+    both = Clip("x", "x", "x", "", False, np.concatenate([there, CIRCLE.frames[:10], there[::-1]]), False)
+    real = RealFrames.of([both], POSE)
+    first = real.nearest
+    last = {i: np.flatnonzero((real.frames == real.frames[i]).all(1))[-1] for i in range(len(real.frames))}
+    found = real.arrow_stays(both.frames)
+    monkeypatch.setattr(
+        RealFrames, "nearest", lambda self, film: (np.array([last[i] for i in first(film)[0]]), first(film)[1])
+    )
+    assert found == real.arrow_stays(both.frames) and found[0] == 1
+    assert real.arrow_stays(both.frames[::-1])[0] == 0
+
+
+def test_a_film_that_stands_in_a_held_pose_has_no_arrow():
+    held = np.concatenate([np.repeat(CIRCLE.frames[:1], 5, 0), CIRCLE.frames[1:]])
+    real = RealFrames.of([Clip("x", "x", "x", "", False, held, True)], POSE)
+    assert np.isnan(real.arrow_stays(np.repeat(CIRCLE.frames[:1], 8, 0))).all()
+    assert real.arrow_stays(held)[0] == 1
+
+
 def test_a_subject_that_never_moves_says_nothing():
     still = Clip("x", "x", "x", "", False, np.repeat(CIRCLE.frames[:1], 9, 0), True)
     assert all(math.isnan(value) for value in RealFrames.of([still], POSE).arrow_stays(CIRCLE.frames))
