@@ -49,16 +49,17 @@ class Form:
     def __init__(self, bench: Bench, domain: Domain) -> None:
         self.bench, self.domain, self.tab = bench, domain, tab_of(domain.NAME)
         told = bench.settings.get(domain.NAME, {})
-        self.knobs = tuple(
-            replace(knob, default=told.get(knob.name, knob.default)) for knob in domain.KNOBS if knob.page is not None
-        )
+        start = {knob.name: told.get(knob.name, knob.default) for knob in domain.KNOBS}
+        usual = domain.usual(start, {})
+        start |= {name: value for name, value in usual.items() if start[name] is None}
+        self.knobs = tuple(replace(knob, default=start[knob.name]) for knob in domain.KNOBS if knob.page is not None)
         on_page = {knob.name for knob in self.knobs}
         self.fixed = {name: value for name, value in told.items() if name not in on_page}
         self.inputs = tuple(item for item in domain.INPUTS if item.page is not None)
         self.kinds = self.tab.kinds or tuple(suffix for suffix in domain.file_kinds() if suffix)
         self.usual = self.tab.usual or domain.USUAL
         self.has_length = domain.FPS is not None and domain.knob("frames") is not None
-        self.fps = self.fixed.get("fps", domain.FPS) or 1.0
+        self.fps = start.get("fps") or domain.FPS or 1.0
         self.examples = domain.EXAMPLES or (Example("An example", "one"),)
 
     @property
@@ -106,8 +107,13 @@ class Form:
         files = {item.name: self.bench.given(given[item.name], item.kinds) for item in self.inputs if given[item.name]}
         if files:
             line["inputs"] = {name: str(path) for name, path in files.items()}
-            if self.domain.PROMPT_INPUT in files and not line.get("timeline"):
-                line.pop("timeline")
+            if self.domain.PROMPT_INPUT in files:
+                if self.has_length:  # of what is to be made, which the file is already
+                    line["parameters"] = {
+                        k: v for k, v in line["parameters"].items() if k not in ("frames", *self.fixed)
+                    }
+                if not line.get("timeline"):
+                    line.pop("timeline")
         return line
 
     def values_of(self, line: Any) -> list[Any]:

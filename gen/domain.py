@@ -148,9 +148,13 @@ class Domain:
         """Suffix -> how such a file is written, and how one finds out that it is whole."""
         raise NotImplementedError
 
-    def fps_of(self, settings: Mapping[str, Any]) -> float | None:
+    def usual(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Mapping[str, Any]:
+        """What settings are worth that nobody named and whose default is None, where the prior at hand says it."""
+        return {}
+
+    def fps_of(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> float | None:
         """Frames a second of a Timeline in seconds."""
-        return settings.get("fps") or self.FPS
+        return settings.get("fps") or self.usual(settings, inputs).get("fps") or self.FPS
 
     def settle(self, request: Request) -> dict[str, Any]:
         """The request's settings with every open one decided, as far as that needs no model. Raises UserError for
@@ -218,10 +222,11 @@ class Domain:
 
     def python(self, request: Request) -> PythonCall:
         """The call in Python; settings that are as usual are left out."""
+        usual = self.usual(request.settings, request.inputs)
         arguments = {
             knob.argument: request.settings[knob.name]
             for knob in self.KNOBS
-            if knob.argument and request.settings[knob.name] != knob.default
+            if knob.argument and request.settings[knob.name] not in (knob.default, usual.get(knob.name, knob.default))
         }
         return PythonCall("pipe", arguments)
 

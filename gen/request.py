@@ -138,7 +138,7 @@ class Request:
             if domain.TIMELINE and (prompt or domain.PROMPT_INPUT not in (inputs or {})):
                 from longtake.timeline import Timeline
 
-                timeline = Timeline.parse(prompt, fps=domain.fps_of(read))
+                timeline = Timeline.parse(prompt, fps=domain.fps_of(read, inputs or {}))
         request = cls(domain.NAME, prompt, timeline, seed, read, dict(inputs or {}), outputs, sides)
         return replace(request, settings=domain.settle(request))
 
@@ -165,7 +165,9 @@ class Request:
         first = [str(self.inputs[item.name]) for item in self.domain.INPUTS if item.positional]
         first += [] if self.prompt is None else [self.prompt]
         dashed = any(word.startswith("-") for word in first)
-        more = [word for knob in self.domain.KNOBS for word in knob.words(self.settings[knob.name])]
+        usual = self.domain.usual(self.settings, self.inputs)
+        told = {name: value for name, value in self.settings.items() if value != usual.get(name)}
+        more = [word for knob in self.domain.KNOBS for word in knob.words(told.get(knob.name, knob.default))]
         more += ["--seed", str(self.seed)]
         inputs = {item.name: item for item in self.domain.INPUTS if not item.positional}
         named = [(inputs[name].option, str(path)) for name, path in self.inputs.items() if name in inputs]

@@ -160,6 +160,8 @@ class MotionDomain(Domain):
         InputFile(
             "from",
             "a finished motion to export: .npz with joints, SMPL's poses and trans, or HumanML3D's features",
+            page="A finished motion to put on a skeleton instead (.npz)",
+            kinds=(".npz",),
         ),
     )
     OUT = "motion.bvh"
@@ -184,7 +186,7 @@ class MotionDomain(Domain):
 
         return FILES
 
-    def fps_of(self, settings: Mapping[str, Any]) -> float:
+    def fps_of(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> float:
         """Of the prior: it says so beside its weights."""
         from longtake.weights import resolve
 
@@ -211,7 +213,7 @@ class MotionDomain(Domain):
         if settings["frames"] is not None and settings["seconds"] is not None:
             raise UserError("frames and seconds both say how long: give one of them")
         settings["prior"] = _prior_of(settings)
-        fps = self.fps_of(settings)
+        fps = self.fps_of(settings, request.inputs)
         if settings["seconds"] is not None:
             settings["frames"] = max(2, round(settings["seconds"] * fps))
         elif settings["frames"] is None and settings["path"] is None:  # a path says itself how long it takes
@@ -237,7 +239,7 @@ class MotionDomain(Domain):
             return Forecast(2.0, 0.6, "a finished motion")
         amount = f"{frames} frames"
         if frames is None:
-            frames = request.times.starts[-1][0] + round(LAST_SECONDS * self.fps_of(given))
+            frames = request.times.starts[-1][0] + round(LAST_SECONDS * self.fps_of(given, request.inputs))
             amount = "as long as the path takes"
         request.times.validate(frames)
         seconds = SECONDS * frames * given["steps"] * given["people"]

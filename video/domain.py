@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 PRIOR = "kaykit-small"
 FRAMES = 240
+FPS, STEPS, GUIDANCE = 12.0, 16, 3.0  # of the priors that ship, and of a UNet that says nothing else
 SECONDS = 0.0156  # a frame and step with guidance, a prior of this size at 64 x 64: 240 frames, 16 steps in 60 s
 PIXELS = 64 * 64  # of that measurement
+FLOPS = 61e9  # a second in that measurement: 0.957e9 a frame and step
 MEMORY_GB = 1.5  # peak of 2,300 frames with a prior of this size
 MOST_FRAMES = 1_000_000
 _REDO = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
@@ -44,16 +46,18 @@ KNOBS = (
         help="length in seconds, in place of --frames",
     ),
     Knob(
-        name="fps", default=12.0, least=0.1, most=240, argument="fps",
-        help="frames per second of the file and the Timeline",
+        name="fps", default=None, least=0.1, most=240, argument="fps",
+        help=f"frames per second of the file and the Timeline (default: as the model was trained, {FPS:g} if it ships)",
     ),
     Knob(
-        name="steps", default=16, kind=int, least=1, most=1000, argument="num_inference_steps",
-        help="denoising steps", page="Denoising steps", page_most=60,
+        name="steps", default=None, kind=int, least=1, most=1000, argument="num_inference_steps",
+        help=f"denoising steps (default: as the model is usually run, {STEPS} if it ships)",
+        page="Denoising steps", page_most=60,
     ),
     Knob(
-        name="guidance", default=3.0, least=0, most=100, argument="guidance_scale",
-        help="classifier-free guidance, 1 switches it off", page="Guidance by the prompt", page_most=8,
+        name="guidance", default=None, least=0, most=100, argument="guidance_scale",
+        help=f"classifier-free guidance, 1 switches it off (default: as usual for the model, {GUIDANCE:g} if it ships)",
+        page="Guidance by the prompt", page_most=8,
     ),
     Knob(
         name="negative", default="", kind=str, argument="negative_prompt",
@@ -108,7 +112,7 @@ class VideoDomain(Domain):
 
     NAME = "video"
     ABOUT = "make a long video from prompts"
-    FPS = 12.0
+    FPS = FPS
     KNOBS = KNOBS
     INPUTS = (
         InputFile("extend", "add frames to a run: its film, its record or its latents", "RUN"),
@@ -149,8 +153,39 @@ class VideoDomain(Domain):
 
         return FILMS
 
+    def usual(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Mapping[str, Any]:
+        preset = self._preset(settings, inputs)
+        if preset is None:
+            return {"fps": FPS, "steps": STEPS, "guidance": GUIDANCE}
+        return {"fps": preset.fps, "steps": preset.steps, "guidance": float(preset.guidance)}
+
+    def _model(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Any:
+        """What the files of a video transformer on this machine say; None for other priors."""
+        from longtake.weights import resolve, shipped_priors
+
+        name = settings["prior"] or self._recorded(inputs) or PRIOR
+        if name in shipped_priors(self.package):
+            return None
+        try:
+            folder = resolve(name, kind="video prior", priors_package=self.package, offline=True)
+        except UserError:  # `weights` says so, or fetches it
+            return None
+        from longtake.video.dit.folder import model_at
+
+        return model_at(folder, name, settings["length"])
+
+    def _preset(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Any:
+        from longtake.video.dit.presets import PRESETS
+
+        if settings["prior"] in PRESETS:
+            return PRESETS[settings["prior"]]
+        model = self._model(settings, inputs)
+        return None if model is None else model.preset
+
     def settle(self, request: Request) -> dict[str, Any]:
         settings = dict(request.settings)
+        for name, value in self.usual(settings, request.inputs).items():
+            settings[name] = value if settings[name] is None else settings[name]
         if settings["frames"] is not None and settings["seconds"] is not None:
             raise UserError("frames and seconds both say how long: give one of them")
         if settings["redo"] is not None:
@@ -164,7 +199,7 @@ class VideoDomain(Domain):
         settings["frames"] = settings["frames"] or FRAMES
         if settings["frames"] > MOST_FRAMES:
             raise UserError(f"frames must be at most {MOST_FRAMES}, got {settings['frames']}")
-        settings["prior"] = settings["prior"] or self._recorded(request) or PRIOR
+        settings["prior"] = settings["prior"] or self._recorded(request.inputs) or PRIOR
         return settings
 
     def forecast(self, request: Request) -> Forecast:
@@ -173,8 +208,17 @@ class VideoDomain(Domain):
         self.scope(request)
         for suffix in request.outputs:
             _media().check_fps(request.settings["fps"], suffix)
-        pixels = (request.settings["height"] or 64) * (request.settings["width"] or 64)
-        return Forecast(SECONDS * frames * steps * max(1.0, pixels / PIXELS), MEMORY_GB, f"{frames} frames", steps)
+        height, width = request.settings["height"], request.settings["width"]
+        model = self._model(request.settings, request.inputs)
+        if model is None:
+            pixels = (height or 64) * (width or 64)
+            seconds = SECONDS * frames * steps * max(1.0, pixels / PIXELS)
+            return Forecast(seconds, MEMORY_GB, f"{frames} frames", steps)
+        latents = model.preset.latents(frames)
+        passes = 1 if request.settings["guidance"] == 1 else 2
+        size = (height or model.preset.height or 512, width or model.preset.width or 512)
+        flops = passes * steps * model.flops(latents, *size, seen=model.preset.length)
+        return Forecast(flops / FLOPS, model.bytes / 1e9 + MEMORY_GB, f"{frames} frames", steps)
 
     def weights(self, request: Request) -> list[Path]:
         from longtake.video.convert import find_base, is_bare_unet
@@ -195,13 +239,13 @@ class VideoDomain(Domain):
             return str(super().input_mark(name, path))
         return str(_latents().latents_mark(path))
 
-    def _recorded(self, request: Request) -> str | None:
+    def _recorded(self, inputs: Mapping[str, Path]) -> str | None:
         """The prior that an earlier run notes, when it is on this machine. Raises UserError for any other."""
         from longtake.weights import shipped_priors
 
-        if "extend" not in request.inputs:
+        if "extend" not in inputs:
             return None
-        note = _latents().read_note(_latents().latents_file(request.inputs["extend"]))
+        note = _latents().read_note(_latents().latents_file(inputs["extend"]))
         prior = note.get("prior")
         if prior is None:
             return None
@@ -209,7 +253,7 @@ class VideoDomain(Domain):
         if known and (prior in shipped_priors(self.package) or _is_folder(prior)):
             return str(prior)
         raise UserError(
-            f"{request.inputs['extend']} was made with the prior {str(prior)[:60]!r}, which is not on this machine: "
+            f"{inputs['extend']} was made with the prior {str(prior)[:60]!r}, which is not on this machine: "
             "name one with --prior"
         )
 
@@ -281,19 +325,12 @@ class VideoDomain(Domain):
         )
 
     def warn(self, pipe: Any, request: Request) -> list[str]:
-        if not _is_transformer(pipe):
-            return super().warn(pipe, request)
-        preset, given = pipe.preset, request.settings
-        usual = {"steps": preset.steps, "guidance": preset.guidance, "fps": preset.fps}
-        other = [name for name, value in usual.items() if given[name] != value]
-        if not other:
-            return []
-        said = " ".join(f"--{name} {usual[name]:g}" for name in other)
-        return [f"this model is usually run with {said}"]
+        return [] if _is_transformer(pipe) else super().warn(pipe, request)
 
     def most_ranks(self, pipe: LongVideoPipeline, request: Request) -> int:
         """Every rank needs a frame."""
-        return int(request.settings["frames"])
+        frames = int(request.settings["frames"])
+        return int(pipe.latents(frames)) if _is_transformer(pipe) else frames
 
     def generate(
         self,
@@ -333,6 +370,8 @@ class VideoDomain(Domain):
             **more,
         )
         output.info["note"] = self._note(request, context, output.info["steps"])
+        if _is_transformer(pipe):
+            output.info["note"]["film"] = output.info["frames"]
         return output
 
     def _note(self, request: Request, context: Context | None, steps: int) -> dict[str, Any]:
@@ -353,7 +392,8 @@ class VideoDomain(Domain):
         if not (folder / latents.LATENTS).is_file():
             return None
         clean, note = latents.read_run(folder / latents.LATENTS)
-        info = {"frames": len(clean), "steps": note.get("steps"), "completed": True, "note": note}
+        frames = pipe.film(len(clean), note.get("film")) if _is_transformer(pipe) else len(clean)
+        info = {"frames": frames, "steps": note.get("steps"), "completed": True, "note": note}
         return pipe.output(clean, request.settings["fps"], current(), info, "stream")
 
     def python(self, request: Request) -> PythonCall:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ WALK = [
     False,
     "none",
     [".npz", ".html"],
+    None,
 ]
 RUNNER = ["person running", 1.5, 3, 1, 2.0, "blur", [".mp4"]]
 
@@ -169,7 +171,23 @@ def test_video_settings_reproduce_the_film_here_in_python_and_on_the_command_lin
 def test_two_people_are_reproduced_too(bench, motion, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     bench.keep = tmp_path / "kept"
-    two = ["0s: two people wave to each other", 3.0, 5, 2, 2.5, 20, 2, None, True, None, None, False, "none", [".npz"]]
+    two = [
+        "0s: two people wave to each other",
+        3.0,
+        5,
+        2,
+        2.5,
+        20,
+        2,
+        None,
+        True,
+        None,
+        None,
+        False,
+        "none",
+        [".npz"],
+        None,
+    ]
     *_, python, command = last(motion, two)
     first = np.load(bench.keep / "motion-5-1" / "motion-5.npz")["second"]
     assert main(shlex.split(command)[1:]) == 0
@@ -226,3 +244,21 @@ def test_a_setting_of_the_page_that_there_is_not_is_one_line(pair, told) -> None
 
     with pytest.raises(UserError, match=re.escape(told)):
         read_pairs([pair])
+
+
+def test_a_finished_motion_is_put_on_a_skeleton_from_the_page(bench, tmp_path) -> None:
+    """Nothing is made: the length, the prior and the settings of making are the file's affair."""
+    form = Form(bench, domain_of("motion"))
+    bench.keep = tmp_path / "kept"
+    last(form, WALK)
+    take = shutil.copy(bench.keep / "motion-7-1" / "motion-7.npz", bench.folder / "take.npz")
+    values = ["", *WALK[1:]]
+    values[-3:] = ["mixamo", [".glb", ".npz"], str(take)]
+    line = form.line_of(values)
+    assert "timeline" not in line and "frames" not in line["parameters"] and line["parameters"]["rig"] == "mixamo"
+    _, _, _, files, settings, python, command = last(form, values)
+    assert {".glb", ".npz"} <= {Path(file).suffix for file in files} and "--from" in command and "read_take" in python
+    npz = bench.keep / "motion-7-2" / "motion-7.npz"
+    with np.load(take) as before, np.load(npz) as exported:
+        moved = exported["joints"] - before["joints"]  # onto the floor
+        assert np.abs(moved - moved[0, 0]).max() < 1e-5 and np.abs(moved[0, 0]).max() < 0.05

@@ -9,7 +9,9 @@ Sources: the model cards and diffusers' pipelines; LVSA (arXiv 2605.31057) for t
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
+from typing import Any
 
 from longtake.errors import UserError
 from longtake.video.dit.records import Record
@@ -97,3 +99,14 @@ def preset_of(name: str | None, record: Record, **given: float | None) -> Preset
             )
         known = Preset(record.length, record.stride, record.fps)
     return replace(known, **named)  # type: ignore[arg-type]
+
+
+def stock_settings(preset: Preset, pipeline: Any) -> Preset:
+    """A preset with the steps and the guidance that a stock pipeline's call takes when nobody names them."""
+    if pipeline is None:
+        return preset
+    said = inspect.signature(pipeline.__call__).parameters
+    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    found = {field: said[name].default for field, name in names.items() if name in said}
+    told = {field: value for field, value in found.items() if isinstance(value, (int, float)) and value > 0}
+    return replace(preset, **told)  # type: ignore[arg-type]
