@@ -8,6 +8,7 @@ import torch
 from dit_models import FRAME_AXIS, KINDS, call_of, make, run
 from dit_reference import Dense
 from longtake.kernels.partition import Partition
+from longtake.kernels.ranks.transport import DryTransport
 from longtake.video.dit.scopes import BlockCausal, Both, Decay, Moment, RotatingAnchors, Sinks, see
 from longtake.video.parallelize import parallelize
 from longtake.video.scope import Scope
@@ -147,3 +148,44 @@ def test_d6_the_family_of_scopes_is_masked_dense_attention_for_any_ranks(world):
     ]  # fmt: skip
     for worst in run_ranks(compare, world, ("wan", "hunyuan", "cogvideox", "ltx"), scopes, timeout=120):
         assert max(worst.values()) <= TOLERANCE, worst
+
+
+def prompted(rank, world):
+    """HunyuanVideo 1.5 sorts its text rows; frames 0 to 2 hear the second of two prompts, 3 to 5 the first."""
+    torch.set_num_threads(1)
+    model = make("hunyuan15")
+    long, short = call_of("hunyuan15", 6, texts=2), call_of("hunyuan15", 3, texts=1)
+    second = torch.cat([long["encoder_hidden_states_2"], long["encoder_hidden_states_2"] + 0.5], 1)
+    masks = (
+        torch.tensor([[1, 1, 1, 0, 0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 1, 1, 1, 1, 1]]).bool(),
+        torch.tensor([[1, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 0]]).bool(),
+    )
+    long |= {"encoder_hidden_states_2": second, "image_embeds": torch.zeros_like(long["image_embeds"])}
+    long |= {"encoder_attention_mask": masks[0], "encoder_attention_mask_2": masks[1]}
+    alone = {**short, "hidden_states": long["hidden_states"][:, :, :3], "image_embeds": long["image_embeds"]}
+    alone |= {"encoder_hidden_states": long["encoder_hidden_states"][:, 5:], "encoder_hidden_states_2": second[:, 3:]}
+    alone |= {"encoder_attention_mask": masks[0][:, 5:], "encoder_attention_mask_2": masks[1][:, 3:]}
+    weights = torch.tensor([[0.0, 1.0]] * 3 + [[1.0, 0.0]] * 3)
+    with parallelize(model, Partition.even(6, world), BlockCausal(1), whole=True) as handle:
+        handle.set_prompts(weights, 5)
+        both = run(model, long)
+        handle.set_prompts(torch.full((6, 2), 0.5), 5)
+        mixed = run(model, long)
+    with parallelize(model, Partition.even(3, 1), BlockCausal(1), whole=True, transport=DryTransport(0, 1)):
+        first = run(model, alone)
+    return (both[:, :, :3] - first).abs().max().item(), (mixed[:, :, :3] - first).abs().max().item()
+
+
+def check_prompted(parts):
+    for alone, mixed in parts:
+        assert alone <= 2e-6 and mixed > 1e-3
+
+
+def test_several_prompts_of_a_model_that_sorts_its_text_rows_are_those_of_each_alone():
+    check_prompted([prompted(0, 1)])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_prompts_of_a_model_that_sorts_its_text_rows_over_ranks(world):
+    check_prompted(run_ranks(prompted, world))

@@ -30,7 +30,7 @@ from longtake.video.dit.positions import Policy, Positions
 from longtake.video.dit.records import Clock, Record, Text
 from longtake.video.dit.scopes import BlockCausal, Both, Moment, Sight, see
 from longtake.video.dit.sound import STREAMS, Sound
-from longtake.video.dit.texts import heard, install_texts, load_text
+from longtake.video.dit.texts import heard, install_texts, load_text, picked, put_back, sorted_rows
 from longtake.video.piece import Exchange, Mode, Patches, Piece, UnsupportedModule, forward_of
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -61,6 +61,7 @@ class Call:
     view: View | None = None
     sound: Sound | None = None
     text_mask: Tensor | None = None  # (B, P * L) of the call at hand, where prompts stand side by side
+    laid: Tensor | None = None  # (B, P * L): the row where the model lays each text row, where it sorts them
     asked: dict[str, int] = field(default_factory=dict)  # calls of torch's attention by layer
     _sights: dict[Moment, Sight] = field(default_factory=dict)
     _counted: int = -1
@@ -208,7 +209,7 @@ def _prepared(model: Any, call: Call, given: Given) -> Given:
         given = call.sound.prepared(model, given)
     if call.whole or piece.empty:
         given = _cut(call, given, patch[0], tokens)
-    call.text_mask = None
+    call.text_mask = call.laid = None
     if call.prompts is not None and record.text is not Text.CROSS:
         given = _masked_aside(call, given)
     return given
@@ -218,6 +219,9 @@ def _masked_aside(call: Call, given: Given) -> Given:
     """Joint models: the mask of texts that stand side by side is kept here, because models take it for one text's."""
     mask = given.get("encoder_attention_mask")
     if not isinstance(mask, Tensor):
+        return given
+    if call.record.name == "HunyuanVideo15Transformer3DModel":
+        call.laid, call.text_mask = sorted_rows(call, given)
         return given
     call.text_mask = mask.bool()
     if call.record.name == "MochiTransformer3DModel":  # it drops padded rows, and texts would no longer be alike
@@ -343,6 +347,9 @@ def _attention(
     v_text, v = _split(value, length, first)
     if piece.empty:
         q, k, v = q[:, :, :0], k[:, :, :0], v[:, :, :0]
+    laid = call.laid
+    if laid is not None:
+        q_text, k_text, v_text = (picked(x, laid) for x in (q_text, k_text, v_text))
     text = Joint(q_text, k_text, v_text, bias, call.prompts) if length else None
     rows = Rows.even(piece.total, piece.tokens)
     out, text_out = attend(view, q, k, v, rows=rows, scale=scale, turn=call.time.turn, text=text)
@@ -352,6 +359,8 @@ def _attention(
         return out
     if call.blind:
         text_out = v_text
+    if laid is not None:
+        text_out = put_back(text_out, laid, length)
     return torch.cat([text_out, out] if first else [out, text_out], 2)
 
 

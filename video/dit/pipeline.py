@@ -159,13 +159,7 @@ class TransformerVideoPipeline:
         span = context.window(CONTEXT_FRAMES) if span is None else span
         dual = scope if isinstance(scope, Scope) else None
         partition = check_frames(len(span), world, dual, sizes, new=context.stop - context.start)
-        if len(timeline.prompts) > 1:
-            self._check_prompts()
         return partition
-
-    def _check_prompts(self) -> None:
-        if self.record.name == "HunyuanVideo15Transformer3DModel":
-            raise UserError("HunyuanVideo 1.5 sorts its texts together: it takes one prompt, not a Timeline of several")
 
     # ------------------------------------------------------------------------------------------------------ the call
 

@@ -26,7 +26,7 @@ Given = dict[str, Any]
 
 def install_texts(model: Any, call: Call, patches: Patches) -> None:
     """Texts that stand side by side are refined apart: each as if it were the only one."""
-    if call.record.name == "HunyuanVideoTransformer3DModel":
+    if call.record.name in ("HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel"):
         patches.forward(model.context_embedder, _refined(model.context_embedder, call))
     if call.record.name == "Kandinsky5Transformer3DModel":
         for block in model.text_transformer_blocks:
@@ -79,6 +79,51 @@ def _pooled(embedder: Any, call: Call) -> Callable[..., Any]:
         return stock(timestep, states, mask, *args, **kwargs)
 
     return forward
+
+
+def sorted_rows(call: Call, given: Given) -> tuple[Tensor, Tensor]:
+    """Where HunyuanVideo 1.5 lays the rows of texts that stand side by side, by prompt: (B, P * L) and their mask.
+
+    It lays valid rows first: those of its second encoder, of its first one, then image rows, then padded rows in the
+    same order. L is the rows of both encoders of a prompt. Rows of an image belong to all prompts and are refused.
+    """
+    assert call.prompts is not None
+    count = call.prompts.count
+    first, second = given["encoder_attention_mask"].bool(), given["encoder_attention_mask_2"].bool()
+    if bool(given["image_embeds"].any()):
+        raise UserError("HunyuanVideo 1.5 with an image takes one prompt: image rows belong to no single one")
+    if first.shape[1] % count or second.shape[1] % count:
+        raise UserError(f"{count} prompts need texts of one length from both encoders, side by side")
+    valid = second.sum(1, keepdim=True), first.sum(1, keepdim=True)
+    padded = valid[0] + valid[1] + given["image_embeds"].shape[1]
+
+    def places(mask: Tensor, start: Tensor, behind: Tensor) -> Tensor:
+        own, other = mask.long().cumsum(1) - 1, (~mask).long().cumsum(1) - 1
+        return torch.where(mask, start + own, behind + other)
+
+    zero = torch.zeros_like(valid[0])
+    of_second = places(second, zero, padded)
+    of_first = places(first, valid[0], padded + second.shape[1] - valid[0])
+    parts = [
+        torch.cat([part for pair in zip(a.chunk(count, 1), b.chunk(count, 1), strict=True) for part in pair], 1)
+        for a, b in ((of_second, of_first), (second, first))
+    ]
+    return parts[0], parts[1]
+
+
+def picked(x: Tensor, laid: Tensor) -> Tensor:
+    """Rows (B, H, P * L, D) by prompt out of rows (B, H, rows, D) as they are laid."""
+    return x.gather(2, _wide(laid, x))
+
+
+def put_back(x: Tensor, laid: Tensor, rows: int) -> Tensor:
+    """The way back; rows that no prompt has are zeros."""
+    out = x.new_zeros((*x.shape[:2], rows, x.shape[3]))
+    return out.scatter(2, _wide(laid, x), x)
+
+
+def _wide(laid: Tensor, x: Tensor) -> Tensor:
+    return laid[:, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
 
 
 def load_text(model: Any, call: Call) -> None:
