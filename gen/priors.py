@@ -63,7 +63,7 @@ def strange_prompts(prompts: Sequence[str], folders: Sequence[Path], encoder: An
     from longtake.text import outside
 
     if known not in _VECTORS:
-        _VECTORS[known] = encoder.encode(known)[:, 0]
+        _VECTORS[known] = encoder.vectors(known) if hasattr(encoder, "vectors") else encoder.encode(known)[:, 0]
     told = (outside(prompt, known, encoder, _VECTORS[known]) for prompt in dict.fromkeys(prompts))
     return [line for line in told if line is not None]
 

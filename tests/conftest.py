@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores, one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 _cache = tempfile.TemporaryDirectory(prefix="longtake-test-cache-")
 os.environ["LONGTAKE_CACHE"] = _cache.name  # removed with the process
 

@@ -65,3 +65,18 @@ def test_a_prompt_far_from_what_a_prior_knows_is_told(encoder, kind):
 def test_loading_the_encoder_says_nothing(capfd):
     SentenceEncoder().encode(["a dog"])
     assert capfd.readouterr() == ("", "")
+
+
+def test_vectors_asked_for_again_are_read_and_a_damaged_file_is_made_anew(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("LONGTAKE_CACHE", str(tmp_path))
+    encoder, texts = SentenceEncoder(), ["a dog runs", "someone bows"]
+    first = encoder.vectors(texts)
+    assert torch.equal(first, encoder.encode(texts)[:, 0])
+    with monkeypatch.context() as quiet:
+        quiet.setattr(SentenceEncoder, "encode", lambda *_: pytest.fail("encoded again"))
+        assert torch.equal(SentenceEncoder().vectors(texts), first)
+    (file,) = (tmp_path / "texts").iterdir()
+    file.write_bytes(b"x")
+    assert torch.equal(encoder.vectors(texts), first) and not torch.equal(encoder.vectors(texts[::-1]), first)
+    monkeypatch.setenv("LONGTAKE_CACHE", str(file))  # a file where a folder should be
+    assert torch.equal(encoder.vectors(texts), first)
