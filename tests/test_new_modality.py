@@ -80,7 +80,7 @@ def test_a_stopped_count_says_so_and_goes_on(counter: Path) -> None:
     while not list(Path("a.txt.run").glob("count*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
-    told, _ = running.communicate(timeout=60)
+    told, _ = running.communicate(timeout=600)
     assert running.returncode == 130 and "a.unfinished.txt" in told and "--resume" in told
     assert not Path("a.txt").exists() and Path("a.unfinished.txt").exists()
     assert main(["counter", "sheep", "--to", "50", "--out", "a.txt", "--resume"]) == 0

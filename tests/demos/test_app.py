@@ -178,7 +178,7 @@ def test_twenty_queued_requests_lose_nothing(page) -> None:
     client = page.client()
     jobs = [client.submit(api_name="/kernels", **{**KERNELS, "length": 64 + n}) for n in range(20)]
     for number, job in enumerate(jobs):
-        picture, table, *_ = job.result(timeout=60)
+        picture, table, *_ = job.result(timeout=600)
         assert Path(picture if isinstance(picture, str) else picture["path"]).stat().st_size > 200
         assert sum(row[1] for row in table["data"]) == 64 + number
 

@@ -35,7 +35,7 @@ def ask(url: str, body: object, code: int = 200) -> tuple[bytes, str]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     asked = urllib.request.Request(url, data, {"content-type": "application/json"})
     try:
-        with urllib.request.urlopen(asked, timeout=120) as answer:
+        with urllib.request.urlopen(asked, timeout=600) as answer:
             assert code == 200
             return answer.read(), answer.headers["content-type"]
     except urllib.error.HTTPError as error:

@@ -187,9 +187,9 @@ def test_under_torchrun_a_run_ends_cleanly_and_a_mistake_is_told_once(tmp_path: 
         file.write(_TORCHRUN_JOB.format(folder=os.path.dirname(__file__)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", job]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    good = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+    good = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert (good.returncode, good.stdout) == (0, "sum 1\n"), good.stderr
-    bad = subprocess.run([*command, "--frames", "0"], env=env, capture_output=True, text=True, timeout=90)
+    bad = subprocess.run([*command, "--frames", "0"], env=env, capture_output=True, text=True, timeout=600)
     assert bad.returncode != 0
     assert bad.stderr.count("longtake: error: 0 frames were asked for") == 1
     assert "rank 1 of 2 failed" not in bad.stderr

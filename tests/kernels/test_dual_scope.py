@@ -226,7 +226,7 @@ def measured_alone(frames: int) -> dict[str, float]:
         f"row = attention.case({frames}, 32, 64, 8, 16, 9, 'cpu', 'soft')\n"
         "print(json.dumps({'difference': float(row['difference']), 'ratio': float(row['ratio'])}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

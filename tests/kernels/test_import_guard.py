@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
     """Run code with the project's root first on sys.path, as `python -m` does there."""
     program = f"import sys; sys.path[:0] = {[str(entry) for entry in (ROOT, *path)]!r}\n{code}"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=600)
 
 
 def test_an_installed_package_called_kernels_wins_over_our_folder(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ BOUNDS = {"fp32": (2e-6, 1e-5), "fp16": (1e-3, 5e-3), "bf16": (8e-3, 2e-2)}
 def errors(**environment: str) -> dict[str, dict[str, float]]:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("triton_cases.py"))],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=300,
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])

@@ -85,7 +85,7 @@ def merge_error(label: str, device: str) -> float:
 
 def measured(interpret: str) -> dict[str, dict[str, float]]:
     done = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, timeout=300,
+        [sys.executable, __file__], capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": interpret},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

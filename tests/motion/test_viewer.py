@@ -57,6 +57,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path) -> None:
 def test_e2_the_page_plays_in_a_browser(tmp_path, browser) -> None:
     write_viewer(tmp_path / "a.html", [walk(), walk() + [1.0, 0.0, 0.0]], HUMANML, 20, captions=CAPTIONS)
     page = browser.new_page(viewport={"width": 800, "height": 500}, reduced_motion="reduce")
+    page.set_default_timeout(240_000)
     trouble, asked = [], []
     page.on("pageerror", lambda error: trouble.append(str(error)))
     page.on("console", lambda message: trouble.append(message.text))

@@ -110,7 +110,7 @@ def stopped(words: list[str], after: int) -> int:
         "from longtake.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, timeout=120).returncode
+    return subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, timeout=600).returncode
 
 
 def test_a_stopped_take_goes_on_to_the_same_bytes(say, prior, capsys) -> None:

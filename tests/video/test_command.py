@@ -145,7 +145,7 @@ def test_a_full_disk_gives_one_line_and_no_half_film(prior, tmp_path):
     script += "from longtake.cli import main; sys.exit(main(sys.argv[1:]))"
     args = ["video", "a dog", "--frames", "30", "--steps", "1", "--prior", prior, "--out", "a.mp4"]
     done = subprocess.run(
-        [sys.executable, "-c", script, *args], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, *args], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr and "Traceback" not in done.stderr

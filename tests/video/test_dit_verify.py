@@ -36,7 +36,7 @@ def test_d12_over_ranks(folder, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3", "-m", "longtake", "verify"]
     asked = [str(folder), "--height", "32", "--width", "32", "--device", "cpu", "--out", str(tmp_path / "found.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *asked], capture_output=True, text=True, timeout=240, env=environment)
+    done = subprocess.run([*command, *asked], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = {line["what"]: line for line in json.loads((tmp_path / "found.json").read_text())}
     assert lines["over 3 ranks"]["good"] is True and lines["window over 3 ranks"]["good"] is True
