@@ -12,6 +12,7 @@ from __future__ import annotations
 import html
 import inspect
 import json
+import keyword
 import logging
 import secrets
 import shutil
@@ -65,7 +66,7 @@ class Form:
     @property
     def names(self) -> list[str]:
         """Inputs of a run, in order, as the API names them."""
-        last = [item.name for item in self.inputs]
+        last = [_said(item) for item in self.inputs]
         asked = ["timeline"] if self.domain.PROMPT is not None else []
         length = ["seconds"] if self.has_length else []
         return [*asked, *length, "seed", *[knob.name for knob in self.knobs], "files", *last]
@@ -104,7 +105,8 @@ class Form:
             plain = not self.domain.TIMELINE or not text or has_times(text)
             line["timeline"] = text if plain else f"0s: {text}"
         line |= {"seed": int(seed), "parameters": {**parameters, "outputs": kinds or list(self.usual)}}
-        files = {item.name: self.bench.given(given[item.name], item.kinds) for item in self.inputs if given[item.name]}
+        uploads = {item: given[_said(item)] for item in self.inputs if given[_said(item)]}
+        files = {item.name: self.bench.given(upload, item.kinds) for item, upload in uploads.items()}
         if files:
             line["inputs"] = {name: str(path) for name, path in files.items()}
             if self.domain.PROMPT_INPUT in files:
@@ -305,7 +307,7 @@ class Form:
         made: dict[str, Any] = dict.fromkeys(self.names)  # in this order, wherever they stand on the page
         for item in self.inputs:
             if item.positional:
-                made[item.name] = _upload(item, values[item.name])
+                made[_said(item)] = _upload(item, values[_said(item)])
         if self.domain.PROMPT is not None:
             if self.domain.TIMELINE:
                 made["timeline"] = timeline_editor(values["timeline"], fps=self.fps, gap=self.tab.gap)
@@ -326,7 +328,7 @@ class Form:
         with gr.Accordion("More settings", open=False):
             for item in self.inputs:
                 if not item.positional:
-                    made[item.name] = _upload(item, values[item.name])
+                    made[_said(item)] = _upload(item, values[_said(item)])
             for knob in self.knobs:
                 made[knob.name] = _control(knob, values[knob.name])
             made["files"] = gr.CheckboxGroup(list(self.kinds), value=values["files"], label="Files to write")
@@ -366,7 +368,7 @@ class Form:
             with _told_by_gradio():
                 return self.values_of(_json(settings))
 
-        files = [item.name for item in self.inputs]
+        files = [_said(item) for item in self.inputs]
         _named(generate, [*self.names, "request"], gr.Request, files)
         _named(expect, ["request"], gr.Request)
         _named(halt, ["request"], gr.Request)
@@ -403,6 +405,11 @@ def _event(trigger: Any, function: Callable[..., Any], names: Sequence[str], **s
     """An event that is answered at once, not in the queue."""
     _named(function, names)
     return trigger(function, queue=False, show_progress="hidden", **settings)
+
+
+def _said(item: InputFile) -> str:
+    """The name of an input in the page's API, where it is a parameter of Python."""
+    return item.name + "_" if keyword.iskeyword(item.name) else item.name
 
 
 def _upload(item: InputFile, value: Any) -> Any:
