@@ -88,15 +88,20 @@ def calibration_of(pipe: LongitudinalPipeline, subjects: Iterable[Subject]) -> C
             thinned = values[:, :: max(1, values.shape[1] // MOST_VOXELS)]
             found.setdefault(subject.modality, {}).setdefault(number, []).append(thinned)
     rows = {kind: {one: np.concatenate(parts, 1) for one, parts in those.items()} for kind, those in found.items()}
-    weights = {
-        kind: np.array([1.0, 0.0, 0.0])
-        if kind in MADE
-        else convex_weights([one[:3] @ one[:3].T / one.shape[1] for one in those.values()])
-        for kind, those in rows.items()
-    }
+    weights = {kind: _weights(kind, list(those.values())) for kind, those in rows.items()}
     ratios = {
         kind: {one: np.abs(weights[kind] @ part[:3]) / part[3] for one, part in those.items()}
         for kind, those in rows.items()
     }
     shares, softs = ({kind: float(found[place]) for kind, found in weights.items()} for place in (0, 2))
     return calibrate(ratios, shares, softs)
+
+
+def _weights(kind: str, patients: list[np.ndarray]) -> np.ndarray:
+    """(3,) of the net's mean, the history's and its smooth mean; the last has a say where three patients or more do."""
+    if kind in MADE:
+        return np.array([1.0, 0.0, 0.0])
+    count = 3 if len(patients) >= 3 else 2
+    found = np.zeros(3)
+    found[:count] = convex_weights([one[:count] @ one[:count].T / one.shape[1] for one in patients])
+    return found
