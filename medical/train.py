@@ -260,7 +260,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help=f"subjects held back are asked; the weights they like best are kept (default {JUDGE_EVERY})",
     )
-    parser.add_argument("--start", metavar="PRIOR", help="go on from a shipped prior or a folder, not from nothing")
+    parser.add_argument(
+        "--start-from", metavar="PRIOR", help="go on from a shipped prior or a folder, not from nothing"
+    )
+    parser.add_argument(
+        "--calibrate", action="store_true", help="no training: what is held back only measures --start-from anew"
+    )
     parser.add_argument("--rate", type=float, default=RATE, help=f"of learning, at its highest (default {RATE})")
     add_schedule(parser)
 
@@ -280,6 +285,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--rate must lie between 0 and 1, got {args.rate}")
     if args.judge_every < 1:
         raise UserError(f"--judge-every must be 1 step or more, got {args.judge_every}")
+    if args.calibrate and args.start_from is None:
+        raise UserError("--calibrate measures a prior: name it with --start-from")
     if args.prepare is not None and args.data is None:
         raise UserError("--prepare writes what --data holds: give --data, not --prepared")
     if args.prepare is not None:
@@ -294,7 +301,10 @@ def run(args: argparse.Namespace) -> int:
     asked = {**schedule(args), "checkpoint_every": args.judge_every}
     settings = Settings(count(args.steps, args, STEPS), args.rate, warmup=200, ema=0.998, **asked)
     torch.manual_seed(args.seed)
-    net = LongitudinalNet() if args.start is None else LongitudinalPipeline.from_prior(args.start).net
+    net = LongitudinalNet() if args.start_from is None else LongitudinalPipeline.from_prior(args.start_from).net
+    if args.calibrate:
+        print(f"prior written to {finished(net, aside, args.out / 'prior')}")
+        return 0
     model = train_model(net, train, aside, args.out, settings, seed=args.seed, judge_every=args.judge_every)
     print(f"prior written to {finished(model, aside, args.out / 'prior')}")
     return 0

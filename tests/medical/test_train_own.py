@@ -131,6 +131,20 @@ def test_s19_twenty_steps_that_were_cut_resume_to_the_same_prior_and_predict_nif
     assert json.loads((here / "pred.json").read_text())["synthetic"] is True
 
 
+def test_a_prior_is_measured_anew_without_training(here, small):
+    study(here / "study")
+    line = ["train", "medical", "--data", "study", *LINE]
+    assert main([*line, "--steps", "1", "--out", "run"]) == 0
+    first = here / "run" / "prior"
+    told = (first / "calibration.json").read_text()
+    (first / "calibration.json").write_text(json.dumps({"factors": {}, "spread": {}, "patients": {}}))
+    assert main([*line, "--calibrate", "--start-from", "run/prior", "--out", "again"]) == 0
+    again = here / "again" / "prior"
+    assert (again / "calibration.json").read_text() == told
+    weights = "net/diffusion_pytorch_model.safetensors"
+    assert (again / weights).read_bytes() == (first / weights).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -141,7 +155,8 @@ def test_s19_twenty_steps_that_were_cut_resume_to_the_same_prior_and_predict_nif
         (["--data", "study", "--judge-every", "0"], "--judge-every"),
         (["--data", "study", "--rate", "2"], "--rate"),
         (["--data", "study", "--simulated", "-1"], "--simulated"),
-        (["--data", "study", "--start", "nowhere"], "nowhere"),
+        (["--data", "study", "--start-from", "nowhere"], "nowhere"),
+        (["--data", "study", "--calibrate"], "--start-from"),
     ],
 )
 def test_a_training_that_cannot_be_is_one_line_and_leaves_nothing(here, small, capsys, words, told):
