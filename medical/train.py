@@ -260,9 +260,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help=f"subjects held back are asked; the weights they like best are kept (default {JUDGE_EVERY})",
     )
-    parser.add_argument(
-        "--start-from", metavar="PRIOR", help="go on from a shipped prior or a folder, not from nothing"
-    )
+    parser.add_argument("--start-from", metavar="PRIOR", help="go on from a prior that ships, or a folder of one")
     parser.add_argument(
         "--calibrate", action="store_true", help="no training: what is held back only measures --start-from anew"
     )

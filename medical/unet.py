@@ -13,6 +13,7 @@ Legend: B rows, D slices, C channels, H rows, W columns; slices lie in the batch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -235,16 +236,17 @@ class UNet(nn.Module):
         parts = self._parts(rows, depth, x)
         flat = filled(parts, lambda part: self._begun(x[part], entered, part))
         kept = []
-        for block, narrow in zip(self.down, self.narrow, strict=True):
+        down, middle, up = (cast("list[Block]", list(blocks)) for blocks in (self.down, self.middle, reversed(self.up)))
+        for block, narrow in zip(down, self.narrow, strict=True):
             parts = self._parts(rows, depth, flat)
             flat = block.by_pieces(flat.__getitem__, condition, depth, parts)
             kept.append(flat)
             flat = filled(parts, lambda part, narrow=narrow, flat=flat: narrow(flat[part]))
         parts = self._parts(rows, depth, flat)
-        flat = self.middle[0].by_pieces(flat.__getitem__, condition, depth, parts)
+        flat = middle[0].by_pieces(flat.__getitem__, condition, depth, parts)
         flat = filled(parts, lambda part, flat=flat: self.attention(flat[part]))
-        flat = self.middle[1].by_pieces(flat.__getitem__, condition, depth, parts)
-        for block, widen in zip(reversed(self.up), reversed(self.widen), strict=True):
+        flat = middle[1].by_pieces(flat.__getitem__, condition, depth, parts)
+        for block, widen in zip(up, reversed(self.widen), strict=True):
             beside = kept.pop()
             low = filled(parts, lambda part, widen=widen, flat=flat: widen(flat[part]))
             parts = self._parts(rows, depth, beside)
@@ -264,7 +266,8 @@ class UNet(nn.Module):
 
     def _squares(self, flat: torch.Tensor) -> torch.Tensor:
         """Each square of ``stem`` by ``stem`` pixels as channels."""
-        return F.pixel_unshuffle(flat.contiguous(), self.stem).contiguous(memory_format=torch.channels_last)
+        found: torch.Tensor = F.pixel_unshuffle(flat.contiguous(), self.stem)
+        return found.contiguous(memory_format=torch.channels_last)
 
     def _begun(self, flat: torch.Tensor, entered: torch.Tensor | None, part: slice) -> torch.Tensor:
         weight = self._weight(slice(0, flat.shape[1] * self.stem**2))
@@ -277,4 +280,5 @@ class UNet(nn.Module):
         return found + entered[part.start % length : (part.stop - 1) % length + 1]
 
     def _left(self, flat: torch.Tensor) -> torch.Tensor:
-        return F.pixel_shuffle(self.leave(F.silu(self.norm(flat))), self.stem)
+        found: torch.Tensor = F.pixel_shuffle(self.leave(F.silu(self.norm(flat))), self.stem)
+        return found
