@@ -68,8 +68,7 @@ class _Patient:
 
     def there(self, before: float | None = None) -> np.ndarray:
         """(D, H, W) bool: where an observed visit has data."""
-        found: np.ndarray = self._taken(before)[1].any(0)
-        return found
+        return np.asarray(self._taken(before)[1].any(0))
 
     def _taken(self, before: float | None) -> tuple[np.ndarray, np.ndarray]:
         taken = self.observed if before is None else self.observed & (self.times < before)

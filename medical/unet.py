@@ -93,6 +93,11 @@ def filled(parts: Sequence[slice], made: Callable[[slice], torch.Tensor]) -> tor
     return out
 
 
+def through(layer: nn.Module, flat: torch.Tensor, parts: Sequence[slice]) -> torch.Tensor:
+    """What a layer that stays within a slice makes of (B * D, ...)."""
+    return filled(parts, lambda part: layer(flat[part]))
+
+
 class Block(nn.Module):
     """Norm, condition, two convolutions, the neighbours' taps, and the input beside it."""
 
@@ -241,14 +246,14 @@ class UNet(nn.Module):
             parts = self._parts(rows, depth, flat)
             flat = block.by_pieces(flat.__getitem__, condition, depth, parts)
             kept.append(flat)
-            flat = filled(parts, lambda part, narrow=narrow, flat=flat: narrow(flat[part]))
+            flat = through(narrow, flat, parts)
         parts = self._parts(rows, depth, flat)
         flat = middle[0].by_pieces(flat.__getitem__, condition, depth, parts)
-        flat = filled(parts, lambda part, flat=flat: self.attention(flat[part]))
+        flat = through(self.attention, flat, parts)
         flat = middle[1].by_pieces(flat.__getitem__, condition, depth, parts)
         for block, widen in zip(up, reversed(self.widen), strict=True):
             beside = kept.pop()
-            low = filled(parts, lambda part, widen=widen, flat=flat: widen(flat[part]))
+            low = through(widen, flat, parts)
             parts = self._parts(rows, depth, beside)
 
             def joined(part: slice, low: torch.Tensor = low, beside: torch.Tensor = beside) -> torch.Tensor:
