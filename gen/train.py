@@ -293,7 +293,8 @@ class Average:
 class Trainer:
     """One training: ``folder/<name>.state`` is its resumable checkpoint, ``folder/<name>.jsonl`` its record.
 
-    See ``fit`` for the arguments.
+    ``folder/<name>.best``: the averaged weights of the best judgement, where ``best`` names one. See ``fit`` for the
+    arguments.
     """
 
     def __init__(
@@ -305,13 +306,17 @@ class Trainer:
         *,
         name: str = "model",
         on_checkpoint: Callable[[nn.Module, int], dict[str, float]] | None = None,
+        best: str | None = None,
     ) -> None:
         from accelerate import Accelerator
 
         self.model, self.loss, self.settings, self.name = model, loss, settings, name
-        self.on_checkpoint = on_checkpoint
+        self.on_checkpoint, self.best = on_checkpoint, best
+        if best is not None and on_checkpoint is None:
+            raise ValueError("best names a figure of on_checkpoint: give both")
         folder.mkdir(parents=True, exist_ok=True)
         self.state_path, self.record_path = folder / f"{name}.state", folder / f"{name}.jsonl"
+        self.best_path, self.lowest, self.best_step = folder / f"{name}.best", math.inf, 0
         self.device = training_device()
         self.model.to(self.device)
         # accelerate joins a torchrun without GPUs only when it is told to use the CPU
@@ -355,6 +360,8 @@ class Trainer:
             self.average.load_state_dict(state["average"])
             self.done = int(state["step"])
             self.seconds_before = float(state.get("seconds", 0.0))
+            if self.best is not None:
+                self.lowest, self.best_step = (float(state["lowest"]), int(state["best_step"]))
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:  # whatever a damaged file makes the reader do, it is the file's fault
@@ -393,7 +400,23 @@ class Trainer:
                 if ended:
                     break
         self.average.copy_to_parameters()
+        if self.best is not None and self.best_step:
+            self.take_best()
         return self.model.eval()
+
+    def take_best(self) -> None:
+        """Give the model, on every rank, the weights of the best judgement. Raises UserError for a damaged file."""
+        self.accelerator.wait_for_everyone()
+        try:
+            state = torch.load(self.best_path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["model"])
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{self.best_path} is missing, damaged or of another model ({one_line(error)[:200]}): "
+                "train anew in another folder"
+            ) from error
 
     def step(self, number: int) -> None:
         """One step of the optimizer and of the average. Nothing here waits for the device."""
@@ -473,6 +496,7 @@ class Trainer:
         row["seconds"] = round(self.seconds, 1)
         if self.accelerator.is_main_process:
             row.update(self.judge())
+            self.keep_if_best(row)
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -480,12 +504,26 @@ class Trainer:
                 "step": self.done,
                 "seconds": self.seconds_before + self.seconds,
                 "settings": asdict(self.settings),
+                "lowest": self.lowest,
+                "best_step": self.best_step,
             }
             with atomic_path(self.state_path) as partial, open(partial, "wb") as file:
                 torch.save(state, file)
             append(self.record_path, row)
         self.kept_at = time.monotonic()
         return row
+
+    def keep_if_best(self, row: dict[str, float]) -> None:
+        """Write the averaged weights when the judged figure is the lowest so far; the line says which step is best."""
+        if self.best is None:
+            return
+        if row.get(self.best, math.inf) < self.lowest:
+            self.lowest, self.best_step = float(row[self.best]), self.done
+            with self.average.in_place():
+                state = {"model": self.model.state_dict(), "step": self.done, self.best: self.lowest}
+                with atomic_path(self.best_path) as partial, open(partial, "wb") as file:
+                    torch.save(state, file)
+        row["best_step"] = self.best_step
 
     def judge(self) -> dict[str, float]:
         """What ``on_checkpoint`` finds of the averaged model."""
@@ -507,15 +545,18 @@ def fit(
     *,
     name: str = "model",
     on_checkpoint: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    best: str | None = None,
 ) -> nn.Module:
     """Train ``model`` in place to ``settings.steps``; returns it, on ``training_device()``, with the moving average's
-    parameters.
+    parameters: the last ones, or those of the checkpoint at which the figure ``best`` of ``on_checkpoint`` was lowest
+    (early stopping, Prechelt 1998); ``folder/<name>.best`` keeps them, and the record's "best_step" says which. A
+    checkpoint without that figure is passed over.
 
     ``folder/<name>.state`` is the resumable checkpoint, ``folder/<name>.jsonl`` the record (step, loss, rate, seconds).
     ``on_checkpoint(averaged model, step)`` returns figures for the record. A loss or weight that is not finite raises
     FloatingPointError at the next checkpoint and leaves the last one untouched. Raises UserError for a checkpoint that
     is damaged or of another model, and when the disk is full.
     """
-    trainer = Trainer(model, loss, settings, folder, name=name, on_checkpoint=on_checkpoint)
+    trainer = Trainer(model, loss, settings, folder, name=name, on_checkpoint=on_checkpoint, best=best)
     trainer.resume()
     return trainer.run()

@@ -24,16 +24,22 @@ ANY = "unknown"
 class Calibration:
     """factors: kind -> level -> how many scales the interval reaches to either side. spread: kind -> by how much the
     scale errs, as a factor. patients: kind -> how many it was measured on. shares: kind -> how far the net's mean is
-    followed, away from the mean of the history: 1 wholly, 0 not at all (stacking, Wolpert 1992, of the two)."""
+    followed, away from the mean of the history: 1 wholly, 0 not at all; softs: kind -> how far the smooth mean of the
+    history is (see ``stacking``)."""
 
     factors: dict[str, dict[str, float]] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
     patients: dict[str, int] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    softs: dict[str, float] = field(default_factory=dict)
 
     def share(self, modality: str) -> float:
         """How far the net's mean is followed."""
         return float(self.shares.get(modality, self.shares.get(ANY, 1.0)))
+
+    def soft(self, modality: str) -> float:
+        """How far the smooth mean of the history is followed."""
+        return float(self.softs.get(modality, self.softs.get(ANY, 0.0)))
 
     def factor(self, modality: str, level: float) -> float:
         """Of a kind and a level. Raises UserError for a level that was not measured."""
@@ -54,7 +60,13 @@ class Calibration:
         return f"split conformal on {self.patients.get(kind, 0)} held-back patients of kind {kind}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"factors": self.factors, "spread": self.spread, "patients": self.patients, "shares": self.shares}
+        return {
+            "factors": self.factors,
+            "spread": self.spread,
+            "patients": self.patients,
+            "shares": self.shares,
+            "softs": self.softs,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Calibration:
@@ -66,10 +78,13 @@ class Calibration:
             }
             spread = {str(kind): float(number) for kind, number in value["spread"].items()}
             patients = {str(kind): int(number) for kind, number in value["patients"].items()}
-            shares = {str(kind): float(number) for kind, number in value.get("shares", {}).items()}
+            shares, softs = (
+                {str(kind): float(number) for kind, number in value.get(name, {}).items()}
+                for name in ("shares", "softs")
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the calibration is damaged: {error!r}") from None
-        return cls(factors, spread, patients, shares)
+        return cls(factors, spread, patients, shares, softs)
 
 
 def weighted_quantile(values: Sequence[np.ndarray], level: float) -> float:
@@ -81,15 +96,11 @@ def weighted_quantile(values: Sequence[np.ndarray], level: float) -> float:
     return float(pooled[order][min(int(np.searchsorted(share, level)), len(pooled) - 1)])
 
 
-def best_share(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """How far the net's mean is best followed, 0 to 1, by least squares; from a pair a patient, of the truth and of the
-    net's mean, both less the mean of the history. Each patient weighs the same."""
-    above = sum(float(np.mean(truth * mean)) for truth, mean in pairs)
-    below = sum(float(np.mean(np.square(mean))) for _, mean in pairs)
-    return float(np.clip(above / below, 0, 1)) if below > 0 else 1.0
-
-
-def calibrate(ratios: Mapping[str, Mapping[Any, np.ndarray]], shares: Mapping[str, float] | None = None) -> Calibration:
+def calibrate(
+    ratios: Mapping[str, Mapping[Any, np.ndarray]],
+    shares: Mapping[str, float] | None = None,
+    softs: Mapping[str, float] | None = None,
+) -> Calibration:
     """From kind -> patient -> ratios |truth - mean| / scale of its voxels. The kind "unknown" is made of all."""
     pooled = {f"{kind} {patient}": one for kind, rows in ratios.items() for patient, one in rows.items()}
     named = {**{kind: dict(rows) for kind, rows in ratios.items() if rows}, **({ANY: pooled} if pooled else {})}
@@ -104,4 +115,4 @@ def calibrate(ratios: Mapping[str, Mapping[Any, np.ndarray]], shares: Mapping[st
             factors[kind][str(level)] = weighted_quantile(values, level)
         spread[kind] = float(np.sqrt(np.mean([np.mean(np.square(np.minimum(one, 8.0))) for one in values])))
         patients[kind] = count
-    return Calibration(factors, spread, patients, dict(shares or {}))
+    return Calibration(factors, spread, patients, dict(shares or {}), dict(softs or {}))

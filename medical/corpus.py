@@ -13,29 +13,33 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from longtake.errors import UserError, one_line
-from longtake.medical.intensity import percentiles
+from longtake.medical.intensity import IntensityMap, percentiles
 from longtake.medical.modalities import number_of, scale_of
 from longtake.train import Dice
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from longtake.medical.files.open import Choice
 
 SETS = ("cxr", "cardiac", "glioma")
 HELD_BACK = 5  # of each so many patients one
 MOST_VISITS = 6  # of a history in training
 SCHEMES = (0.2, 0.5, 0.1, 0.2)  # odds of the ways to draw a history
-SIMULATED = 96  # subjects of each kind and grid
+BLENDED = 0.5  # of the rows of a group that may be blended
+BEND, KNOTS = 0.04, 5  # deviation of a bend, on the scale where a side is 2; its points along a side
 GRIDS = ((1, 64, 64), (8, 48, 48))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """images: (K, D, H, W) uint8. times: (K,) float64. valid: (K, D, H, W) bool or None. ends: (K, 2)
-    percentiles of each visit; None: as the images have them."""
+    """images: (K, D, H, W), grey values in about 0..255, uint8 or float16. times: (K,) float64. valid: (K, D, H, W)
+    bool or None. ends: (K, 2) percentiles of each visit; None: as the images have them."""
 
     images: np.ndarray
     times: np.ndarray
@@ -83,6 +87,29 @@ def read(data: Path, split: str) -> list[Subject]:
     return [subject for name in SETS for subject in READERS[name](_open(data / f"{name}_{split}.npz"))]
 
 
+def own(data: Path, choice: Choice) -> tuple[list[Subject], list[str]]:
+    """Subjects of whatever ``longtake medical`` reads: BIDS, ACDC, DICOM, tables, files; and what is to be said of
+    them. Visits that are missing are left out, and subjects of one visit. Grey values are brought to 0..255 between the
+    percentiles of ``intensity``. Raises UserError for what cannot be read, and when no subject has two visits."""
+    from longtake.medical.files.open import read_subjects
+
+    found, alone, notes = [], [], []
+    for number, series in enumerate(read_subjects(data, choice)):
+        notes += [f"{series.subject}: {note}" for note in series.notes]
+        seen = series.pick(np.flatnonzero(series.observed))
+        if len(seen) < 2:
+            alone.append(series.subject)
+            continue
+        ends = IntensityMap.fit(seen.images, seen.observed, seen.valid)
+        grey = ((seen.images - ends.low) * (255 / (ends.high - ends.low))).clip(-255, 1020).astype(np.float16)
+        found.append(Subject(grey, seen.times, seen.valid, seen.modality, seen.unit, number))
+    if not found:
+        raise UserError(f"{data}: no subject has two visits: there is nothing to learn from")
+    if alone:
+        notes.append(f"left out, with one visit alone: {', '.join(alone)}")
+    return found, notes
+
+
 def _cxr(file: Mapping[str, np.ndarray]) -> list[Subject]:
     out = []
     for patient in np.unique(file["patient"]):
@@ -114,13 +141,15 @@ READERS = {"cxr": _cxr, "cardiac": _cardiac, "glioma": _glioma}
 
 
 def held_back(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Subject]]:
-    """(for training, for calibration): of each set every fifth patient by number, from the fifth, is held back."""
+    """(for training, for calibration): of each kind every fifth patient by number, from the fifth, is held back; of two
+    to four patients the last."""
     train: list[Subject] = []
     aside: list[Subject] = []
     for modality in dict.fromkeys(one.modality for one in subjects):
         ordered = sorted((one for one in subjects if one.modality == modality), key=lambda one: one.patient)
         for rank, one in enumerate(ordered):
-            (aside if rank % HELD_BACK == HELD_BACK - 1 else train).append(one)
+            few = 2 <= len(ordered) < HELD_BACK and rank == len(ordered) - 1
+            (aside if few or rank % HELD_BACK == HELD_BACK - 1 else train).append(one)
     return train, aside
 
 
@@ -169,10 +198,19 @@ def history(
     return torch.where(chosen.any(1, keepdim=True), chosen, other & nearest)
 
 
+def by_own_span(delta: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+    """Times to the target (B, k) in units of the span of the observed visits, as a kind without a scale is asked
+    (``modalities.scale_of``); as they are where one visit alone is observed."""
+    last = torch.where(observed, delta, -torch.inf).amax(1)
+    first = torch.where(observed, delta, torch.inf).amin(1)
+    span = last - first
+    return delta / torch.where(span > 0, span, 1.0)[:, None]
+
+
 @dataclass(frozen=True)
 class Batch:
     """visits: (B, k, D, H, W) on the net's scale. delta: (B, k). observed: (B, k). valid: as visits, bool. kind: (B,).
-    target: (B, D, H, W). scored: (B, D, H, W) bool."""
+    target: (B, D, H, W). scored: (B, D, H, W) bool. whole: (B,) bool, False for a blend of two patients."""
 
     visits: torch.Tensor
     delta: torch.Tensor
@@ -181,17 +219,22 @@ class Batch:
     kind: torch.Tensor
     target: torch.Tensor
     scored: torch.Tensor
+    whole: torch.Tensor
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """In the order of the fields."""
-        return (self.visits, self.delta, self.observed, self.valid, self.kind, self.target, self.scored)
+        return (self.visits, self.delta, self.observed, self.valid, self.kind, self.target, self.scored, self.whole)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Subjects of one grid, on one device. images: (N, K, D, H, W) uint8. valid: the same, bool, or None. times: (N,
-    K) in units of the scale. exists: (N, K). ends: (N, K, 2) percentiles of each visit. kind: (N,). odds: (N,). turns:
-    whether quarter turns are allowed. rows: of a batch. schemes: (4,) odds of those of ``history``."""
+    """Subjects of one grid, on one device.
+
+    images: (N, K, D, H, W). valid: the same, bool, or None. times: (N, K) in units of the scale, of a kind without one
+    in its usual unit. exists: (N, K). ends: (N, K, 2) percentiles of each visit. kind: (N,). odds: (N,). turns: whether
+    quarter turns are allowed; bends: smooth bends; blends: blends of two patients. rows: of a batch. schemes: (4,) odds
+    of those of ``history``.
+    """
 
     images: torch.Tensor
     valid: torch.Tensor | None
@@ -203,21 +246,26 @@ class Group:
     turns: bool
     rows: int
     schemes: torch.Tensor
+    bends: bool = False
+    blends: bool = False
 
     @classmethod
-    def of(cls, subjects: Sequence[Subject], rows: int, *, turns: bool) -> Group:
+    def of(
+        cls, subjects: Sequence[Subject], rows: int, *, turns: bool, bends: bool = False, blends: bool = False
+    ) -> Group:
         """Subjects of two visits or more, all of one grid; shorter series are padded with visits that do not exist."""
         subjects = [one for one in subjects if len(one.times) > 1]
         most = max(len(one.times) for one in subjects)
         count, grid = len(subjects), subjects[0].images.shape[1:]
-        images = np.zeros((count, most, *grid), np.uint8)
+        coarse = all(one.images.dtype == np.uint8 for one in subjects)
+        images = np.zeros((count, most, *grid), np.uint8 if coarse else np.float16)
         masked = any(one.valid is not None for one in subjects)
         valid = np.ones((count, most, *grid), bool) if masked else None
         times, exists, ends = np.zeros((count, most)), np.zeros((count, most), bool), np.zeros((count, most, 2))
         for n, one in enumerate(subjects):
             k = len(one.times)
             images[n, :k], exists[n, :k] = one.images, True
-            times[n, :k] = one.times / scale_of(one.modality, one.unit, list(one.times))
+            times[n, :k] = one.times / scale_of(one.modality, one.unit, [])
             times[n, k:] = times[n, k - 1]
             ends[n, :k] = one.percentiles()
             if valid is not None and one.valid is not None:
@@ -227,7 +275,7 @@ class Group:
         made = [torch.from_numpy(images), torch.from_numpy(times).float(), torch.from_numpy(exists)]
         checked = None if valid is None else torch.from_numpy(valid)
         first = (made[0], checked, made[1], made[2], torch.from_numpy(ends).float(), kind, odds)
-        return cls(*first, turns, rows, torch.tensor(SCHEMES))
+        return cls(*first, turns, rows, torch.tensor(SCHEMES), bends, blends)
 
     def to(self, device: torch.device) -> Group:
         """The same on a device."""
@@ -250,26 +298,63 @@ class Group:
         order = (seen + 0.5 * dice.uniform(*seen.shape)).topk(min(MOST_VISITS, seen.shape[1]), 1).indices
         observed = seen.gather(1, order)
         delta = times.gather(1, order) - times.gather(1, target[:, None])
-        line = subject[:, None]
+        kind = self.known(subject, dice)
+        delta = torch.where(kind[:, None] == 0, by_own_span(delta, observed), delta)
         picked = torch.cat([order, target[:, None]], 1)
-        low, high = ((self.ends[line, order] * observed[..., None]).sum(1) / observed.sum(1, keepdim=True)).unbind(1)
-        values = self.images[line, picked].float()
+        values, shown = self.scaled(subject, picked, observed)
+        whole = torch.ones(rows, dtype=torch.bool, device=values.device)
+        if self.blends:
+            values, shown, whole = self.blended(values, shown, dice)
         shift, gain = 1 + 0.05 * dice.normal(rows), 1 + 0.05 * dice.normal(rows)
-        half = ((high - low) / 2).clamp_min(1.0) * gain
-        values = (values - low[:, None, None, None, None]) / half[:, None, None, None, None]
-        values = values - shift[:, None, None, None, None]
-        shown = torch.ones_like(values, dtype=torch.bool) if self.valid is None else self.valid[line, picked]
+        values = values / gain[:, None, None, None, None] - shift[:, None, None, None, None]
         values, shown = self.moved(values, shown, dice)
         return Batch(
-            values[:, :-1], delta, observed, shown[:, :-1], self.known(subject, dice), values[:, -1], shown[:, -1]
+            values[:, :-1],
+            delta,
+            observed,
+            shown[:, :-1],
+            kind,
+            values[:, -1],
+            shown[:, -1],
+            whole,
         )
+
+    def scaled(
+        self, subject: torch.Tensor, picked: torch.Tensor, observed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Visits ``picked`` (B, k + 1), the last the target, in 0..2 by the percentiles of the observed ones of the
+        history (B, k); and where they have data."""
+        line = subject[:, None]
+        ends = self.ends[line, picked[:, :-1]]
+        low, high = ((ends * observed[..., None]).sum(1) / observed.sum(1, keepdim=True)).unbind(1)
+        values = self.images[line, picked].float()
+        half = ((high - low) / 2).clamp_min(1.0)
+        values = (values - low[:, None, None, None, None]) / half[:, None, None, None, None]
+        shown = torch.ones_like(values, dtype=torch.bool) if self.valid is None else self.valid[line, picked]
+        return values, shown
+
+    def blended(
+        self, values: torch.Tensor, shown: torch.Tensor, dice: Dice
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows with another patient's visits laid over them, history over history and target over target (mixup, Zhang
+        et al., arXiv 1710.09412), and which rows stayed whole. No target is laid over a history."""
+        rows, visits = values.shape[:2]
+        other = dice.pick(self.odds, rows)
+        target = 1 + dice.below(self.exists[other].sum(1) - 1)
+        earlier = dice.below(target[:, None].expand(rows, visits - 1).contiguous())
+        picked = torch.cat([earlier, target[:, None]], 1)
+        theirs, seen = self.scaled(other, picked, torch.ones_like(earlier, dtype=torch.bool))
+        whole = dice.uniform(rows) >= BLENDED
+        mine = torch.where(whole, 1.0, 0.5 + 0.5 * dice.uniform(rows))[:, None, None, None, None]
+        kept = whole[:, None, None, None, None]
+        return torch.where(kept, values, mine * values + (1 - mine) * theirs), shown & (seen | kept), whole
 
     def known(self, subject: torch.Tensor, dice: Dice) -> torch.Tensor:
         """The kind of each row, one in ten of them "unknown"."""
         return torch.where(dice.uniform(len(subject)) < 0.1, 0, self.kind[subject])
 
     def moved(self, values: torch.Tensor, shown: torch.Tensor, dice: Dice) -> tuple[torch.Tensor, torch.Tensor]:
-        """All visits of a row turned, scaled, moved and flipped alike; what comes from outside is not shown."""
+        """All visits of a row turned, scaled, moved, bent and flipped alike; what comes from outside is not shown."""
         rows = len(values)
         turn = 0.08 * dice.normal(rows)
         if self.turns:
@@ -283,6 +368,10 @@ class Group:
         )
         flat = torch.cat([values.flatten(1, 2), shown.flatten(1, 2).float()], 1)
         field = F.affine_grid(matrix, [rows, 1, *values.shape[3:]], align_corners=False)
+        if self.bends:
+            coarse = BEND * dice.normal(rows, 2, KNOTS, KNOTS)
+            bend = F.interpolate(coarse, size=values.shape[3:], mode="bicubic", align_corners=True)
+            field = field + bend.permute(0, 2, 3, 1)
         inside = (field.abs() <= 1).all(-1)[:, None]
         flat = F.grid_sample(flat, field, mode="bilinear", padding_mode="border", align_corners=False)
         moved, mask = flat.chunk(2, 1)

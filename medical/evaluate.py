@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 NORM = "minmax"
 SETS = ("cxr", "cardiac", "glioma")
 SIMULATED_FROM = 10_000_000  # numbers of simulated subjects, far from those of training
+BEYOND = 1.4  # times the span of training
 SHUFFLED = "ours, times shuffled"
 
 
@@ -250,18 +251,28 @@ def sets_of(args: argparse.Namespace) -> Iterator[tuple[str, list[Case]]]:
             raise UserError(f"{args.data} holds no visit with an earlier one: there is nothing to forecast")
         yield args.data.name, cases
     if args.simulated:
-        from longtake.medical.simulate import KINDS, simulate
+        from longtake.medical.simulate import KINDS
 
         for kind in KINDS:
-            cases = []
-            for number in range(args.simulated):
-                made = simulate(kind, SIMULATED_FROM + number, (8, 48, 48))
-                scale = np.float32(255)
-                series = Series(
-                    f"{kind}-{number}", np.round(made.images * scale), made.times, made.unit, modality=made.modality
-                )
-                cases += [replace(case, low=0.0, high=255.0) for case in cases_of(series, made.clean * scale)][-1:]
-            yield f"simulated {kind}", cases
+            for beyond in (False, True) if kind != "cine" else (False,):
+                cases = [_simulated(kind, SIMULATED_FROM + n, args.grid, beyond) for n in range(args.simulated)]
+                yield f"simulated {kind}{', beyond' if beyond else ''}", cases
+
+
+def _simulated(kind: str, number: int, grid: Sequence[int], beyond: bool) -> Case:
+    """The last visit of a simulated subject, against its noise-free truth; or one at ``BEYOND`` times the span that
+    training had, from the visits within that span."""
+    from longtake.medical.simulate import KINDS, simulate
+
+    made = simulate(kind, number, grid)
+    if beyond:
+        span = KINDS[kind][3]
+        within = made.times[made.times <= span]
+        made = simulate(kind, number, grid, times=[*within, BEYOND * span])
+    scale = np.float32(255)
+    series = Series(f"{kind}-{number}", np.round(made.images * scale), made.times, made.unit, modality=made.modality)
+    *_, case = cases_of(series, made.clean * scale)
+    return replace(case, low=0.0, high=255.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -275,6 +286,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", type=float, default=0.9, help="of the interval (default 0.9)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--simulated", type=int, default=0, metavar="N", help="N subjects of each simulated kind too")
+    parser.add_argument(
+        "--grid", type=int, nargs=3, default=(8, 48, 48), metavar=("D", "H", "W"), help="of them (default 8 48 48)"
+    )
     parser.add_argument("--shuffle", action="store_true", help="a row with the times of the history shuffled")
     parser.add_argument("--most", type=int, default=0, metavar="N", help="cases of a set at most (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate-medical"), help="where the table goes")
@@ -285,6 +299,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("samples", "steps"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be 1 or more; given {getattr(args, name)}")
+    if min(args.grid) < 1:
+        raise UserError(f"--grid is three sizes of 1 or more; given {' '.join(map(str, args.grid))}")
     if args.simulated < 0 or args.most < 0:
         raise UserError("--simulated and --most must not be negative")
     pipe: LongitudinalPipeline | None = None

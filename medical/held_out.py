@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from longtake.medical.calibration import Calibration, best_share, calibrate
+from longtake.medical.calibration import Calibration, calibrate
 from longtake.medical.series import Series
+from longtake.medical.stacking import convex_weights, smooth
 
 if TYPE_CHECKING:
     from longtake.medical.corpus import Subject
@@ -68,7 +69,8 @@ def forecasts(subject: Subject, *, last: bool = False) -> Iterator[Case]:
 def calibration_of(pipe: LongitudinalPipeline, subjects: Iterable[Subject]) -> Calibration:
     """Measure a net on subjects it was not trained on: all forecasts of the real ones, the last of simulated ones.
 
-    First how far its mean is to be followed away from the mean of the history, then the intervals around what comes.
+    First how far its mean is to be followed, and how far the mean of the history and the smooth one (see
+    ``stacking``), then the intervals around what comes.
     Simulated subjects are as many as one likes, and growth is what they teach: the net's mean is followed wholly there.
     """
     found: dict[str, dict[int, list[np.ndarray]]] = {}
@@ -81,16 +83,25 @@ def calibration_of(pipe: LongitudinalPipeline, subjects: Iterable[Subject]) -> C
             mean, scale = (part[0, 0, :, :height, :width].cpu().numpy() for part in (outlook.mean, outlook.scale))
             truth = patient.intensity.forward(torch.from_numpy(case.truth)).numpy()
             base = patient.base(mean)
-            values = np.stack([truth - base, mean - base, scale])[:, case.scored]
+            soft = smooth(base, patient.there())
+            values = np.stack([mean - truth, base - truth, soft - truth, scale])[:, case.scored]
             thinned = values[:, :: max(1, values.shape[1] // MOST_VOXELS)]
             found.setdefault(subject.modality, {}).setdefault(number, []).append(thinned)
     rows = {kind: {one: np.concatenate(parts, 1) for one, parts in those.items()} for kind, those in found.items()}
-    shares = {
-        kind: 1.0 if kind in MADE else best_share([(one[0], one[1]) for one in those.values()])
-        for kind, those in rows.items()
-    }
+    weights = {kind: _weights(kind, list(those.values())) for kind, those in rows.items()}
     ratios = {
-        kind: {one: np.abs(part[0] - shares[kind] * part[1]) / part[2] for one, part in those.items()}
+        kind: {one: np.abs(weights[kind] @ part[:3]) / part[3] for one, part in those.items()}
         for kind, those in rows.items()
     }
-    return calibrate(ratios, shares)
+    shares, softs = ({kind: float(found[place]) for kind, found in weights.items()} for place in (0, 2))
+    return calibrate(ratios, shares, softs)
+
+
+def _weights(kind: str, patients: list[np.ndarray]) -> np.ndarray:
+    """(3,) of the net's mean, the history's and its smooth mean; the last has a say where three patients or more do."""
+    if kind in MADE:
+        return np.array([1.0, 0.0, 0.0])
+    count = 3 if len(patients) >= 3 else 2
+    found = np.zeros(3)
+    found[:count] = convex_weights([one[:count] @ one[:count].T / one.shape[1] for one in patients])
+    return found

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -32,8 +32,9 @@ EDGE = 1.3  # how far beyond [-1, 1] a value may lie
 
 @dataclass
 class Outlook:
-    """What the net knows before a sample is drawn. mean, scale: (B, 1, D, H, W). told: (B, C, D, H, W) what the
-    denoiser sees. condition: (B, E). size: H and W before they were padded."""
+    """What the net knows before a sample is drawn. mean, scale: (B, 1, D, H, W). told: (B * D, C, h, w) what the
+    denoiser's first layer makes of what it sees beside the noise. condition: (B, E). size: H and W before they were
+    padded."""
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -90,14 +91,15 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         size = (visits.shape[3], visits.shape[4])
         visits = self.padded(torch.where(observed[:, :, None, None, None], visits, 0.0))
         there = None if valid is None else self.padded(valid.float()) > 0.5
-        told = self.kinds(kind)
-        context: Context = self.encoder(visits, delta, observed, told, there, team)
-        condition = context.summary + told
+        which = self.kinds(kind)
+        context: Context = self.encoder(visits, delta, observed, which, there, team)
+        condition = context.summary + which
         out = self.expect(context.volume, condition, neighbours_of(team)).float()
         mean = (context.reference.float() + out[:, :1]).clamp(-EDGE, EDGE)
         scale = (USUAL + out[:, 1:]).clamp(LEAST, MOST).exp()
         seen = torch.cat([context.volume, mean.detach(), scale.detach().log() / 2], 1)
-        return Outlook(mean, scale, seen, condition, size)
+        told = self.denoiser.entered(seen.to(self.denoiser.enter.weight.dtype))
+        return Outlook(mean, scale, told, condition, size)
 
     def padded(self, volume: torch.Tensor) -> torch.Tensor:
         """(..., H, W) grown by its edge values to sizes that the nets can halve."""
@@ -114,28 +116,27 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         outlook: Outlook,
         keep: torch.Tensor | None = None,
         team: Team | None = None,
+        *,
+        blind: bool = False,
     ) -> torch.Tensor:
-        """v of the rest, (B, 1, D, H', W') float32. noisy: (B, 1, D, H', W'), sizes padded as in ``outlook``. level:
-        (B,), the share of the clean signal's variance. keep: (B,) bool, False for a row that must not know its visits;
-        None: all know them."""
-        told, condition = outlook.told, outlook.condition
-        if keep is not None:
-            told = torch.where(keep[:, None, None, None, None], told, 0.0)
+        """v of the rest, (B, 1, D, H', W') float32. noisy: (B, 1, D, H', W'), sizes padded as in ``outlook``; the
+        outlook may be of one row for all. level: (B,), the share of the clean signal's variance. keep: (B,) bool, False
+        for a row that must not know its visits; None: all know them. blind: no row does."""
+        told: torch.Tensor | None = outlook.told
+        condition = outlook.condition
+        if blind:
+            told, condition = None, self.nothing.to(condition.dtype).expand(len(noisy), -1)
+        elif keep is not None:
+            kept = keep.repeat_interleave(noisy.shape[2], output_size=len(outlook.told))
+            told = torch.where(kept[:, None, None, None], outlook.told, 0.0)
             condition = torch.where(keep[:, None], condition, self.nothing.to(condition.dtype))
         angle = torch.acos(level.clamp(0, 1).sqrt()) * (2 / math.pi)
         waves = angle[:, None] * (2.0 ** torch.arange(8, device=angle.device) * math.pi / 2)
         features = torch.cat([waves.sin(), waves.cos(), angle[:, None]], 1)
         condition = condition + self.noise(features.to(condition.dtype))
-        seen = torch.cat([noisy, told], 1).to(self.denoiser.enter.weight.dtype)
-        return self.denoiser(seen, condition, neighbours_of(team)).float()
-
-    @staticmethod
-    def repeated(outlook: Outlook, times: int) -> Outlook:
-        """Each row ``times`` times, one after the other."""
-        parts = {
-            name: getattr(outlook, name).repeat_interleave(times, 0) for name in ("mean", "scale", "told", "condition")
-        }
-        return replace(outlook, **parts)
+        noisy = noisy.to(self.denoiser.enter.weight.dtype)
+        found: torch.Tensor = self.denoiser(noisy, condition, neighbours_of(team), told)
+        return found.float()
 
 
 def neighbours_of(team: Team | None) -> Neighbours | None:

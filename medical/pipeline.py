@@ -31,6 +31,7 @@ from longtake.medical.prediction import Prediction
 from longtake.medical.ranks import SPLITS, Team
 from longtake.medical.sampling import Recipe, View, draw_rest, finished, look, start_noise
 from longtake.medical.series import Series, convert
+from longtake.medical.stacking import stacked
 from longtake.medical.windows import windows
 
 if TYPE_CHECKING:
@@ -61,11 +62,18 @@ class _Patient:
     def base(self, otherwise: np.ndarray, before: float | None = None) -> np.ndarray:
         """The mean of the history (D, H, W): at each voxel of the observed visits that have data there, ``otherwise``
         where none has. before: of earlier visits alone."""
-        taken = self.observed if before is None else self.observed & (self.times < before)
-        visits = self.visits.numpy()[taken].astype(np.float64)
-        valid = np.ones_like(visits, bool) if self.valid is None else self.valid.numpy()[taken]
+        visits, valid = self._taken(before)
         count = valid.sum(0)
         return np.where(count > 0, (visits * valid).sum(0) / np.maximum(count, 1), otherwise)
+
+    def there(self, before: float | None = None) -> np.ndarray:
+        """(D, H, W) bool: where an observed visit has data."""
+        return np.asarray(self._taken(before)[1].any(0))
+
+    def _taken(self, before: float | None) -> tuple[np.ndarray, np.ndarray]:
+        taken = self.observed if before is None else self.observed & (self.times < before)
+        visits = self.visits.numpy()[taken].astype(np.float64)
+        return visits, np.ones_like(visits, bool) if self.valid is None else self.valid.numpy()[taken]
 
 
 class LongitudinalPipeline:
@@ -185,10 +193,11 @@ class LongitudinalPipeline:
         drawn, means, scales = (np.stack([one[name] for one in done]) for name in ("sample", "mean", "scale"))
         expected = means.mean(0, dtype=np.float64)
         generated = np.array([index is None for index in plan.known])
-        share = self.calibration.share(series.modality)
+        share, soft = self.calibration.share(series.modality), self.calibration.soft(series.modality)
         for place in np.flatnonzero(generated).tolist() if share != 1 else ():
             before = float(times[place]) / patient.scale if causal else None
-            shift = (share - 1) * (expected[place] - patient.base(expected[place], before))
+            base = patient.base(expected[place], before)
+            shift = stacked(expected[place], base, patient.there(before), share, soft) - expected[place]
             expected[place] += shift
             drawn[:, place] += shift.astype(drawn.dtype)
         error = np.sqrt(np.square(scales).mean(0, dtype=np.float64) + means.var(0, dtype=np.float64))

@@ -62,16 +62,13 @@ class View:
         return total
 
     def _through(self, x: torch.Tensor, level: float, guidance: float, outlook: Outlook) -> torch.Tensor:
-        count = len(x)
-        seen = self.net.repeated(outlook, count) if len(outlook.mean) == 1 and count > 1 else outlook
-        levels = torch.full((count,), level, device=x.device)
+        levels = torch.full((len(x),), level, device=x.device)
         if guidance == 1:
-            return self.net(x, levels, seen, team=self.team)
-        blind = torch.zeros(count, dtype=torch.bool, device=x.device)
-        without = self.net(x, levels, seen, keep=blind, team=self.team)
+            return self.net(x, levels, outlook, team=self.team)
+        without = self.net(x, levels, outlook, team=self.team, blind=True)
         if guidance == 0:
             return without
-        return guided(without, self.net(x, levels, seen, team=self.team), guidance)
+        return guided(without, self.net(x, levels, outlook, team=self.team), guidance)
 
 
 def look(

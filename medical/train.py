@@ -25,38 +25,84 @@ if TYPE_CHECKING:
 
 RECIPE = "medical"
 STEPS = 4000
-SHARES = {"cxr": 0.34, "cardiac": 0.2, "cardiac-slabs": 0.08, "glioma": 0.1, "simulated-1": 0.12, "simulated-8": 0.16}
-ROWS = {"cxr": 5, "cardiac": 6, "cardiac-slabs": 2, "glioma": 2, "simulated-1": 16, "simulated-8": 3}
+SIMULATED = 96  # subjects of each kind and grid
+RATE = 1e-3
+SHARES = {"cxr": 0.42, "cardiac": 0.17, "cardiac-slabs": 0.07, "glioma": 0.08, "simulated-1": 0.11, "simulated-8": 0.15}
+SHARES |= {"slices": 0.4, "volumes": 0.4}  # of other kinds, where there are any
+ROWS = {
+    "cxr": 5,
+    "cardiac": 6,
+    "cardiac-slabs": 2,
+    "glioma": 2,
+    "simulated-1": 16,
+    "simulated-8": 3,
+    "slices": 5,
+    "volumes": 2,
+}
+USUAL_PLANE = 128 * 128  # pixels; of larger slices a batch has fewer rows
+TURNING = ("cardiac", "cardiac-slabs", "simulated-1", "simulated-8")
 ON_A_GPU = 8  # times as many rows
 USUAL_ERROR = (0.15, 0.3, 0.15, 0.2, 0.08, 0.08, 0.15, 0.15)  # of each row of the table of kinds
+JUDGE_EVERY = 250  # steps
+JUDGED = 4  # batches of each group, on those set aside
 DROPPED = 0.1  # of the rows: the denoiser must do without their visits
 BOUND = 4.0  # of the rest, in units of its scale
 
 
 def groups(
-    subjects: Sequence[Subject], device: torch.device, rows: Mapping[str, int] | None = None
+    subjects: Sequence[Subject], device: torch.device, rows: Mapping[str, int] | None = None, *, judged: bool = False
 ) -> dict[str, Group]:
     """The subjects by grid, each ready to draw batches of ``rows`` (default ``ROWS``, on a GPU ``ON_A_GPU`` times as
-    many). Groups without subjects are left out."""
+    many). Groups without subjects are left out. judged: neither bent nor blended."""
     from longtake.medical.corpus import Group
 
     if rows is None:
         rows = {name: count * (1 if device.type == "cpu" else ON_A_GPU) for name, count in ROWS.items()}
-    by_kind: dict[str, list[Subject]] = {name: [] for name in SHARES}
+    by_kind: dict[tuple[str, tuple[int, ...]], list[Subject]] = {}
     for one in subjects:
-        if one.modality == "cardiac":
-            by_kind["cardiac"] += one.slabs(1)
-            by_kind["cardiac-slabs"] += one.slabs(4, 2)
-        elif one.modality == "glioma":
-            by_kind["glioma"] += one.slabs(4, 2)
-        elif one.modality == "cxr":
-            by_kind["cxr"].append(one)
-        else:
-            by_kind["simulated-1" if one.images.shape[1] == 1 else "simulated-8"].append(one)
-    turning = ("cardiac", "cardiac-slabs", "simulated-1", "simulated-8")
-    return {
-        name: Group.of(found, rows[name], turns=name in turning).to(device) for name, found in by_kind.items() if found
-    }
+        for name, part in parts_of(one):
+            by_kind.setdefault((name, part.images.shape[1:]), []).append(part)
+    found = {}
+    for (name, grid), those in by_kind.items():
+        alone = sum(kind == name for kind, _ in by_kind) == 1
+        fewer = min(1.0, USUAL_PLANE / (grid[1] * grid[2]))
+        found[name if alone else f"{name} {'x'.join(map(str, grid))}"] = Group.of(
+            those,
+            max(1, int(rows.get(name, 1) * fewer)),
+            turns=name in TURNING,
+            bends=not judged and not name.startswith("simulated"),
+            blends=not judged and name == "cxr",
+        ).to(device)
+    return found
+
+
+def parts_of(subject: Subject) -> list[tuple[str, Subject]]:
+    """(name of the group, what of the subject belongs to it): slices one by one, slabs of four, or the whole."""
+    from longtake.medical.held_out import MADE
+
+    depth = subject.images.shape[1]
+    if subject.modality in MADE:
+        return [("simulated-1" if depth == 1 else "simulated-8", subject)]
+    if subject.modality == "cardiac":
+        slabs = [("cardiac-slabs", one) for one in subject.slabs(4, 2)]
+        return [("cardiac", one) for one in subject.slabs(1)] + slabs
+    if subject.modality == "glioma":
+        return [("glioma", one) for one in subject.slabs(4, 2)]
+    if subject.modality == "cxr" and depth == 1:
+        return [("cxr", subject)]
+    if depth == 1:
+        return [("slices", subject)]
+    return [("volumes", one) for one in subject.slabs(min(4, depth), 2)]
+
+
+def shares_of(found: Mapping[str, Group]) -> np.ndarray:
+    """How often each group's turn comes: as ``SHARES`` has its kind, dealt out by subjects over the kind's grids."""
+    kinds = [name.split(" ")[0] for name in found]
+    counts = np.array([len(group.odds) for group in found.values()], np.float64)
+    total = {kind: sum(count for one, count in zip(kinds, counts, strict=True) if one == kind) for kind in kinds}
+    odds = np.array([SHARES[kind] * count / total[kind] for kind, count in zip(kinds, counts, strict=True)])
+    made: np.ndarray = odds / odds.sum()
+    return made
 
 
 def draw(group: Group, dice: Dice) -> tuple[torch.Tensor, ...]:
@@ -80,6 +126,7 @@ def objective(
     kind: torch.Tensor,
     target: torch.Tensor,
     scored: torch.Tensor,
+    whole: torch.Tensor,
     noise: torch.Tensor,
     time: torch.Tensor,
     keep: torch.Tensor,
@@ -93,20 +140,22 @@ def objective(
     mask[..., target.shape[2] :, :] = 0.0
     mask[..., target.shape[3] :] = 0.0
     total = mask.sum().clamp_min(1.0)
+    drawn = mask * whole[:, None, None, None, None]  # a blend has the mean of blends, but neither their error nor grain
+    pure = drawn.sum().clamp_min(1.0)
     error = truth - look.mean
     unit = usual[kind][:, None, None, None, None]
     away = (error / unit).square() * 0.5 + 0.5 * (error / unit).abs()
     ratio = error.detach() / look.scale
     likely = look.scale.log() + 0.5 * ratio.square()
-    rest = (error / look.scale).detach().clamp(-BOUND, BOUND) * mask
+    rest = (error / look.scale).detach().clamp(-BOUND, BOUND) * drawn
     level = levels[time]
     broad = level[:, None, None, None, None]
     found = model(noisy(rest, noise, broad), level, look, keep=keep)
     wrong = (found - velocity(rest, noise, broad)).square()
     return {
         "mean": (away * mask).sum() / total,
-        "scale": 0.1 * ((likely * mask).sum() / total + 2),
-        "rest": (wrong * mask).sum() / total,
+        "scale": 0.1 * ((likely * drawn).sum() / pure + 2),
+        "rest": (wrong * drawn).sum() / pure,
     }
 
 
@@ -132,9 +181,15 @@ def train_model(
     *,
     seed: int = 0,
     rows: Mapping[str, int] | None = None,
+    judge_every: int = 1,
 ) -> LongitudinalNet:
-    """Train (or resume) the net on ``subjects``; the record has the terms on those set ``aside``. Returned in eval
-    mode."""
+    """Train (or resume) the net on ``subjects``.
+
+    At each checkpoint whose step is a multiple of ``judge_every``, so that the clock has no say, and at the last of
+    ``settings.steps``, the terms are found on those set ``aside``, at the same visits, times and noise each time:
+    "judged" is their sum, a kind counting as in ``SHARES``. Returned in eval mode, with the averaged weights of the
+    checkpoint where that was lowest.
+    """
     import torch
     from longtake.graphs import Split
     from longtake.medical.diffusion import levels
@@ -143,10 +198,9 @@ def train_model(
     device = training_device()
     table = levels().float().to(device)
     usual = torch.tensor(USUAL_ERROR, device=device)
-    known, unseen = groups(subjects, device, rows), groups(aside, device, rows)
+    known, unseen = groups(subjects, device, rows), groups(aside, device, rows, judged=True)
     names = list(known)
-    odds = np.array([SHARES[name] for name in names])
-    odds = odds / odds.sum()
+    odds = shares_of(known)
 
     def drawn(step: int) -> tuple[torch.Tensor, ...]:
         name = names[int(batch_generator(seed + 1, step).choice(len(names), p=odds))]
@@ -156,14 +210,27 @@ def train_model(
         return torch.stack(list(objective(Wrapped(network), table, usual, *tensors).values())).sum()
 
     def judge(network: Any, step: int) -> dict[str, float]:
+        if not unseen or (step % judge_every and step != settings.steps):
+            return {}
         found: dict[str, float] = {}
-        for name, group in unseen.items():
-            parts = [objective(network, table, usual, *draw(group, Dice(seed + 2, n, device))) for n in range(2)]
+        judged = 0.0
+        for (name, group), weight in zip(unseen.items(), shares_of(unseen), strict=True):
+            parts = [objective(network, table, usual, *draw(group, Dice(seed + 2, n, device))) for n in range(JUDGED)]
             for term in parts[0]:
-                found[f"{name}_{term}"] = round(sum(float(part[term]) for part in parts) / len(parts), 4)
-        return found
+                value = sum(float(part[term]) for part in parts) / len(parts)
+                judged += value * float(weight)
+                found[f"{name}_{term}"] = round(value, 4)
+        return {"judged": judged, **found}
 
-    fit(model, Split(drawn, value), settings, folder, name="medical", on_checkpoint=judge)
+    fit(
+        model,
+        Split(drawn, value),
+        settings,
+        folder,
+        name="medical",
+        on_checkpoint=judge,
+        best="judged" if unseen else None,
+    )
     return model
 
 
@@ -172,9 +239,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from longtake.train import add_arguments as add_schedule
     from longtake.train import add_sources
 
-    add_sources(parser, "folder with {cxr,cardiac,glioma}_{train,val}.npz")
+    add_sources(parser, "folder with {cxr,cardiac,glioma}_train.npz, or scans of any kind that longtake medical reads")
     parser.add_argument("--out", type=Path, default=Path("runs/train-medical"), help="checkpoints, record, the prior")
     parser.add_argument("--steps", type=int, help=f"default {STEPS:,}; with --minutes no end but the time")
+    parser.add_argument(
+        "--simulated",
+        type=int,
+        default=SIMULATED,
+        metavar="N",
+        help=f"simulated subjects of each kind (default {SIMULATED})",
+    )
+    parser.add_argument("--modality", help="kind of image, where scans have several (T1w, FLAIR)")
+    parser.add_argument("--time-column", help="column of a table that says when a visit was")
+    parser.add_argument("--unit", help="unit of the times in a table that does not say")
+    parser.add_argument("--run", type=int, help="of several images in a BIDS session")
+    parser.add_argument(
+        "--judge-every",
+        type=int,
+        default=JUDGE_EVERY,
+        metavar="STEPS",
+        help=f"subjects held back are asked; the weights they like best are kept (default {JUDGE_EVERY})",
+    )
+    parser.add_argument("--start-from", metavar="PRIOR", help="go on from a prior that ships, or a folder of one")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="no training: what is held back only measures --start-from anew"
+    )
+    parser.add_argument("--rate", type=float, default=RATE, help=f"of learning, at its highest (default {RATE})")
     add_schedule(parser)
 
 
@@ -184,22 +274,54 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from longtake.medical import corpus
     from longtake.medical.net import LongitudinalNet
+    from longtake.medical.pipeline import LongitudinalPipeline
     from longtake.train import Settings, count, schedule
 
+    if args.simulated < 0:
+        raise UserError(f"--simulated must be 0 or more, got {args.simulated}")
+    if not 0 < args.rate < 1:
+        raise UserError(f"--rate must lie between 0 and 1, got {args.rate}")
+    if args.judge_every < 1:
+        raise UserError(f"--judge-every must be 1 step or more, got {args.judge_every}")
+    if args.calibrate and args.start_from is None:
+        raise UserError("--calibrate measures a prior: name it with --start-from")
     if args.prepare is not None and args.data is None:
         raise UserError("--prepare writes what --data holds: give --data, not --prepared")
     if args.prepare is not None:
-        print(f"prepared data written to {corpus.save(args.prepare, corpus.read(args.data, 'train'))}")
+        print(f"prepared data written to {corpus.save(args.prepare, source(args))}")
         return 0
-    real = corpus.read(args.data, "train") if args.prepared is None else corpus.load(args.prepared)
+    real = source(args) if args.prepared is None else corpus.load(args.prepared)
     train, aside = corpus.held_back(real)
-    train = train + corpus.simulated(corpus.SIMULATED, 0)
-    aside = aside + corpus.simulated(6, 10_000)
-    settings = Settings(count(args.steps, args, STEPS), 1e-3, warmup=200, ema=0.998, **schedule(args))
+    train = train + corpus.simulated(args.simulated, 0)
+    aside = aside + corpus.simulated(min(6, args.simulated), 10_000)
+    if not aside:
+        print("nobody is held back: one subject of a kind, and none simulated; the intervals will not be calibrated")
+    asked = {**schedule(args), "checkpoint_every": args.judge_every}
+    settings = Settings(count(args.steps, args, STEPS), args.rate, warmup=200, ema=0.998, **asked)
     torch.manual_seed(args.seed)
-    model = train_model(LongitudinalNet(), train, aside, args.out, settings, seed=args.seed)
+    net = LongitudinalNet() if args.start_from is None else LongitudinalPipeline.from_prior(args.start_from).net
+    if args.calibrate:
+        print(f"prior written to {finished(net, aside, args.out / 'prior')}")
+        return 0
+    model = train_model(net, train, aside, args.out, settings, seed=args.seed, judge_every=args.judge_every)
     print(f"prior written to {finished(model, aside, args.out / 'prior')}")
     return 0
+
+
+def source(args: argparse.Namespace) -> list[Subject]:
+    """The subjects of --data. Raises UserError."""
+    from longtake.medical import corpus
+    from longtake.medical.files.open import Choice
+
+    told = {"time_column": args.time_column, "unit": args.unit, "run": args.run, "modality": args.modality}
+    if any((args.data / f"{name}_train.npz").is_file() for name in corpus.SETS):
+        if given := [name for name, value in told.items() if value is not None]:
+            raise UserError(f"{args.data} has the sets of the recipe, which say {given[0]} themselves: leave it out")
+        return corpus.read(args.data, "train")
+    subjects, notes = corpus.own(args.data, Choice(**told))
+    for note in notes:
+        print(note)
+    return subjects
 
 
 def finished(model: LongitudinalNet, aside: Sequence[Subject], folder: Path) -> Path:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from longtake.errors import UserError
 from longtake.journal import Journal
-from longtake.medical.calibration import Calibration, best_share, calibrate, weighted_quantile
+from longtake.medical.calibration import Calibration, calibrate, weighted_quantile
 from longtake.medical.intensity import IntensityMap
 from longtake.medical.net import LongitudinalNet
 from longtake.medical.pipeline import LongitudinalPipeline
 from longtake.medical.series import Series
+from longtake.medical.stacking import convex_weights, smooth, stacked
 from longtake.medical.windows import estimate_memory, windows
 from medical_nets import growing, random_pipeline
 
@@ -242,17 +243,40 @@ def test_s17_a_constant_image_gives_numbers():
         IntensityMap.fit(flat.images, [False, False])
 
 
-def test_the_net_is_followed_as_far_as_held_back_patients_say() -> None:
-    """By least squares between the mean of the history and the net's mean; each patient weighs the same."""
+def test_three_means_are_followed_as_far_as_held_back_patients_say() -> None:
+    """By least squares over weights that are 0 or more and sum to 1; each patient weighs the same."""
     dice = np.random.default_rng(0)
-    mean = dice.standard_normal(1000)
-    assert best_share([(0.6 * mean, mean), (0.6 * mean[:10], mean[:10])]) == pytest.approx(0.6)
-    assert best_share([(-mean, mean)]) == 0 and best_share([(3 * mean, mean)]) == 1
-    assert best_share([(mean, 0 * mean)]) == 1
-    made = Calibration(shares={"cxr": 0.25})
+    grams = []
+    for count in (4000, 40):
+        errors = dice.standard_normal((3, count)) * [[1.0], [2.0], [0.5]]
+        grams.append(errors @ errors.T / count)
+    found = convex_weights(grams)
+    assert found.min() >= 0 and found.sum() == pytest.approx(1)
+    grid = [np.array([a, b, 1 - a - b]) for a in np.linspace(0, 1, 101) for b in np.linspace(0, 1 - a, 101)]
+    assert found @ sum(grams) @ found <= min(one @ sum(grams) @ one for one in grid) + 1e-9
+    worse = np.array([[1.0, 1.0, 1.0], [1.0, 4.0, 1.0], [1.0, 1.0, 9.0]])  # the others are the first and noise
+    assert np.allclose(convex_weights([worse]), [1, 0, 0])
+    assert np.allclose(convex_weights([np.zeros((3, 3))]), 1 / 3), "all are right: none is preferred"
+    made = Calibration(shares={"cxr": 0.25}, softs={"cxr": 0.5})
     assert made.share("cxr") == 0.25 and made.share("cardiac") == 1
+    assert made.soft("cxr") == 0.5 and made.soft("cardiac") == 0
     assert Calibration.from_json(made.to_json()) == made
     assert Calibration.from_json({**made.to_json(), "shares": {}}).share("cxr") == 1
+
+
+def test_a_smooth_mean_leaves_constants_and_never_looks_where_nothing_is() -> None:
+    there = np.ones((2, 64, 64), bool)
+    there[:, :, 40:] = False
+    flat = np.where(there, 3.0, np.nan)
+    assert np.allclose(smooth(flat, there)[there], 3, atol=1e-12)
+    dice = np.random.default_rng(0)
+    noise = dice.standard_normal(there.shape)
+    soft = smooth(noise, there)
+    assert soft[there].std() < 0.3 * noise[there].std() and np.array_equal(soft[~there], noise[~there])
+    assert np.array_equal(smooth(noise[:1], there[:1]), soft[:1]), "slice by slice"
+    base = dice.standard_normal(there.shape)
+    assert stacked(noise, base, there, 1.0, 0.0) is noise
+    assert np.allclose(stacked(noise, base, there, 0.0, 1.0), smooth(base, there), atol=1e-12)
 
 
 def test_a_share_moves_mean_interval_and_samples_alike_and_one_changes_nothing() -> None:

@@ -182,4 +182,8 @@ def test_prepare_needs_data(tmp_path):
     from longtake.medical.train import run
 
     with pytest.raises(UserError, match="--data"):
-        run(argparse.Namespace(prepare=tmp_path / "x", data=None))
+        run(
+            argparse.Namespace(
+                prepare=tmp_path / "x", data=None, simulated=0, rate=1e-3, judge_every=1, calibrate=False
+            )
+        )
