@@ -4,6 +4,7 @@ pipe = WatchPipeline.from_prior()
 answer = pipe("dog.mp4", "when does the dog appear?")
 answer.moments[0].start                                      # seconds
 answer.preview("moments.png")
+pipe("dog.mp4", "what does the dog chase?", model="models/Qwen3-VL-2B-Instruct").words
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from longtake.video.watch.tower import Tower, tower_of
 
 if TYPE_CHECKING:
     from longtake.video.watch.index import ClipIndex
+    from longtake.video.watch.words import VisionLanguageModel
     from torch import Tensor
 
 DEFAULT_PRIOR = "words-small"
-RATE = 4.0  # pictures a second
+RATE = 2.0  # pictures a second
 CLOSE_RATE = 6.0  # pictures a second around the best of a moment
+TOKENS = 2000  # of pictures, in a language model's prompt
 UNSEEN = 0.15  # a best score below this is told as "hardly anything like it"
 HEARD_FLOOR, HEARD_TOP = 0.25, 0.75  # likeness of a subtitle to a question: nothing of it, all of it
 
@@ -48,6 +51,7 @@ class WatchPipeline:
 
     def __init__(self, tower: Tower) -> None:
         self.tower = tower
+        self._models: dict[str, VisionLanguageModel] = {}
 
     @classmethod
     def from_prior(cls, prior: str | os.PathLike[str] = DEFAULT_PRIOR) -> WatchPipeline:
@@ -55,9 +59,20 @@ class WatchPipeline:
         return cls(tower_of(str(prior)))
 
     def to(self, device: torch.device | str) -> WatchPipeline:
-        """Move the tower."""
+        """Move the tower, and the language models that were read."""
         self.tower.to(device)
+        for model in self._models.values():
+            model.to(device)
         return self
+
+    def read_model(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> VisionLanguageModel:
+        """The vision-language model of a folder, read once, on the tower's device. Raises UserError."""
+        from longtake.video.watch.words import VisionLanguageModel
+
+        key = os.fspath(folder)
+        if key not in self._models:
+            self._models[key] = VisionLanguageModel.from_folder(key, dtype).to(self.tower.device)
+        return self._models[key]
 
     def __call__(
         self,
@@ -68,6 +83,8 @@ class WatchPipeline:
         rate: float = RATE,
         subtitles: str | os.PathLike[str] | None = None,
         index: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | None = None,
+        tokens: int = TOKENS,
         seed: int = 0,
         on_block: Callable[[int, int], bool] | None = None,
     ) -> Answer:
@@ -75,12 +92,15 @@ class WatchPipeline:
 
         film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at.
         subtitles: an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so
-        that the next question is answered at once (default: the user's cache). seed: taken as every pipeline takes it,
-        and without effect: nothing here is drawn. on_block(done, of): told as the film is read; when it asks to stop,
-        what was read is answered from. Raises UserError for a film or a question that cannot be used.
+        that the next question is answered at once (default: the user's cache). model: folder of a vision-language model
+        of transformers that answers in words from the moments, with `tokens` of their pictures in its prompt. seed:
+        taken as every pipeline takes it, and without effect: nothing here is drawn. on_block(done, of): told as the
+        film is read; when it asks to stop, what was read is answered from. Raises UserError for a film, a question or a
+        model that cannot be used.
         """
         from longtake.video.watch.index import ClipIndex
 
+        reader = None if model is None else self.read_model(model)
         if moments < 1:
             raise UserError(f"moments is how many are wanted, 1 at least; given {moments}")
         asked = self.asked(question)
@@ -99,10 +119,16 @@ class WatchPipeline:
             )
         answer = Answer(
             whole.path.name, question, asked, best, found.seconds, found.spans.mean(1), scores.double().numpy(),
-            info={"completed": found.complete, "steps": found.blocks, "told": told, "segments": len(found)},
+            notes=told, info={"completed": found.complete, "steps": found.blocks, "segments": len(found)},
         )  # fmt: skip
         self._look_closely(whole, answer)
-        told.append("no language model reads the film here: the answer is the moments and their scores")
+        if reader is None:
+            told.append("no language model reads the film here: the answer is the moments and their scores")
+        else:
+            words = reader.answer(whole, question, best, seconds=found.seconds, tokens=tokens)
+            told.append(words.read)
+            answer.words, answer.model = words.text, reader.name
+        answer.info["told"] = [*told, *([] if answer.words is None else [f"answer: {answer.words}"])]
         return answer
 
     def asked(self, question: str) -> str:

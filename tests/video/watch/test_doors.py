@@ -98,7 +98,7 @@ def test_the_pages_timeline_escapes_what_was_asked(tower) -> None:
 def test_open_words_are_the_mean_of_the_likeliest_classes(tower) -> None:
     """ConSE by hand: probabilities of the classifier, the likeliest dozen, their names' vectors."""
     features = torch.rand(3, 1280, generator=torch.Generator().manual_seed(0))
-    logits = features.mean(0) @ tower.net._fc.weight.T + tower.net._fc.bias
+    logits = features.mean(0) @ tower.net.classifier.weight.T + tower.net.classifier.bias
     shares = (tower.sharpness * logits).exp() / (tower.sharpness * logits).exp().sum()
     best = shares.argsort(descending=True)[:LIKELIEST]
     expected = sum(shares[one] * tower.classes[one] for one in best)
