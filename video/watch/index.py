@@ -30,7 +30,7 @@ from torch.nn import functional
 
 BLOCK_SECONDS = 60.0  # of film, between two files on the disk
 LOOK_AT_ONCE = 16  # pictures
-MOST_SEGMENT = 2.0  # seconds
+MOST_SEGMENT = 3.0  # seconds: as many pictures as the head of the small tower was trained on
 CUT = 0.30  # cosine distance of two pictures' features beyond which the content has changed
 SAME = 1.0  # mean difference of two small pictures, of 255, below which the second is not looked at
 JUMP, JUMP_SHARE = 8.0, 2.0  # such a difference, and so many times the usual one, may be a cut: it is looked at

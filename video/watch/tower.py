@@ -120,7 +120,7 @@ class SmallTower(Tower):
 
     @cached_property
     def classes(self) -> Tensor:
-        """Unit sentence vectors (1000, 384) of ImageNet's class names: the folder's, or read now, which takes a while."""
+        """Unit sentence vectors (1000, 384) of ImageNet's class names: the folder's, else read now, in some seconds."""
         from safetensors.torch import load_file
 
         if not self._classes.is_file():

