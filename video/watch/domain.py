@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from longtake.video.watch.answer import Answer
     from longtake.video.watch.pipeline import WatchPipeline
 
-COST = 0.035  # seconds of work for a picture that is looked at, on one core
+COST = 0.026  # seconds of work for a picture that is looked at, on one core
 DECODE = 0.01  # and for a second of film
 PER_WEIGHT = 4e-11  # seconds for a weight of a language model and a token that it reads or says
 UNKNOWN_SECONDS = 600.0  # of a film that does not say how long it is
