@@ -43,8 +43,8 @@ KNOBS = (
         "OneVision, Qwen2.5-VL, Qwen3-VL, InternVL, SmolVLM",
     ),
     Knob(
-        name="tokens", default=2000, kind=int, least=64, most=1_000_000, argument="tokens",
-        help="of the moments' pictures in the prompt of --model",
+        name="tokens", default=None, kind=int, least=64, most=1_000_000, argument="tokens",
+        help="of the moments' pictures in the prompt of --model (default 2000)",
     ),
     Knob(
         name="index", default=None, kind=str, argument="index", decides=False, metavar="FOLDER",
@@ -102,9 +102,11 @@ class WatchDomain(Domain):
         return FILES
 
     def settle(self, request: Request) -> dict[str, Any]:
+        from longtake.video.watch.pipeline import check_tokens
         from longtake.video.watch.question import caption_of
 
         caption_of(request.prompt or "")
+        check_tokens(request.settings["tokens"], request.settings["model"])
         return dict(request.settings)
 
     def forecast(self, request: Request) -> Forecast:
@@ -116,10 +118,11 @@ class WatchDomain(Domain):
         amount = f"{seconds:.0f} s of film" if seconds < 120 else f"{seconds / 60:.0f} min of film"
         work, memory = 1.0 + seconds * (DECODE + COST * request.settings["rate"]), 1.0
         if request.settings["model"] is not None:
+            from longtake.video.watch.pipeline import TOKENS
             from longtake.video.watch.words import ANSWER_TOKENS, model_bytes
 
             size = model_bytes(request.settings["model"])  # two bytes a weight, held in four on a CPU
-            work += PER_WEIGHT * size / 2 * (request.settings["tokens"] + ANSWER_TOKENS)
+            work += PER_WEIGHT * size / 2 * ((request.settings["tokens"] or TOKENS) + ANSWER_TOKENS)
             memory += 2 * size / 2**30
         return Forecast(work, round(memory, 1), amount, max(1, round(seconds / BLOCK_SECONDS)))
 

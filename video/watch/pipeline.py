@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_PRIOR = "words-small"
 RATE = 2.0  # pictures a second
 CLOSE_RATE = 6.0  # pictures a second around the best of a moment
-TOKENS = 2000  # of pictures, in a language model's prompt
+TOKENS, LEAST_TOKENS = 2000, 64  # of the pictures in a language model's prompt; two for each picture
 UNSEEN = 0.15  # a best score below this is told as "hardly anything like it"
 HEARD_FLOOR, HEARD_TOP = 0.25, 0.75  # likeness of a subtitle to a question: nothing of it, all of it
 
@@ -44,6 +44,14 @@ def index_folder(told: str | os.PathLike[str] | None = None) -> Path:
         return Path(told)
     ours = os.environ.get("LONGTAKE_CACHE")
     return Path(ours or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtake") / "watch"
+
+
+def check_tokens(tokens: int | None, model: object) -> None:
+    """Raises UserError for tokens without a model that would read them, and for too few."""
+    if tokens is not None and model is None:
+        raise UserError(f"tokens ({tokens}) are of a model's prompt: name the model's folder too, or leave them out")
+    if tokens is not None and tokens < LEAST_TOKENS:
+        raise UserError(f"tokens is at least {LEAST_TOKENS}, two for each picture; given {tokens}")
 
 
 class WatchPipeline:
@@ -84,7 +92,7 @@ class WatchPipeline:
         subtitles: str | os.PathLike[str] | None = None,
         index: str | os.PathLike[str] | None = None,
         model: str | os.PathLike[str] | None = None,
-        tokens: int = TOKENS,
+        tokens: int | None = None,
         seed: int = 0,
         on_block: Callable[[int, int], bool] | None = None,
     ) -> Answer:
@@ -93,13 +101,14 @@ class WatchPipeline:
         film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at.
         subtitles: an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so
         that the next question is answered at once (default: the user's cache). model: folder of a vision-language model
-        of transformers that answers in words from the moments, with `tokens` of their pictures in its prompt. seed:
+        of transformers that answers in words from the moments, with `tokens` (2000) of their pictures in its prompt. seed:
         taken as every pipeline takes it, and without effect: nothing here is drawn. on_block(done, of): told as the
         film is read; when it asks to stop, what was read is answered from. Raises UserError for a film, a question or a
         model that cannot be used.
         """
         from longtake.video.watch.index import ClipIndex
 
+        check_tokens(tokens, model)
         reader = None if model is None else self.read_model(model)
         if moments < 1:
             raise UserError(f"moments is how many are wanted, 1 at least; given {moments}")
@@ -124,8 +133,10 @@ class WatchPipeline:
         self._look_closely(whole, answer)
         if reader is None:
             told.append("no language model reads the film here: the answer is the moments and their scores")
+        elif not found.complete:
+            told.append(f"the film was not read to its end: {reader.name} was not asked")
         else:
-            words = reader.answer(whole, question, best, seconds=found.seconds, tokens=tokens)
+            words = reader.answer(whole, question, best, seconds=found.seconds, tokens=tokens or TOKENS)
             told.append(words.read)
             answer.words, answer.model = words.text, reader.name
         answer.info["told"] = [*told, *([] if answer.words is None else [f"answer: {answer.words}"])]

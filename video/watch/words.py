@@ -29,7 +29,6 @@ PICTURES = 32  # of all moments together
 LEAST_PICTURES = 2  # of a moment
 LONGEST_SIDE = 768  # of a picture, before the model's own processor
 ANSWER_TOKENS = 200
-LEAST_TOKENS = 64  # two for each picture
 CLOCK = 1000  # a second, for processors that count pictures
 APART = ("qwen2_5_vl", "qwen3_vl")  # each moment is a film of its own; the others take one film in a prompt
 
@@ -89,9 +88,7 @@ class VisionLanguageModel:
 
     def answer(self, film: Film, question: str, moments: Sequence[Moment], *, seconds: float, tokens: int) -> Words:
         """What the model says of the moments of a film. seconds: how long the film is. tokens: that the pictures may
-        take in the prompt, `LEAST_TOKENS` at least. Raises UserError where nothing of the moments can be read."""
-        if tokens < LEAST_TOKENS:
-            raise UserError(f"tokens is at least {LEAST_TOKENS}, two for each picture; given {tokens}")
+        take in the prompt, two for each picture at least. Raises UserError where nothing of the moments can be read."""
         clips = self.clips(film, moments)
         inputs = self.inputs(question, clips, seconds)
         kernel = None if self.apart else self._kernel(inputs, sum(len(clip.times) for clip in clips), tokens)

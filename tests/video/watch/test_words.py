@@ -44,8 +44,6 @@ def test_with_tokens_enough_the_words_are_the_stock_models_and_with_few_the_budg
     few = model.answer(film, question, MOMENTS, seconds=30.0, tokens=100)
     before, after = map(int, re.findall(r"(\d+) tokens, (\d+) kept", few.read)[0])
     assert before > 400 and 27 <= after <= 100
-    with pytest.raises(UserError, match="at least 64"):
-        model.answer(film, question, MOMENTS, seconds=30.0, tokens=63)
 
 
 def test_the_pictures_are_of_the_moments_in_order_of_time_and_more_of_the_better(folders, film) -> None:
@@ -108,6 +106,10 @@ def test_the_command_prints_and_writes_the_words_beside_the_moments(folders, tmp
     assert row["status"] == "done" and json.loads(Path("made/a.json").read_text())["answer"] == told["answer"]
     answer = WatchPipeline.from_prior()(SAMPLE, asked, moments=2, index="index", model=folders["qwen3_vl"], tokens=200)
     assert answer.words == told["answer"]
+    with pytest.raises(UserError, match="at least 64"):
+        WatchPipeline.from_prior()(SAMPLE, asked, model=folders["qwen3_vl"], tokens=63)
+    assert main(["watch", str(SAMPLE), asked, "--tokens", "200", "--out", "other.json"]) == 2
+    assert "name the model's folder" in capsys.readouterr().err
     answer.words = "<script>alert(1)</script>"
     assert "qwen3_vl:</b> &lt;script" in watch_tab.timeline(answer)
 
