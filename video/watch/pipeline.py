@@ -101,10 +101,10 @@ class WatchPipeline:
         film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at.
         subtitles: an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so
         that the next question is answered at once (default: the user's cache). model: folder of a vision-language model
-        of transformers that answers in words from the moments, with `tokens` (2000) of their pictures in its prompt. seed:
-        taken as every pipeline takes it, and without effect: nothing here is drawn. on_block(done, of): told as the
-        film is read; when it asks to stop, what was read is answered from. Raises UserError for a film, a question or a
-        model that cannot be used.
+        of transformers that answers in words from the moments, with ``tokens`` (2000) of their pictures in its prompt.
+        seed: taken as every pipeline takes it, and without effect: nothing here is drawn. on_block(done, of): told as
+        the film is read; when it asks to stop, what was read is answered from. Raises UserError for a film, a question
+        or a model that cannot be used.
         """
         from longtake.video.watch.index import ClipIndex
 
