@@ -3,8 +3,8 @@ the place of the asked moments, beside uniform sampling.
 
     python tests/benchmarks/watch_hours.py DATA --minutes 6 60 --kill --out hours.json
 
-The film is three-second clips of DATA (shared/data/video), cut hard, none twice, scaled to --size, 12 frames a second;
-`--needles` of them are asked for, the first by the command, the others of its index. With --kill
+The film is three-second clips of DATA (shared/data/video), cut hard, scaled to --size, 12 frames a second;
+`--needles` of them stand once and are asked for, the first by the command, the others of its index. With --kill
 each film is run once more, killed when half its blocks stand, and run again. Seconds are processor seconds of one
 thread, wall clock beside.
 """
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -83,25 +84,39 @@ def clips_of(data: Path, count: int, rng) -> list[tuple[str, str, np.ndarray]]:
     return [found[place] for place in rng.permutation(len(found))]
 
 
-def write(path: Path, clips, size: tuple[int, int]) -> None:
-    """The film, streamed: one clip after the other, in H.264."""
+def write(path: Path, clips, order, size: tuple[int, int]) -> None:
+    """The film in H.264: each clip is encoded once, and its packets stand where `order` (places of `clips`) says."""
     import av
 
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "threads": "1"})
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for _, _, frames in clips:
-            for slot in range(round(CLIP_SECONDS * FPS)):
-                picture = frames[slot % len(frames)]
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    count, step = round(CLIP_SECONDS * FPS), Fraction(1, FPS)
+    for place in sorted(set(order)):
+        with av.open(str(path.with_suffix(f".{place}.mp4")), "w") as container:
+            stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "threads": "1"})
+            stream.width, stream.height, stream.pix_fmt, stream.max_b_frames = *size, "yuv420p", 0
+            for slot in range(count):
+                picture = np.ascontiguousarray(clips[place][2][slot % len(clips[place][2])])
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 container.mux(stream.encode(frame.reformat(width=size[0], height=size[1], format="yuv420p")))
-        container.mux(stream.encode(None))
+            container.mux(stream.encode(None))
+    with av.open(str(path), "w") as container:
+        target = None
+        for number, place in enumerate(order):
+            with av.open(str(path.with_suffix(f".{place}.mp4"))) as source:
+                target = target or container.add_stream_from_template(source.streams.video[0])
+                packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
+                for slot, packet in enumerate(packets):
+                    packet.stream, packet.time_base = target, step
+                    packet.pts = packet.dts = number * count + slot
+                    packet.duration = 1
+                    container.mux(packet)
+    for place in set(order):
+        path.with_suffix(f".{place}.mp4").unlink()
 
 
-def command(film: Path, question: str, out: Path, index: Path) -> list[str]:
+def command(film: Path, question: str, out: Path, index: Path, rate: float) -> list[str]:
     """A run of the command, timed."""
     words = ["watch", str(film), question, "--index", str(index), "--moments", str(MOST_MOMENTS), "--out", str(out)]
-    return [sys.executable, "-c", WATCH, *words, "--overwrite"]
+    return [sys.executable, "-c", WATCH, *words, "--rate", str(rate), "--overwrite"]
 
 
 def ran(words: list[str]) -> dict:
@@ -133,14 +148,19 @@ def resumed(words: list[str], index: Path, whole: Path, minutes: float) -> dict:
     return {"blocks": stood, "looked": rest["looked"], "all": round(rest["all"], 1), "same_index": same}
 
 
-def ranks(film: Path, questions: list[tuple[str, float]], index: Path) -> list[int | None]:
+def ranks(film: Path, questions: list[tuple[str, float]], index: Path, rate: float) -> list[int | None]:
     """For each question the rank of the first moment whose best segment lies in the asked clip; None past the last."""
+    from longtake.video.watch.decode import Film
+    from longtake.video.watch.index import ClipIndex
+    from longtake.video.watch.moments import find_moments
     from longtake.video.watch.pipeline import WatchPipeline
 
     pipe = WatchPipeline.from_prior()
+    known = ClipIndex.of(Film(film), pipe.tower, index, rate=rate)
     found = []
     for question, start in questions:
-        moments = pipe(film, question, moments=MOST_MOMENTS, index=index).moments
+        scores = pipe.tower.calibrated(known.scores(pipe.tower.ask(pipe.asked(question))))
+        moments = find_moments(known, scores, MOST_MOMENTS)
         good = [rank for rank, one in enumerate(moments, 1) if start <= one.best < start + CLIP_SECONDS]
         found.append(min(good, default=None))
     return found
@@ -153,7 +173,9 @@ def uniform(film: Path, questions: list[tuple[str, float]], seconds: float) -> l
     from longtake.video.watch.pipeline import WatchPipeline
 
     pipe = WatchPipeline.from_prior()
-    times, frames = zip(*Film(film).frames(UNIFORM_PICTURES / seconds, pipe.tower.size), strict=True)
+    wanted = (np.arange(UNIFORM_PICTURES) + 0.5) * seconds / UNIFORM_PICTURES
+    taken = [next(Film(film).frames(FPS, pipe.tower.size, start=float(one), end=float(one) + 1)) for one in wanted]
+    times, frames = zip(*taken, strict=True)
     features = pipe.tower.look(np.stack(frames))
     found = []
     for question, start in questions:
@@ -163,33 +185,41 @@ def uniform(film: Path, questions: list[tuple[str, float]], seconds: float) -> l
     return found
 
 
-def measure(data: Path, minutes: float, needles: int, size: tuple[int, int], seed: int, *, kill: bool) -> dict:
+def measure(args: argparse.Namespace, minutes: float) -> dict:
     """One film of so many minutes."""
-    rng = np.random.default_rng([seed, round(minutes * 60)])
-    clips = clips_of(data, round(minutes * 60 / CLIP_SECONDS), rng)
+    rng = np.random.default_rng([args.seed, round(minutes * 60)])
+    count = round(minutes * 60 / CLIP_SECONDS)
+    clips = clips_of(args.data, min(count, args.distinct), rng)
     said = [caption for _, caption, _ in clips]
-    asked = {"seen": [], "unseen": []}
-    for number, (corpus, caption, _) in enumerate(clips):
+    needles: dict[str, list[int]] = {"seen": [], "unseen": []}
+    for place, (corpus, caption, _) in enumerate(clips):
         kind = "unseen" if corpus.endswith("_val") else "seen"
-        if said.count(caption) == 1 and len(asked[kind]) < needles // 2:
-            asked[kind].append((f"when does {caption} appear?", number * CLIP_SECONDS))
+        if said.count(caption) == 1 and len(needles[kind]) < args.needles // 2:
+            needles[kind].append(place)
+    once = [place for places in needles.values() for place in places]
+    others = [place for place in range(len(clips)) if place not in once]
+    order = [*once, *(others[number % len(others)] for number in range(count - len(once)))]
+    order = [order[place] for place in rng.permutation(count)]
+    asked = {
+        kind: [(f"when does {clips[place][1]} appear?", order.index(place) * CLIP_SECONDS) for place in places]
+        for kind, places in needles.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         film, index, out = Path(folder) / "film.mp4", Path(folder) / "index", Path(folder) / "answer.json"
-        write(film, clips, size)
-        del clips
+        write(film, clips, order, args.size)
         first = asked["seen"][0][0]
-        whole = ran(command(film, first, out, index))
+        whole = ran(command(film, first, out, index, args.rate))
         row = {
-            "minutes": minutes, "size": size, "film_mb": round(film.stat().st_size / 2**20, 1),
+            "minutes": minutes, "size": args.size, "clips": len(clips), "rate": args.rate,
+            "film_mb": round(film.stat().st_size / 2**20, 1), "looked": whole["looked"],
             "seconds": {key: round(whole[key], 1) for key in ("decode", "look", "segments", "all", "wall")},
-            "looked": whole["looked"], "peak_mb": round(whole["peak_mb"]),
+            "peak_mb": round(whole["peak_mb"]),
         }  # fmt: skip
-        if kill:
-            row["kill"] = resumed(
-                command(film, first, out, Path(folder) / "again"), Path(folder) / "again", index, minutes
-            )
+        if args.kill:
+            again = Path(folder) / "again"
+            row["kill"] = resumed(command(film, first, out, again, args.rate), again, index, minutes)
         every = [one for questions in asked.values() for one in questions]
-        found, evenly = ranks(film, every, index), uniform(film, every, minutes * 60)
+        found, evenly = ranks(film, every, index, args.rate), uniform(film, every, minutes * 60)
         for kind, questions in asked.items():
             mine = [place for place, one in enumerate(every) if one in questions]
             row[kind] = {
@@ -205,6 +235,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=float, nargs="+", default=[6, 60])
     parser.add_argument("--needles", type=int, default=10, help="half of them of held-out clips")
+    parser.add_argument("--distinct", type=int, default=2000, help="clips that differ; a longer film repeats them")
+    parser.add_argument("--rate", type=float, default=2.0, help="of the command")
     parser.add_argument("--size", type=int, nargs=2, default=[640, 360])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kill", action="store_true", help="run each film once more, with a kill half way")
@@ -212,7 +244,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for minutes in args.minutes:
-        rows.append(measure(args.data, minutes, args.needles, tuple(args.size), args.seed, kill=args.kill))
+        rows.append(measure(args, minutes))
         print(json.dumps(rows[-1]), flush=True)
         if args.out is not None:
             args.out.write_text(json.dumps(rows, indent=1) + "\n")
