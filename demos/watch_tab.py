@@ -67,11 +67,14 @@ def timeline(answer: Answer) -> str:
             f'<li><button type="button" class="moment" onclick="{seek}">▶ {clock(one.start)} to {clock(one.end)}'
             f"</button> score {one.score:.2f}{heard}</li>"
         )
+    said = (
+        "" if answer.words is None else f"<p><b>{html.escape(str(answer.model))}:</b> {html.escape(answer.words)}</p>"
+    )
     caption = html.escape(f"likeness to “{answer.asked}” over {clock(seconds)}")
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{caption}">'
         f'<polyline points="{points}"/>{"".join(marks)}</svg><figcaption>{caption}</figcaption></figure>'
-        f'<ol class="moments">{"".join(buttons)}</ol>'
+        f'<ol class="moments">{"".join(buttons)}</ol>{said}'
     )
 
 

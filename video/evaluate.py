@@ -307,11 +307,13 @@ def evaluate(
 def judge_films(judge: table.Judge, plan: Plan, videos: Mapping[Entry, Video]) -> list[FilmRow]:
     """The rows of Timelines: the truth films themselves, and what the prior made of them."""
     from longtake.video.films import FilmJudge
+    from longtake.video.watch.pipeline import DEFAULT_PRIOR
+    from longtake.video.watch.tower import tower_of
 
     made = {entry: film for entry, film in plan.films.items() if entry in videos}
     if not made:
         return []
-    by = FilmJudge(judge.evaluator, judge.clips, judge.everyone)
+    by = FilmJudge(judge.evaluator, judge.clips, judge.everyone, tower_of(DEFAULT_PRIOR))
     return [
         by.row("real films", [(film, film.frames) for film in made.values()]),
         by.row("longtake", [(film, videos[entry].frames) for entry, film in made.items()]),

@@ -20,6 +20,8 @@ from longtake.video.entries import Entry, Method
 from longtake.video.evaluator import Evaluator
 from longtake.video.likeness import POSE, RealFrames, changes, turning_point
 from longtake.video.metrics import WINDOW
+from longtake.video.watch.keeping import kept_prompts
+from longtake.video.watch.tower import Tower
 
 IN_TIME = 2  # frames
 APART = 4  # frames between the windows that an action is read from
@@ -32,7 +34,8 @@ class FilmRow:
     parts: how many actions; parts_right: share of them that the evaluator sees in at least half of their 16-frame
     windows. turns: changes of action; in_time: share that come within two frames of the asked one; late: mean of frame
     less asked frame; off: mean of its size. identity: share of the frames that look like the character;
-    identity_changes: times that a film changes character. each: of every film.
+    identity_changes: times that a film changes character. found: share of the prompts that `longtake watch` finds first
+    in their own part, found_chance what chance would find (`kept_prompts`). each: of every film.
     """
 
     label: str
@@ -45,6 +48,8 @@ class FilmRow:
     off: float
     identity: float
     identity_changes: int
+    found: float
+    found_chance: float
     each: list[dict[str, Any]]
 
 
@@ -61,10 +66,11 @@ def film_entry(film: Film, seed: int) -> Entry:
 
 class FilmJudge:
     """Judges films of several actions by real clips. everyone: the frames of all clips, each labelled by who is
-    seen."""
+    seen. tower: in which prompts are looked for."""
 
-    def __init__(self, evaluator: Evaluator, clips: Sequence[Clip], everyone: RealFrames) -> None:
+    def __init__(self, evaluator: Evaluator, clips: Sequence[Clip], everyone: RealFrames, tower: Tower) -> None:
         self.evaluator = evaluator
+        self.tower = tower
         self.clips = clips
         self.everyone = everyone
 
@@ -98,6 +104,8 @@ class FilmJudge:
             found = turning_point(distances[index - 1][begin:end], distances[index][begin:end])
             late.append(begin + found - asked)
         who = self.everyone.labels_of(video)
+        told = [(start, stop, part.caption) for (start, stop, _), part in zip(segments, film.segments, strict=True)]
+        found, chance = kept_prompts(video, film.fps, told, self.tower)
         return {
             "film": film.name,
             "actions": [part.action for part in film.segments],
@@ -105,6 +113,8 @@ class FilmJudge:
             "late": late,
             "identity": float(np.mean(who == film.character)),
             "identity_changes": changes(who),
+            "found": found,
+            "found_chance": chance,
         }
 
     def row(self, label: str, videos: Sequence[tuple[Film, np.ndarray]]) -> FilmRow:
@@ -123,5 +133,7 @@ class FilmJudge:
             off=float(np.abs(late).mean()),
             identity=float(np.mean([one["identity"] for one in each])),
             identity_changes=sum(one["identity_changes"] for one in each),
+            found=float(np.mean([was for one in each for was in one["found"]])),
+            found_chance=float(np.mean([share for one in each for share in one["found_chance"]])),
             each=each,
         )

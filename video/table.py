@@ -280,6 +280,8 @@ FILMS = Table(
         "off": lambda row: figure(row.off, 1),
         "identity": lambda row: figure(row.identity, 2),
         "changes": lambda row: str(row.identity_changes),
+        "found": lambda row: figure(row.found, 2),
+        "by chance": lambda row: figure(row.found_chance, 2),
     }
 )
 
@@ -358,7 +360,8 @@ def markdown(rows: Sequence[Row], films: Sequence[FilmRow], about: dict[str, Any
         text.append(
             "Timelines: right: actions that the evaluator sees in at least half of their windows; in time: turns from "
             f"one action to the next within {IN_TIME} frames of the asked one; late, off: mean error and its mean size "
-            "in frames."
+            "in frames. found: share of the prompts that longtake watch finds first in their own part, and what chance "
+            "finds."
         )
     if about.get("command"):
         text.append(f"Made by: {about['command']}")

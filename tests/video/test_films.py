@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from longtake.errors import UserError
 from longtake.timeline import Timeline
 from longtake.video import catalogue, entries, films
 from longtake.video.data import Clip, Film, Segment
 from longtake.video.likeness import SUBJECT, RealFrames
+from longtake.video.watch.tower import Tower
 from video_clips import moving_shape
 
 ACTIONS = ("circle", "sweep", "jump")
@@ -45,9 +47,28 @@ def film(*parts, who="knight", fps=10.0):
     return Film("film_07_knight.webp", who, "right", frames, fps, 0.3, segments)
 
 
+class Shapes(Tower):
+    """A picture is its pixels, small; a prompt the mean picture of the real clip of which it speaks."""
+
+    size, width, mark = 16, 768, "shapes"
+
+    def look(self, frames):
+        return torch.tensor(frames).float().flatten(1)
+
+    def segment(self, features):
+        return torch.nn.functional.normalize(features.mean(0) - features.mean(), dim=-1)
+
+    def ask(self, caption):
+        (clip,) = [clip for clip in CLIPS if clip.caption == caption and clip.view == "right"]
+        return self.segment(self.look(clip.frames[:, 2::4, 2::4]))
+
+    def map(self, frames, caption):
+        raise NotImplementedError
+
+
 @pytest.fixture
 def judge():
-    return films.FilmJudge(Nearest(), CLIPS, RealFrames.of(CLIPS, SUBJECT))
+    return films.FilmJudge(Nearest(), CLIPS, RealFrames.of(CLIPS, SUBJECT), Shapes())
 
 
 TRUTH = film("circle", "sweep", "circle")
@@ -69,6 +90,7 @@ def test_a_real_film_is_right_and_in_time(judge):
     assert (row.films, row.parts, row.turns) == (1, 3, 2)
     assert row.parts_right == row.in_time == row.identity == 1
     assert row.late == row.off == row.identity_changes == 0
+    assert row.found == 1 and row.found_chance == pytest.approx((4 / 6 + 2 / 6 + 4 / 6) / 3, abs=0.05)
 
 
 @pytest.mark.parametrize("late", [-6, -2, 2, 6])
@@ -89,6 +111,8 @@ def test_an_action_that_never_comes_is_not_right(judge):
     video = np.concatenate([CLIPS[0].frames] * 3)
     row = judge.row("x", [(TRUTH, video)])
     assert row.parts_right == pytest.approx(2 / 3)
+    late = np.concatenate([TRUTH.frames[20:40], TRUTH.frames[:20], TRUTH.frames[20:40]])
+    assert judge.judge(TRUTH, late)["found"] == [False, False, False], "each prompt is seen in another's part"
 
 
 def test_another_character_is_another_identity(judge):

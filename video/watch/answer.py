@@ -21,7 +21,8 @@ from longtake.video.watch.moments import Moment
 class Answer(Output):
     """moments: best first. seconds: how long the film is. times, curve: middle of each segment in seconds, its score.
     pictures: for each of the first moments its best picture uint8 (H, W, 3); maps: how much each of its patches speaks
-    for what is asked for, 0..1, (h, w)."""
+    for what is asked for, 0..1, (h, w). words, model: what a language model said of the moments, and its name; None
+    where none was asked."""
 
     film: str
     question: str
@@ -32,6 +33,9 @@ class Answer(Output):
     curve: np.ndarray
     pictures: list[np.ndarray] = field(default_factory=list)
     maps: list[np.ndarray] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    words: str | None = None
+    model: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What the .json file holds."""
@@ -51,7 +55,8 @@ class Answer(Output):
             "asked": self.asked,
             "seconds": round(self.seconds, 3),
             "moments": moments,
-            "notes": list(self.info.get("told", [])),
+            **({} if self.words is None else {"answer": self.words, "model": self.model}),
+            "notes": list(self.notes),
             "completed": bool(self.info.get("completed", True)),
         }
 

@@ -2,6 +2,7 @@
 
 longtake watch film.mp4 "when does the dog appear?" --out answer.json --preview moments.png
 longtake watch talk.mp4 "when is the budget explained?" --subtitles talk.srt --out chapters.vtt
+longtake watch film.mp4 "what does the dog chase?" --model models/Qwen3-VL-2B-Instruct
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from longtake.video.watch.answer import Answer
     from longtake.video.watch.pipeline import WatchPipeline
 
-COST = 0.035  # seconds of work for a picture that is looked at, on one core
+COST = 0.026  # seconds of work for a picture that is looked at, on one core
 DECODE = 0.01  # and for a second of film
+PER_WEIGHT = 4e-11  # seconds for a weight of a language model and a token that it reads or says
 UNKNOWN_SECONDS = 600.0  # of a film that does not say how long it is
 SAMPLE = Path(__file__).parent / "samples" / "sample.mp4"
 
@@ -32,8 +34,17 @@ KNOBS = (
         page="Moments at most", page_most=20,
     ),
     Knob(
-        name="rate", default=4.0, least=0.1, most=60, argument="rate", help="pictures a second that are looked at",
+        name="rate", default=2.0, least=0.1, most=60, argument="rate", help="pictures a second that are looked at",
         page="Pictures a second that are looked at", page_most=10,
+    ),
+    Knob(
+        name="model", default=None, kind=str, argument="model", metavar="FOLDER",
+        help="a vision-language model of transformers that answers in words from the moments: LLaVA, LLaVA-NeXT-Video, "
+        "OneVision, Qwen2.5-VL, Qwen3-VL, InternVL, SmolVLM",
+    ),
+    Knob(
+        name="tokens", default=None, kind=int, least=64, most=1_000_000, argument="tokens",
+        help="of the moments' pictures in the prompt of --model (default 2000)",
     ),
     Knob(
         name="index", default=None, kind=str, argument="index", decides=False, metavar="FOLDER",
@@ -79,7 +90,8 @@ class WatchDomain(Domain):
     )
     SUMMARY = (
         "Drop a film and ask it something: the timeline lights up where it is seen, and each moment can be played. "
-        "The tower that ships is small and reads English; with a CLIP or SigLIP folder (--prior) it knows more."
+        "The tower that ships is small and reads English; with a CLIP or SigLIP folder (--set watch.prior=FOLDER) it "
+        "knows more, and a vision-language model of transformers (--set watch.model=FOLDER) answers in words."
     )
 
     # ----------------------------------------------------------------------------------------- before a model is there
@@ -90,9 +102,11 @@ class WatchDomain(Domain):
         return FILES
 
     def settle(self, request: Request) -> dict[str, Any]:
+        from longtake.video.watch.pipeline import check_tokens
         from longtake.video.watch.question import caption_of
 
         caption_of(request.prompt or "")
+        check_tokens(request.settings["tokens"], request.settings["model"])
         return dict(request.settings)
 
     def forecast(self, request: Request) -> Forecast:
@@ -102,15 +116,38 @@ class WatchDomain(Domain):
         film = Film(request.inputs["film"])
         seconds = film.seconds or UNKNOWN_SECONDS
         amount = f"{seconds:.0f} s of film" if seconds < 120 else f"{seconds / 60:.0f} min of film"
-        work = 1.0 + seconds * (DECODE + COST * request.settings["rate"])
-        return Forecast(work, 1.0, amount, max(1, round(seconds / BLOCK_SECONDS)))
+        work, memory = 1.0 + seconds * (DECODE + COST * request.settings["rate"]), 1.0
+        if request.settings["model"] is not None:
+            from longtake.video.watch.pipeline import TOKENS
+            from longtake.video.watch.words import ANSWER_TOKENS, model_bytes
+
+            size = model_bytes(request.settings["model"])  # two bytes a weight, held in four on a CPU
+            work += PER_WEIGHT * size / 2 * ((request.settings["tokens"] or TOKENS) + ANSWER_TOKENS)
+            memory += 2 * size / 2**30
+        return Forecast(work, round(memory, 1), amount, max(1, round(seconds / BLOCK_SECONDS)))
+
+    def input_mark(self, name: str, path: Path) -> str:
+        from longtake.video.watch.index import film_mark
+
+        return film_mark(path) if name == "film" else super().input_mark(name, path)
+
+    def weights(self, request: Request) -> list[Path]:
+        found = super().weights(request)
+        if request.settings["model"] is not None:
+            from longtake.video.watch.words import model_folder
+
+            found.append(model_folder(request.settings["model"]))
+        return found
 
     # ----------------------------------------------------------------------------------------------------- with a model
 
     def load(self, request: Request, ranks: Ranks) -> WatchPipeline:
         from longtake.video.watch.pipeline import WatchPipeline
 
-        return WatchPipeline.from_prior(request.settings["prior"]).to(ranks.device)
+        pipe = WatchPipeline.from_prior(request.settings["prior"]).to(ranks.device)
+        if request.settings["model"] is not None:
+            pipe.read_model(request.settings["model"], ranks.choice.dtype)
+        return pipe
 
     def check(self, pipe: WatchPipeline, request: Request, ranks: Ranks) -> None:
         """A question that the tower cannot read, and subtitles that are none, are found now."""
@@ -140,6 +177,8 @@ class WatchDomain(Domain):
             rate=given["rate"],
             subtitles=request.inputs.get("subtitles"),
             index=given["index"],
+            model=given["model"],
+            tokens=given["tokens"],
             seed=request.seed,
             on_block=None if on_step is None else lambda done, of: on_step(done, of, None),
         )

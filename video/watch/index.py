@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,11 +30,14 @@ from torch.nn import functional
 
 BLOCK_SECONDS = 60.0  # of film, between two files on the disk
 LOOK_AT_ONCE = 16  # pictures
-MOST_SEGMENT = 2.0  # seconds
+MOST_SEGMENT = 3.0  # seconds: as many pictures as the head of the small tower was trained on
 CUT = 0.30  # cosine distance of two pictures' features beyond which the content has changed
 SAME = 1.0  # mean difference of two small pictures, of 255, below which the second is not looked at
+JUMP, JUMP_SHARE = 8.0, 2.0  # such a difference, and so many times the usual one, may be a cut: it is looked at
+FADE = 0.7  # of the usual one, from a picture to the next
 THUMB = 32  # side of the small pictures
-FORMAT = 1
+CUTS = 2  # pictures that are compared for each that is looked at
+FORMAT = 3
 
 
 @dataclass
@@ -60,16 +64,17 @@ class ClipIndex:
         tower: Tower,
         folder: Path,
         *,
-        rate: float = 4.0,
+        rate: float = 2.0,
         on_block: Callable[[int, int], bool] | None = None,
     ) -> ClipIndex:
         """The index of a film, from ``folder`` where it stands or stands in part, else made there.
 
-        rate: pictures a second that are looked at. on_block(done, of): told after each block; when it asks to stop,
+        rate: pictures a second that are looked at, and those behind a cut; `CUTS` times as many are compared, small,
+        with the one before. on_block(done, of): told after each block; when it asks to stop,
         what was read so far is returned, and the next call goes on from there. Raises UserError for a film that cannot
         be read.
         """
-        content = file_hash(film.path)
+        content = film_mark(film.path)
         key = sha256(json.dumps([FORMAT, content, tower.mark, rate]).encode()).hexdigest()[:24]
         home = folder / key
         told = home / "index.json"
@@ -87,7 +92,7 @@ class ClipIndex:
         maker = _Maker(tower, rate)
         blocks = None if film.seconds is None else max(1, int(np.ceil(film.seconds / BLOCK_SECONDS)))
         start, seconds = done * BLOCK_SECONDS, done * BLOCK_SECONDS
-        for time, frame in film.frames(rate, tower.size, start=start):
+        for time, frame in film.frames(CUTS * rate, tower.size, start=start):
             while time >= (done + 1) * BLOCK_SECONDS:
                 shot = maker.write(home, done, shot, (done + 1) * BLOCK_SECONDS)
                 done += 1
@@ -95,8 +100,9 @@ class ClipIndex:
                     return cls._whole(home, done, done * BLOCK_SECONDS, film.notes, complete=False)
             maker.add(time, frame)
             seconds = time
-        seconds = max(seconds + 1 / rate, 1 / rate)
-        if film.seconds is not None and abs(film.seconds - seconds) < 2 / rate:
+        step = 1 / (CUTS * rate)
+        seconds = max(seconds + step, step)
+        if film.seconds is not None and abs(film.seconds - seconds) < 2 * step:
             seconds = film.seconds
         maker.write(home, done, shot, seconds)
         done += 1
@@ -126,6 +132,21 @@ class ClipIndex:
         )
         return cls(spans, shots, torch.from_numpy(vectors.astype(np.float32)), seconds, list(notes), blocks)
 
+    @classmethod
+    def of_frames(
+        cls, frames: np.ndarray, fps: float, tower: Tower, *, rate: float = 2.0, longest: float = 1.0
+    ) -> ClipIndex:
+        """The index of a short film in memory, uint8 (F, H, W, 3). longest: seconds of a segment at most."""
+        from PIL import Image
+
+        maker, number = _Maker(tower, rate), 0
+        for place, frame in enumerate(frames):
+            if place / fps + 1e-6 >= number / (CUTS * rate):
+                number = int(np.floor(place / fps * CUTS * rate + 1e-6)) + 1
+                square = Image.fromarray(frame).resize((tower.size, tower.size), Image.Resampling.BILINEAR)
+                maker.add(place / fps, np.asarray(square))
+        return cls(*maker.segments(0, len(frames) / fps, longest), len(frames) / fps)
+
     def scores(self, question: Tensor) -> Tensor:
         """Likeness (n,) of each segment to what is asked for, (E,)."""
         return self.vectors @ question
@@ -153,23 +174,36 @@ class _Maker:
 
     def __init__(self, tower: Tower, rate: float) -> None:
         self.tower, self.rate = tower, rate
-        self.times: list[float] = []
         self._features: list[Tensor] = []
         self._waiting: list[np.ndarray] = []
-        self._place: list[int] = []  # for each picture, which of those that were looked at it is like
-        self._looked = 0
-        self._thumb: np.ndarray | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """A block without pictures."""
+        self.times: list[float] = []
+        self._place: list[int] = []  # for each picture, which of those that were looked at stands for it
+        self._features, self._looked = [], 0
+        self._seen: tuple[float, np.ndarray] | None = None  # the last that was looked at: seconds, small
+        self._last: np.ndarray | None = None
+        self._usual = 0.0  # difference of a picture to the one before, of late
 
     def add(self, time: float, frame: np.ndarray) -> None:
-        """A picture; one that is like the one before is not looked at again."""
+        """A picture. It is looked at when it is time for one that is not like the last, or may begin a shot."""
         step = max(1, frame.shape[0] // THUMB)
         thumb = frame[::step, ::step].astype(np.int16)
-        if self._thumb is None or np.abs(thumb - self._thumb).mean() >= SAME:
-            self._thumb = thumb
+        jumped = False
+        if self._last is not None:
+            apart = float(np.abs(thumb - self._last).mean())
+            jumped = apart >= max(JUMP, JUMP_SHARE * self._usual)
+            self._usual = JUMP if jumped else max(apart, FADE * self._usual)
+        due = self._seen is None or time - self._seen[0] >= 1 / self.rate - 1e-3
+        if jumped or self._seen is None or (due and np.abs(thumb - self._seen[1]).mean() >= SAME):
+            self._seen = time, thumb
             self._waiting.append(frame)
             self._looked += 1
             if len(self._waiting) == LOOK_AT_ONCE:
                 self._look()
+        self._last = thumb
         self._place.append(self._looked - 1)
         self.times.append(time)
 
@@ -178,42 +212,57 @@ class _Maker:
             self._features.append(self.tower.look(np.stack(self._waiting)))
             self._waiting = []
 
-    def write(self, home: Path, number: int, shot: int, end: float) -> int:
-        """Segments of the pictures so far into the block's file; the number of the next shot."""
+    def segments(self, shot: int, end: float, longest: float = MOST_SEGMENT) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """spans (n, 2), shots (n,) from number ``shot`` on, and vectors (n, E) of the pictures so far."""
         self._look()
         spans: list[tuple[float, float]] = []
         shots: list[int] = []
         vectors: list[Tensor] = []
         if self.times:
-            features = torch.cat(self._features)[self._place]
-            for first, last, cut in pieces(self.times, features, self.rate):
+            looked = torch.cat(self._features)
+            for first, last, cut in pieces(self.times, looked[self._place], CUTS * self.rate, longest):
                 shot += cut and bool(spans)
                 ended = self.times[last] if last < len(self.times) else end
                 spans.append((self.times[first], ended))
                 shots.append(shot)
-                vectors.append(self.tower.segment(features[first:last]))
-            shot += 1
+                vectors.append(self.tower.segment(looked[sorted(set(self._place[first:last]))]))
+        found = torch.stack(vectors) if vectors else torch.zeros(0, self.tower.width)
+        return np.array(spans, np.float64).reshape(-1, 2), np.array(shots, np.int64), found
+
+    def write(self, home: Path, number: int, shot: int, end: float) -> int:
+        """Segments of the pictures so far into the block's file; the number of the next shot."""
+        spans, shots, vectors = self.segments(shot, end)
         with atomic_path(home / f"block{number:06d}.npz") as partial, partial.open("wb") as file:
-            np.savez(
-                file,
-                spans=np.array(spans, np.float64).reshape(-1, 2),
-                shots=np.array(shots, np.int64),
-                vectors=torch.stack(vectors).half().numpy() if vectors else np.zeros((0, self.tower.width), np.float16),
-            )
-        self.times, self._features, self._place, self._looked, self._thumb = [], [], [], 0, None
-        return shot
+            np.savez(file, spans=spans, shots=shots, vectors=vectors.half().numpy())
+        self._begin()
+        return max(shot, 1 + int(shots.max(initial=-1)))
 
 
-def pieces(times: Sequence[float], features: Tensor, rate: float) -> list[tuple[int, int, bool]]:
+def film_mark(path: Path) -> str:
+    """Hash (64 hex digits) of a film's content; a file that has not changed is not read again. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"the film {path} {'is no file' if path.exists() else 'does not exist'}")
+    told = path.stat()
+    return _mark(str(path.resolve()), told.st_size, told.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _mark(path: str, size: int, changed: int) -> str:
+    return file_hash(path)
+
+
+def pieces(
+    times: Sequence[float], features: Tensor, rate: float, longest: float = MOST_SEGMENT
+) -> list[tuple[int, int, bool]]:
     """Segments (first picture, one past the last, whether a shot begins with it): a shot ends where the features
-    (k, F) turn by more than `CUT`, and is cut evenly into pieces of at most `MOST_SEGMENT` seconds."""
+    (k, F) turn by more than `CUT`, and is cut evenly into pieces of at most ``longest`` seconds."""
     unit = functional.normalize(features, dim=-1)
     turned = 1 - (unit[1:] * unit[:-1]).sum(-1)
     cuts = [0, *[place + 1 for place in range(len(turned)) if turned[place] > CUT], len(features)]
     found: list[tuple[int, int, bool]] = []
     for first, last in zip(cuts, cuts[1:], strict=False):
         long = times[last - 1] - times[first] + 1 / rate
-        count = min(last - first, max(1, int(np.ceil(long / MOST_SEGMENT - 1e-6))))
+        count = min(last - first, max(1, int(np.ceil(long / longest - 1e-6))))
         borders = [first + round(part * (last - first) / count) for part in range(count + 1)]
         found += [(one, two, one == first) for one, two in zip(borders, borders[1:], strict=False)]
     return found

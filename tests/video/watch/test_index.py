@@ -17,7 +17,8 @@ def index_of(spans, shots, vectors):
 def test_a_shot_ends_where_the_content_changes_and_is_cut_evenly() -> None:
     features = torch.tensor([[1.0, 0]] * 12 + [[0, 1.0]] * 3)
     times = [number / 4 for number in range(15)]
-    assert pieces(times, features, 4.0) == [(0, 6, True), (6, 12, False), (12, 15, True)]
+    assert pieces(times, features, 4.0, longest=2.0) == [(0, 6, True), (6, 12, False), (12, 15, True)]
+    assert pieces(times, features, 4.0) == [(0, 12, True), (12, 15, True)]
 
 
 def test_segments_have_the_films_times_and_shots(film, tower, tmp_path) -> None:
@@ -37,6 +38,29 @@ def test_a_second_question_looks_at_nothing_and_a_changed_film_is_looked_at_anew
     assert tower.looked == looked and torch.equal(first.vectors, again.vectors)
     ClipIndex.of(Film(film([("blue", 2.0)])), tower, tmp_path / "index")  # the same name, another content
     assert tower.looked > looked
+
+
+def test_a_picture_is_looked_at_twice_a_second_and_behind_a_cut(film, tower, tmp_path) -> None:
+    index = ClipIndex.of(Film(film([("red", 2.3), ("blue", 2.7)], fps=20.0)), tower, tmp_path / "index")
+    assert 10 <= tower.looked <= 11, "ten in five seconds, and one at the cut"
+    assert index.spans[index.shots == 1][0][0] == pytest.approx(2.3, abs=0.26)
+    ClipIndex.of(Film(film([("grey", 5.0)], fps=20.0)), still := type(tower)(), tmp_path / "still")
+    assert still.looked <= 10
+
+
+def test_a_film_is_read_once_for_its_hash_by_plan_and_index(film, tower, tmp_path, monkeypatch) -> None:
+    from longtake.domain import domain_of
+    from longtake.video.watch import index as module
+
+    read: list[str] = []
+    monkeypatch.setattr(module, "file_hash", lambda path: read.append(str(path)) or "0" * 64)
+    path = film([("red", 1.0)])
+    domain_of("watch").input_mark("film", path)
+    ClipIndex.of(Film(path), tower, tmp_path / "index")
+    assert len(read) == 1
+    film([("blue", 1.5)])
+    ClipIndex.of(Film(path), tower, tmp_path / "index")
+    assert len(read) == 2, "the file has changed since"
 
 
 def test_a_planted_clip_is_first_and_k_results_are_distinct_clips_in_time_order() -> None:
