@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from longtake.cache import cache_folder
 from longtake.errors import UserError
 from longtake.video.watch.answer import Answer
 from longtake.video.watch.decode import Film
@@ -38,12 +39,8 @@ HEARD_FLOOR, HEARD_TOP = 0.25, 0.75  # likeness of a subtitle to a question: not
 
 
 def index_folder(told: str | os.PathLike[str] | None = None) -> Path:
-    """Where indices are kept: the folder that was told, else watch in LONGTAKE_CACHE, else longtake/watch in the user's
-    cache folder."""
-    if told is not None:
-        return Path(told)
-    ours = os.environ.get("LONGTAKE_CACHE")
-    return Path(ours or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtake") / "watch"
+    """Where indices are kept: the folder that was told, else `watch` of the user's cache."""
+    return cache_folder("watch") if told is None else Path(told)
 
 
 def check_tokens(tokens: int | None, model: object) -> None:
