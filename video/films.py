@@ -105,7 +105,7 @@ class FilmJudge:
             late.append(begin + found - asked)
         who = self.everyone.labels_of(video)
         told = [(start, stop, part.caption) for (start, stop, _), part in zip(segments, film.segments, strict=True)]
-        found, chance = kept_prompts(video, film.fps, told, self.tower)
+        kept, chance = kept_prompts(video, film.fps, told, self.tower)
         return {
             "film": film.name,
             "actions": [part.action for part in film.segments],
@@ -113,7 +113,7 @@ class FilmJudge:
             "late": late,
             "identity": float(np.mean(who == film.character)),
             "identity_changes": changes(who),
-            "found": found,
+            "found": kept,
             "found_chance": chance,
         }
 
