@@ -71,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
     if args.prepare is not None:
         print(f"prepared data written to {data.save(args.prepare, data.load_corpora(args.data))}")
         return 0
-    source = data.load(args.prepared) if args.prepared is not None else data.prepared(data.load_corpora(args.data))
     stages = list(dict.fromkeys(args.stages))
+    if args.prepared is not None:
+        source = data.load(args.prepared)
+    else:
+        source = data.prepared(data.load_corpora(args.data), pitch="prosody" in stages)
     share = sum(SHARES[stage] for stage in stages)
     for stage in stages:
         print(f"{stage} prior written to {_STAGES[stage](source, args, SHARES[stage] / share)}")
