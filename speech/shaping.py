@@ -29,6 +29,7 @@ CROSS = 3  # frames over which one pitch goes over into the next
 SEARCH = (0.8, 1.25)  # of a period: where the next mark is looked for
 STRESSES = "ˈˌ"  # the stronger first
 LEAST = 4  # frames of voice that are moved
+LEAST_RISE, LONGEST_RISE = 6, 24  # frames of voice in which a question can rise
 CLAUSE = frozenset(",;:.!?—…")
 ASKING = frozenset("who whom whose what which when where why how".split())
 BEFORE_ASKING = frozenset("and but so then or well oh now from to at in on by for with about of since".split())
@@ -76,7 +77,7 @@ def moves(
 
     pitches: semitones of each unit, beside its contour. words: (start, end) of each in samples; nuclei: first sample of
     each one's last stressed syllable. hertz (T,): the pitch as it was said, 0 without voice; its median is the level
-    that contours and rises start from. A contour runs over the units in a row that share it.
+    that contours and rises start from. A contour runs over the voiced part of the units in a row that share it.
     """
     asked = np.zeros(len(hertz))
     voiced = hertz > 0
@@ -99,19 +100,34 @@ def moves(
         while points and last + 1 < len(units) and units[last + 1].style.contour == points:
             last += 1
         if points:
-            inside = slice(starts[first], ends[last])
-            share = (frames[inside] - starts[first]) / max(1, ends[last] - starts[first] - 1)
+            begin, end = _sounding(voiced, starts[first], ends[last])
+            share = np.arange(end - begin) / max(1, end - begin - 1)
             wanted = middle + np.interp(share, [at for at, _ in points], [height for _, height in points])
-            asked[inside] += wanted - own[inside]
+            asked[begin:end] += wanted - own[begin:end]
         elif rising(units, last):
-            begin, end = round(nuclei[last] / HOP), ends[last]
-            said = np.flatnonzero(voiced[begin:end])
-            if len(said):
-                end = begin + int(said[-1]) + 1
+            begin, end = _sounding(voiced, round(nuclei[last] / HOP), ends[last])
+            if voiced[begin:end].sum() < LEAST_RISE:  # a whispered or creaky end: the last voice before it rises
+                begin, end = _last_run(voiced, ends[last])
+            if begin < end:
                 wanted = np.linspace(own[begin], max(middle + RISE, own[begin]), end - begin)
                 asked[begin:end] += np.maximum(wanted - own[begin:end], 0)
         first = last + 1
     return np.clip(asked, -MOST, MOST)
+
+
+def _sounding(voiced: np.ndarray, begin: int, end: int) -> tuple[int, int]:
+    """Frames begin..end-1 from the first voiced one to the last; none where there is none."""
+    found = np.flatnonzero(voiced[begin:end])
+    return (begin + int(found[0]), begin + int(found[-1]) + 1) if len(found) else (begin, begin)
+
+
+def _last_run(voiced: np.ndarray, end: int) -> tuple[int, int]:
+    """The last voiced frames in a row before ``end``, at least LEAST_RISE and at most LONGEST_RISE of them."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], voiced[:end].astype(int), [0]])))
+    for first, stop in zip(edges[-2::-2], edges[::-2], strict=True):
+        if stop - first >= LEAST_RISE:
+            return max(int(first), int(stop) - LONGEST_RISE), int(stop)
+    return end, end
 
 
 # --------------------------------------------------------------------------------------------------------- moving it

@@ -105,6 +105,15 @@ def test_a_question_is_moved_at_its_end_alone_to_six_semitones_above_its_middle(
     assert not moves(units("come home."), [0.0, 0.0], words, nuclei, hertz).any()
 
 
+def test_where_the_last_word_has_no_voice_the_last_voice_before_it_rises() -> None:
+    hertz = np.full(100, 120.0)
+    hertz[70:] = 0
+    words, nuclei = [(0, 60 * HOP), (60 * HOP, 100 * HOP)], [0, 75 * HOP]
+    asked = moves(units("come home?"), [0.0, 0.0], words, nuclei, hertz)
+    assert asked[69] == pytest.approx(RISE) and not asked[:46].any() and not asked[70:].any()
+    assert not moves(units("come home?"), [0.0, 0.0], words, nuclei, np.zeros(100)).any()
+
+
 def test_a_contour_runs_over_the_words_that_share_it_and_pitch_is_added() -> None:
     hertz = np.full(90, 120.0)
     points = ((0.0, -2.0), (1.0, 4.0))
