@@ -146,7 +146,7 @@ def test_a_long_take_is_judged_by_minute_and_its_slopes_are_told(tmp_path, capsy
     found = evaluate_long.judged(voice, judge, "b", 2, ["The old captain waited by the river."], tmp_path, seconds=4)
     rows = json.loads((tmp_path / "long.json").read_text())["minutes"]
     assert [row["minute"] for row in rows] == [1, 2] and all(4 <= row["seconds"] < 15 for row in rows)
-    assert found["minutes"] == 2 and found["similarity"] == 0.5 and found["wer"] > 0.9
+    assert found["minutes"] == 2 and found["similarity"] == 0.5 and found["wer"] > 0.5
     assert capsys.readouterr().out.count("minute") == 2
     assert evaluate_long.slope([0.1, 0.2, 0.3]) == pytest.approx(0.2) and evaluate_long.slope([1.0]) == 0.0
     assert evaluate_long.summary([]) == {"minutes": 0}
