@@ -94,6 +94,19 @@ def _higher(say: Say, told: Sequence[Case], ways: Callable[[tuple[Unit, ...]], S
     return float(np.mean(right)) if right else float("nan")
 
 
+def controls(say: Say, told: Sequence[Case], show: Callable[[str], None] = print) -> dict[str, float]:
+    """All three, sentence by sentence, told as they come: shares of ``told`` where each is heard."""
+    found: dict[str, list[float]] = {"question": [], "contour": [], "break": [], "break_timed": []}
+    for number, case in enumerate(told, 1):
+        found["question"].append(questions(say, [case]))
+        found["contour"].append(contours(say, [case]))
+        for name, share in zip(("break", "break_timed"), breaks(say, [case]), strict=True):
+            found[name].append(share)
+        right = ", ".join(f"{name} {sum(shares):.0f}" for name, shares in found.items())
+        show(f"{number} of {len(told)}, {case[1]}: {right} right")
+    return {name: float(np.mean(shares)) if shares else float("nan") for name, shares in found.items()}
+
+
 def questions(say: Say, told: Sequence[Case]) -> float:
     """Share of sentences that end higher with a question mark than with a full stop."""
     return _higher(say, told, lambda units: [_ended(units, mark) for mark in "?."])
