@@ -20,7 +20,7 @@ from longtake.speech.backends.voice import Abilities, Said, State, Utterance
 from longtake.speech.mel import denormalise
 from longtake.speech.prosody_fm import convert
 from longtake.speech.prosody_fm.breaks import last_words
-from longtake.speech.prosody_fm.model import ProsodyFM, whole_frames
+from longtake.speech.prosody_fm.model import PAUSE, ProsodyFM, whole_frames, with_pauses
 from longtake.speech.prosody_fm.predict import BreakPredictor
 from longtake.speech.prosody_fm.speak import CONTOUR
 from longtake.speech.text.script import symbols_of
@@ -103,6 +103,8 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
         weight = (torch.ones(ahead), self._woven_scale(scale))
         lengths = logw[0, 0].float().exp().cpu() * torch.cat(weight)
         frames = whole_frames(lengths[ahead:])
+        if not config.blanks:
+            frames = with_pauses(frames, row, round(PAUSE / asked.rate))
         if before is not None:
             frames = torch.cat([torch.from_numpy(before["frames"]), frames])
         known = None if before is None else torch.from_numpy(before["mel"])[None].to(device)
