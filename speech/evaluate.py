@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sentences", type=int, default=50, help="held-out sentences (default 50, 0: none)")
     parser.add_argument("--steps", type=int, nargs="*", default=[4], help="of the flow (default 4)")
     parser.add_argument(
-        "--temperature", type=float, nargs="*", default=[0.3], help="noise that the flow starts from (default 0.3)"
+        "--temperature", type=float, nargs="*", default=[], help="noise of the voice (default: as the voice has it)"
     )
     parser.add_argument("--controls", type=int, default=20, help="sentences for contours and breaks (0: none)")
     parser.add_argument("--long", type=float, default=0, metavar="MINUTES", help="judge a text of so many, by minute")
@@ -139,10 +139,11 @@ def run(args: argparse.Namespace) -> int:
     for prior in args.prior:
         for place in places:
             voice = _voice(prior, place)
-            settings = product(args.steps if voice.kind == "ProsodyFM" else [None], args.temperature)
+            settings = product(args.steps if voice.kind == "ProsodyFM" else [None], args.temperature or [None])
             for steps, heat in settings if judges is not None and some else ():
-                flow = "" if steps is None else f"{steps} steps, "
-                label = f"{prior.parent.name}/{prior.name}, {place.name}, {flow}temperature {heat:g}"
+                how = [] if steps is None else [f"{steps} steps"]
+                how += [] if heat is None else [f"temperature {heat:g}"]
+                label = ", ".join([f"{prior.parent.name}/{prior.name}", place.name, *how])
                 rows.append(judges.row(label, some, _maker(voice, steps, heat)))
                 print(TABLE.markdown(rows), flush=True)
         voice = _voice(prior, places[0])
@@ -198,7 +199,7 @@ def _both(voice: OwnVoice, known: Sequence[str]) -> list[str]:
     return found
 
 
-def _maker(voice: OwnVoice, steps: int | None, heat: float) -> Callable[[Utterance], tuple[np.ndarray, int]]:
+def _maker(voice: OwnVoice, steps: int | None, heat: float | None) -> Callable[[Utterance], tuple[np.ndarray, int]]:
     """A sentence of the corpora as a voice says it: its phones, with breaks where the command would put them."""
     from longtake.speech.backends.voice import Utterance as Asked
     from longtake.speech.heard import units_of
