@@ -8,8 +8,6 @@ import time
 
 import pytest
 import torch
-from longtake.speech.longform.planner import Planner
-from longtake.speech.text.script import Sentence, Unit
 from longtake.speech.valle_r.ar import AR, objective
 from longtake.speech.valle_r.decode import Limits, Sampling, Spoken, chosen, decode
 from longtake.speech.valle_r.network import size_of
@@ -166,19 +164,3 @@ def test_b3_doubled_phonemes_are_no_coin_flip_for_stay_and_go(models):
     paper, _, _ = error_rate(models["identity"], cases)
     print(f"doubled phonemes: stay_go {ours:.3f}, identity {paper:.3f}")
     assert ours <= paper
-
-
-@pytest.mark.slow
-def test_b4_a_text_ten_times_longer_is_said_as_well_in_chunks_and_without_them_it_is_not(models):
-    generator = torch.Generator().manual_seed(9)
-    parts = texts(40, generator, low=8)
-    short, _, _ = error_rate(models["stay_go"], parts)
-    wholes = [sum(parts[at : at + 10], []) for at in range(0, 40, 10)]  # trained on at most 10 phonemes, 80 to 100 here
-    units = [tuple(Unit(str(phoneme), chr(ord("a") + phoneme)) for phoneme in whole) for whole in wholes]
-    planner = Planner(target=0.7, most=0.75, first=0.7, least=0.1, symbol=0.07)  # ten symbols a chunk
-    chunks = [[int(unit.text) for unit in chunk.units] for one in units for chunk in planner.chunks([Sentence(one)])]
-    assert max(map(len, chunks)) <= 10 and sum(chunks, []) == sum(wholes, [])
-    chunked, _, _ = error_rate(models["stay_go"], chunks)
-    unruled, _, _ = error_rate(models["identity"], wholes, way=free)
-    print(f"short {short:.3f}; ten times longer in chunks {chunked:.3f}, in one piece without the rule {unruled:.3f}")
-    assert chunked <= short + 0.01 and chunked < unruled
