@@ -252,8 +252,11 @@ class Prepared:
     tones: list[np.ndarray]
 
 
-def prepared(utterances: Sequence[Utterance]) -> Prepared:
-    """The same from utterances at hand."""
+def prepared(utterances: Sequence[Utterance], *, pitch: bool = True) -> Prepared:
+    """The same from utterances at hand. pitch: whether it is tracked, which takes most of the time; only ``prosody``
+    needs it, and without it no frame has a voice."""
+    if not pitch:
+        return Prepared(list(utterances), [np.zeros(0, np.float16)] * len(utterances))
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         return Prepared(list(utterances), [one.astype(np.float16) for one in pool.map(_tone, utterances)])
 

@@ -1,17 +1,19 @@
 """``longtake evaluate speech``: one table that sets made speech beside real recordings and their copy synthesis.
 
 Held-out sentences of the corpora, whose voices were trained on: word error rate by Whisper, similarity to another
-recording of the voice by resemblyzer, length against the real one. Then what can be set by hand and must be heard:
-the same words as statement and question, whose pitch must end higher, and a break, which must add 80 ms in its place.
+recording of the voice by resemblyzer, length against the real one. Then what can be set by hand and must be heard
+(``heard.py``): questions, contours, breaks. Priors of both kinds, ProsodyFM and VALL-E R, have rows.
 
     longtake evaluate speech --data DATA --prior runs/train-speech/prosody/prior
+    longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 50
+    longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --long 30
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,10 +26,11 @@ from longtake.errors import UserError
 from longtake.evaluation import Table, figure, told_command, write_table
 
 if TYPE_CHECKING:
+    import torch
+    from longtake.speech.backends.own import OwnVoice
     from longtake.speech.data import Utterance
     from longtake.speech.judges import Acquaintance, Listener
 
-ADDED_S = 0.08  # that a break must add
 REFERENCES = 4  # recordings of a voice that its similarity is measured against
 
 
@@ -95,86 +98,18 @@ class Judges:
         return Row(label, len(told), word_error_rate(texts), float(np.mean(alike)), made_s / real_s, rtf)
 
 
-def final_rise(wave: np.ndarray, seconds: float = 0.35) -> float:
-    """Semitones by which the pitch of a wave (N,) at 22.05 kHz ends above its middle, over its last voiced part; 0
-    without voice."""
-    import torch
-    from longtake.speech.mel import FRAMES_A_SECOND
-    from longtake.speech.pitch import contour, track
-
-    hertz = track(torch.from_numpy(wave))
-    voiced = np.flatnonzero(hertz > 0)
-    if len(voiced) < 10:
-        return 0.0
-    notes = 12 * np.log2(np.maximum(contour(hertz), 50))
-    last = voiced[-1] + 1
-    part = notes[max(0, last - round(seconds * FRAMES_A_SECOND)) : last]
-    return float(part[-8:].mean() - np.median(notes[voiced]))
-
-
-def contours(speak: Callable[[str, str], tuple[np.ndarray, list[int]]], told: Sequence[Utterance]) -> float:
-    """Share of sentences whose question (`?` at the end) ends higher than their statement (`.`)."""
-    right = []
-    for one in told:
-        body = re.sub(r"[.?!]* ?¿?$", "", one.phones.strip()).strip()
-        asked, said = (final_rise(speak(body + mark, one.voice)[0]) for mark in "?.")
-        right.append(asked > said)
-    return float(np.mean(right))
-
-
-def slopes(speak: Callable[..., tuple[np.ndarray, list[int]]], told: Sequence[Utterance]) -> float:
-    """Share of sentences that end higher when their last word is told to rise than when it is told to fall."""
-    right = [
-        final_rise(speak(one.phones, one.voice, 4.0)[0]) > final_rise(speak(one.phones, one.voice, -4.0)[0])
-        for one in told
-    ]
-    return float(np.mean(right))
-
-
-def breaks(speak: Callable[[str, str], tuple[np.ndarray, list[int]]], told: Sequence[Utterance]) -> float:
-    """Share of sentences in whose middle a break adds 80 ms or more between its two words."""
-    from longtake.speech.mel import FRAMES_A_SECOND
-    from longtake.speech.prosody_fm.breaks import marked, words_of
-
-    right = []
-    for one in told:
-        parts = words_of(one.phones)
-        middle = len(parts) // 2 - 1
-        if middle < 0 or not parts[middle][-1].isalpha():
-            continue
-        plain = {place for place, word in enumerate(parts) if word[-1] in ",;:"}
-        rows = [marked(" ".join(parts), chosen) for chosen in (plain, plain | {middle})]
-        gaps = []
-        for row in rows:
-            frames = speak(row, one.voice)[1]
-            gaps.append(_gap(row, frames, middle) / FRAMES_A_SECOND)
-        right.append(gaps[1] - gaps[0] >= ADDED_S)
-    return float(np.mean(right)) if right else math.nan
-
-
-def _gap(row: str, frames: Sequence[int], word: int) -> int:
-    """Frames between the end of a word and the start of the next."""
-    count, inside, total = -1, False, 0
-    for symbol, length in zip(row, frames, strict=True):
-        if symbol in " ¿":
-            inside = False
-            total += length if count == word else 0
-        elif not inside:
-            count, inside = count + 1, True
-    return total
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake evaluate speech``."""
     parser.add_argument("--data", type=Path, required=True, help="folder with aligned_train.zip and aligned_val.zip")
     parser.add_argument("--prior", type=Path, nargs="*", default=[], help="folders of speech priors of ours")
     parser.add_argument("--vocoder", type=Path, nargs="*", default=[], help="generators (default: the one that ships)")
-    parser.add_argument("--sentences", type=int, default=50, help="held-out sentences (default 50)")
+    parser.add_argument("--sentences", type=int, default=50, help="held-out sentences (default 50, 0: none)")
     parser.add_argument("--steps", type=int, nargs="*", default=[4], help="of the flow (default 4)")
     parser.add_argument(
-        "--temperature", type=float, nargs="*", default=[0.3], help="noise that the flow starts from (default 0.3)"
+        "--temperature", type=float, nargs="*", default=[], help="noise of the voice (default: as the voice has it)"
     )
     parser.add_argument("--controls", type=int, default=20, help="sentences for contours and breaks (0: none)")
+    parser.add_argument("--long", type=float, default=0, metavar="MINUTES", help="judge a text of so many, by minute")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/evaluate-speech"), help="the table, and the judges' cache"
     )
@@ -182,49 +117,98 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge the priors and write the table."""
-    from longtake.speech import data, vocoder
+    from longtake.speech import data, heard, vocoder
     from longtake.speech.judges import Acquaintance, Listener
 
-    if args.sentences < 1:
-        raise UserError(f"--sentences must be 1 or more; given {args.sentences}")
+    for name in ("sentences", "controls", "long"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} must be 0 or more; given {getattr(args, name):g}")
     known = data.load_zip(args.data / "aligned_train.zip", "train", REFERENCES)
-    voices = {one.voice for one in known}
+    voices = sorted({one.voice for one in known})
     told = [one for one in data.load_zip(args.data / "aligned_val.zip", "val") if one.voice in voices]
-    told = told[: args.sentences]
-    judges = Judges(Listener(args.out), Acquaintance(), known)
     places = [vocoder.find(path) for path in args.vocoder] or [vocoder.find()]
-    rows = [judges.row("real", told, lambda one: (one.wave(), data.RATE))]
-    for place in places:
-        rows.append(judges.row(f"copy synthesis, {place.name}", told, _copier(place)))
-        print(TABLE.markdown(rows), flush=True)
+    rows: list[Row] = []
     facts: dict[str, Any] = {}
+    judges = Judges(Listener(args.out), Acquaintance(), known) if args.sentences or args.long else None
+    some = told[: args.sentences]
+    if judges is not None and some:
+        rows.append(judges.row("real", some, lambda one: (one.wave(), data.RATE)))
+        for place in places:
+            rows.append(judges.row(f"copy synthesis, {place.name}", some, _copier(place)))
+            print(TABLE.markdown(rows), flush=True)
     for prior in args.prior:
         for place in places:
-            for steps, heat in product(args.steps, args.temperature):
-                speak = _speaker(prior, place, steps, heat)
-                label = f"{prior.parent.name}/{prior.name}, {place.name}, {steps} steps, temperature {heat:g}"
-                rows.append(judges.row(label, told, _maker(speak)))
+            voice = _voice(prior, place)
+            settings = product(args.steps if voice.kind == "ProsodyFM" else [None], args.temperature or [None])
+            for steps, heat in settings if judges is not None and some else ():
+                how = [] if steps is None else [f"{steps} steps"]
+                how += [] if heat is None else [f"temperature {heat:g}"]
+                label = ", ".join([f"{prior.parent.name}/{prior.name}", place.name, *how])
+                rows.append(judges.row(label, some, _maker(voice, steps, heat)))
                 print(TABLE.markdown(rows), flush=True)
+        voice = _voice(prior, places[0])
         if args.controls:
-            some = told[: args.controls]
-            speak = _speaker(prior, places[0], args.steps[0], args.temperature[0])
-            facts[str(prior)] = {
-                "contour_right": contours(speak, some),
-                "slope_right": slopes(speak, some),
-                "break_heard": breaks(speak, some),
-            }
-            print(f"{prior}: {facts[str(prior)]}", flush=True)
-    table = TABLE.markdown(rows)
-    told_facts = {"command": told_command("speech"), "judge": judges.listener.name, "controls": facts}
+            voice.sound = _remembering(voice.sound)  # type: ignore[method-assign]
+            chosen = heard.cases([(one.phones, one.text) for one in told], _both(voice, voices), args.controls)
+            found: dict[str, Any] = {**heard.controls(voice.say, chosen), "sentences": len(chosen)}
+            facts[str(prior)] = found
+            print(f"{prior}: {found}", flush=True)
+        if args.long and judges is not None:
+            from longtake.speech.evaluate_long import judged
+
+            found = judged(voice, judges, _both(voice, voices)[0], args.long, [one.text for one in told], args.out)
+            facts[f"{prior}, long"] = found
+    table = TABLE.markdown(rows) if rows else ""
+    heard_by = None if judges is None else judges.listener.name
+    told_facts = {"command": told_command("speech"), "judge": heard_by, "controls": facts}
     write_table(args.out, "speech", table, {**told_facts, "rows": TABLE.json(rows)})
     print(table)
     return 0
 
 
-def _maker(speak: Callable[[str, str], tuple[np.ndarray, list[int]]]) -> Callable[[Utterance], tuple[np.ndarray, int]]:
-    from longtake.speech.mel import RATE
+def _voice(prior: Path, place: Path) -> OwnVoice:
+    from longtake.speech.backends.load import load_voice
+    from longtake.speech.backends.own import OwnVoice
 
-    return lambda one: (speak(one.phones, one.voice)[0], RATE)
+    voice = load_voice(prior, place)
+    if not isinstance(voice, OwnVoice):
+        raise UserError(f"{prior} is a stock voice: the evaluation judges priors of ours")
+    return voice
+
+
+def _remembering(sound: Callable[[torch.Tensor], np.ndarray], most: int = 8) -> Callable[[torch.Tensor], np.ndarray]:
+    """A voice's ``sound`` that remembers the last mels: the same sentence with another contour is the same mel."""
+    kept: dict[bytes, np.ndarray] = {}
+
+    def made(mel: torch.Tensor) -> np.ndarray:
+        key = hashlib.sha256(mel.float().cpu().numpy().tobytes()).digest()
+        if key not in kept:
+            if len(kept) >= most:
+                kept.pop(next(iter(kept)))
+            kept[key] = sound(mel)
+        return kept[key].copy()
+
+    return made
+
+
+def _both(voice: OwnVoice, known: Sequence[str]) -> list[str]:
+    """The speakers that a voice and the recordings have. Raises UserError where there is none."""
+    found = [name for name in known if name in voice.abilities.speakers]
+    if not found:
+        raise UserError("the prior has none of the voices of the data: it cannot be judged by them")
+    return found
+
+
+def _maker(voice: OwnVoice, steps: int | None, heat: float | None) -> Callable[[Utterance], tuple[np.ndarray, int]]:
+    """A sentence of the corpora as a voice says it: its phones, with breaks where the command would put them."""
+    from longtake.speech.backends.voice import Utterance as Asked
+    from longtake.speech.heard import units_of
+
+    def make(one: Utterance) -> tuple[np.ndarray, int]:
+        asked = Asked(units_of(one.phones, one.text), speaker=one.voice, steps=steps, temperature=heat)
+        return voice.say(asked).samples, voice.rate
+
+    return make
 
 
 def _copier(place: Path) -> Callable[[Utterance], tuple[np.ndarray, int]]:
@@ -237,25 +221,5 @@ def _copier(place: Path) -> Callable[[Utterance], tuple[np.ndarray, int]]:
     def make(one: Utterance) -> tuple[np.ndarray, int]:
         with torch.inference_mode():
             return net(data.mels_of([one], "cpu")[0].T[None])[0].numpy(), mel.RATE
-
-    return make
-
-
-def _speaker(prior: Path, place: Path, steps: int, heat: float) -> Callable[..., tuple[np.ndarray, list[int]]]:
-    """(symbols, voice, slope of the last word or None) -> a wave at 22.05 kHz, and frames of each symbol, by a
-    ProsodyFM prior."""
-    import torch
-    from longtake.speech import vocoder
-    from longtake.speech.prosody_fm.breaks import words_of
-    from longtake.speech.prosody_fm.convert import load
-    from longtake.speech.prosody_fm.speak import speak
-
-    model, net = load(prior), vocoder.load(place).quicken()
-
-    def make(phones: str, voice: str, slope: float | None = None) -> tuple[np.ndarray, list[int]]:
-        by_hand = None if slope is None else {len(words_of(phones)) - 1: slope}
-        said = speak(model, phones, voice=voice, steps=steps, temperature=heat, slopes=by_hand)
-        with torch.inference_mode():
-            return net(said.mel[None])[0].numpy(), said.frames.tolist()
 
     return make

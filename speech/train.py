@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from longtake.errors import UserError
 
 if TYPE_CHECKING:
-    from longtake.speech.data import Prepared
+    from longtake.speech.data import Prepared, Utterance
 
 STAGES = ("prosody", "vocoder", "valle_r")
 SHARES = {"prosody": 0.5, "vocoder": 0.15, "valle_r": 0.35}  # of the minutes of ``whole``
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from longtake.train import add_arguments as add_schedule
     from longtake.train import add_sources
 
-    add_sources(parser, "folder with aligned_train.zip or human_train.zip, and their _val beside them")
+    add_sources(parser, "folder with aligned_train.zip or human_train.zip, or VOICE/*.TextGrid beside sounds")
     parser.add_argument(
         "--stages", nargs="+", choices=STAGES, default=["prosody", "valle_r"], help="default: prosody valle_r"
     )
@@ -69,14 +69,24 @@ def run(args: argparse.Namespace) -> int:
     if args.prepare is not None and args.data is None:
         raise UserError("--prepare writes what --data holds: give --data, not --prepared")
     if args.prepare is not None:
-        print(f"prepared data written to {data.save(args.prepare, data.load_corpora(args.data))}")
+        print(f"prepared data written to {data.save(args.prepare, _utterances(args.data))}")
         return 0
-    source = data.load(args.prepared) if args.prepared is not None else data.prepared(data.load_corpora(args.data))
     stages = list(dict.fromkeys(args.stages))
+    if args.prepared is not None:
+        source = data.load(args.prepared)
+    else:
+        source = data.prepared(_utterances(args.data), pitch="prosody" in stages)
     share = sum(SHARES[stage] for stage in stages)
     for stage in stages:
         print(f"{stage} prior written to {_STAGES[stage](source, args, SHARES[stage] / share)}")
     return 0
+
+
+def _utterances(folder: Path) -> list[Utterance]:
+    """Of the corpora's zips in a folder, or of its sub-folders of sound with TextGrids."""
+    from longtake.speech import data, textgrid
+
+    return textgrid.load_folder(folder) if textgrid.has_textgrids(folder) else data.load_corpora(folder)
 
 
 def _prosody(source: Prepared, args: argparse.Namespace, share: float) -> Path:

@@ -20,9 +20,11 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from longtake.reading import read_json_object
+from longtake.speech import shaping
 from longtake.speech import vocoder as vocoders
 from longtake.speech.backends.voice import Said, State, Utterance
 from longtake.speech.mel import HOP, RATE
+from longtake.speech.pitch import own_range
 from longtake.speech.prosody_fm.breaks import RULED, marked
 from longtake.speech.prosody_fm.predict import BreakPredictor, RuleBreaks
 from longtake.speech.text.script import Unit, symbols_of
@@ -66,6 +68,25 @@ class OwnVoice(ModelMixin, ConfigMixin):
         with torch.inference_mode():
             found = self.vocoder(mel[None].to(device, torch.float32))[0]
         return found.float().cpu().numpy()
+
+    def shaped(
+        self, samples: np.ndarray, asked: Utterance, places: Sequence[tuple[int, int]], frames: Sequence[int]
+    ) -> np.ndarray:
+        """Samples with the pitch that the text asks for: of words, of contours, of questions.
+
+        places: (first, last + 1) symbols of each unit; frames: of each symbol.
+        """
+        units, pitches = asked.units, asked.pitches()
+        if not shaping.asks(units, pitches):
+            return samples
+        starts = np.concatenate([[0], np.cumsum(np.asarray(frames, dtype=np.int64))]) * HOP
+        nuclei = [
+            int(starts[first + shaping.nucleus(unit.phones.replace(" ", ""))])
+            for (first, _), unit in zip(places, units, strict=True)
+        ]
+        hertz = own_range(torch.from_numpy(samples))
+        asked_for = shaping.moves(units, pitches, times_of(places, frames), nuclei, hertz)
+        return shaping.moved(samples, asked_for, hertz)
 
     def say(self, asked: Utterance, state: State | None = None) -> Said:
         """As ``Voice`` says."""

@@ -1,8 +1,8 @@
 """ProsodyFM (and Matcha-TTS, which is ProsodyFM without its bank) as a voice.
 
-Rate: durations of each word's symbols. Pitch: the speaker's tone as the model knows it; words of another pitch than
-the sentence's are taken, frame by frame, from the same noise flowed at theirs. Carry: the end of the chunk before, its
-symbols, durations and mel, is set at the beginning and held at every step of the flow, then dropped.
+Rate: durations of each word's symbols. Pitch, contours and questions: moved in the samples (``speech/shaping.py``),
+since the shipped prior does not heed its own conditions for them. Carry: the end of the chunk before, its symbols,
+durations and mel, is set at the beginning and held at every step of the flow, then dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longtake.speech.backends.voice import Abilities, Said, State, Utterance
 from longtake.speech.mel import denormalise
 from longtake.speech.prosody_fm import convert
 from longtake.speech.prosody_fm.breaks import last_words
-from longtake.speech.prosody_fm.model import ProsodyFM, whole_frames
+from longtake.speech.prosody_fm.model import PAUSE, ProsodyFM, whole_frames, with_pauses
 from longtake.speech.prosody_fm.predict import BreakPredictor
 from longtake.speech.prosody_fm.speak import CONTOUR
 from longtake.speech.text.script import symbols_of
@@ -29,7 +29,6 @@ from longtake.speech.text.symbols import BREAK_MARK, ids, interspersed
 KIND = convert.KIND
 STEPS = 4
 TAIL_SYMBOLS, TAIL_FRAMES = 40, 64  # of the chunk before, at most
-CROSS = 3  # frames over which one pitch goes over into the next
 
 
 class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelMixin in the module of a component
@@ -74,7 +73,9 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
         accents = {name: "en-gb" if name[:3] in ("bf_", "bm_") else "en-us" for name in names}
         config = self.model.config
         carries = not config.blanks  # what is carried are rows as the shipped models read them
-        return Abilities(names, rate=True, pitch=config.tone, within=True, times=True, carries=carries, accents=accents)
+        return Abilities(
+            names, rate=True, pitch=True, within=True, times=True, carries=carries, contour=True, accents=accents
+        )
 
     def say(self, asked: Utterance, state: State | None = None) -> Said:
         with torch.inference_mode():
@@ -96,15 +97,14 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
         text = torch.tensor([[*(before["ids"].tolist() if before else []), *self._woven(numbers)]], device=device)
         counts = torch.tensor([text.shape[1]], device=device)
         who = self._who(asked.speaker)
-        pitches = asked.pitches()
-        weights = [last - first for first, last in places]
-        base = max(sorted(set(pitches)), key=lambda p: sum(w for w, q in zip(weights, pitches, strict=True) if q == p))
         added = self._intonation(text, counts, row, ahead)
-        speaker = model.speaker(who, self._tone(base))
+        speaker = model.speaker(who)
         mu, logw, _ = model.encoder(text, counts, speaker, added)
         weight = (torch.ones(ahead), self._woven_scale(scale))
         lengths = logw[0, 0].float().exp().cpu() * torch.cat(weight)
         frames = whole_frames(lengths[ahead:])
+        if not config.blanks:
+            frames = with_pauses(frames, row, round(PAUSE / asked.rate))
         if before is not None:
             frames = torch.cat([torch.from_numpy(before["frames"]), frames])
         known = None if before is None else torch.from_numpy(before["mel"])[None].to(device)
@@ -114,26 +114,12 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
         steps = STEPS if asked.steps is None else asked.steps
         heat = model.config.temperature if asked.temperature is None else asked.temperature
 
-        def flowed(mean: torch.Tensor, whose: torch.Tensor | None) -> torch.Tensor:
-            wide = mean.float().repeat_interleave(frames.to(device), dim=2)
-            return model.mels(wide, valid, start, steps=steps, temperature=heat, speaker=whose, known=known)[0]
-
-        mel = flowed(mu, speaker)
+        wide = mu.float().repeat_interleave(frames.to(device), dim=2)
+        mel = model.mels(wide, valid, start, steps=steps, temperature=heat, speaker=speaker, known=known)[0]
+        mel = mel[:, int(frames[:ahead].sum()) :]
         own = self._symbol_frames(frames[ahead:])
-        skipped = int(frames[:ahead].sum())
-        for pitch in sorted(set(pitches) - {base}):
-            whose = model.speaker(who, self._tone(pitch))
-            other = flowed(model.encoder(text, counts, whose, added)[0], whose)
-            share = torch.zeros(total)
-            ends = torch.cat([torch.zeros(1), own.cumsum(0).float()]).long()
-            for (first, last), mine in zip(places, pitches, strict=True):
-                if mine == pitch:
-                    share[skipped + int(ends[first]) : skipped + int(ends[last])] = 1
-            window = torch.ones(1, 1, 2 * CROSS + 1) / (2 * CROSS + 1)
-            share = torch.nn.functional.conv1d(share[None, None], window, padding=CROSS)[0, 0].to(device)
-            mel = mel + share * (other - mel)
-        mel = mel[:, skipped:]
         samples = self.sound(denormalise(mel, float(model.mel_mean), float(model.mel_std)))
+        samples = self.shaped(samples, asked, places, own.tolist())
         return Said(samples, times_of(places, own.tolist()), self._after(row, own, mel))
 
     # ------------------------------------------------------------------------------------------------- what goes in
@@ -164,9 +150,6 @@ class ProsodyVoice(OwnVoice, ModelMixin):  # diffusers looks for the name ModelM
             return None
         at = 0 if name is None else self.speakers.index(name)
         return torch.tensor([at], device=self.model.device)
-
-    def _tone(self, pitch: float) -> torch.Tensor | None:
-        return torch.tensor([float(pitch)], device=self.model.device) if self.model.config.tone else None
 
     def _intonation(self, text: torch.Tensor, counts: torch.Tensor, row: str, ahead: int) -> torch.Tensor | None:
         """What the bank adds to the symbols (1, L, C), its queries read off the text; None without a bank."""

@@ -72,7 +72,9 @@ class ValleVoice(OwnVoice, ModelMixin):
         names = tuple(sorted(self.model.voices))
         accents = {name: "en-gb" if name[:3] in ("bf_", "bm_") else "en-us" for name in names}
         clones = self.model.aligner is not None
-        return Abilities(names, times=True, carries=True, clones=clones, accents=accents)
+        return Abilities(
+            names, pitch=True, within=True, times=True, carries=True, clones=clones, contour=True, accents=accents
+        )
 
     def clone(self, mel: torch.Tensor, phones: str) -> None:
         """Speak as a recording does: log mels (80, T) and the symbols of what is said in it. Raises UserError."""
@@ -89,8 +91,9 @@ class ValleVoice(OwnVoice, ModelMixin):
         with torch.inference_mode():
             speech = self.model.synthesize(ids(row), prompts, seed=asked.seed, sampling=sampling)
         places = places_of(asked.units, row, " " + BREAK_MARK)
-        samples = self.sound(speech.mel)
-        return Said(samples, times_of(places, speech.frames().tolist()), self._after(speech))
+        frames = speech.frames().tolist()
+        samples = self.shaped(self.sound(speech.mel), asked, places, frames)
+        return Said(samples, times_of(places, frames), self._after(speech))
 
     def _speaker(self, name: str | None) -> Prompt:
         if name is None and self.recorded is not None:

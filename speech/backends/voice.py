@@ -26,7 +26,7 @@ class Abilities:
     """What a voice can do. speakers: names, none for a voice of one; rate, pitch: whether the pace and the pitch can
     be set, for each word where within is True; times: whether it knows when each word is said, else the time is shared
     out; carries: whether it goes on from the chunk before; clones: whether it speaks as a recording does; phones:
-    whether it speaks phones, else it reads words. accents:
+    whether it speaks phones, else it reads words. contour: whether a contour of pitch can be drawn. accents:
     speaker -> "en-us" or "en-gb"."""
 
     speakers: tuple[str, ...] = ()
@@ -37,6 +37,7 @@ class Abilities:
     carries: bool = False
     clones: bool = False
     phones: bool = True
+    contour: bool = False
     accents: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,6 +112,8 @@ def check(voice: Voice, styles: Iterable[Style], asked: Utterance, *, carry: boo
             raise UserError(
                 f"the voice {name} knows no pitch of single words: leave out <prosody pitch> and <emphasis>"
             )
+        if style.contour and not can.contour:
+            raise UserError(f"the voice {name} knows no contours of pitch: leave out <prosody contour>")
     for speaker in {asked.speaker, *(style.voice for style in styles)} - {None}:
         if speaker not in can.speakers:
             known = ", ".join(can.speakers) or "no names: it has one voice"

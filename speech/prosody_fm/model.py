@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from longtake.errors import UserError
-from longtake.speech.mel import NORMS
+from longtake.speech.mel import FRAMES_A_SECOND, NORMS
 from longtake.speech.prosody_fm.decoder import MULTIPLE, Decoder, Estimator, flow_target
 from longtake.speech.prosody_fm.intonation import Intonation, TextPitchAligner, word_places
 from longtake.speech.prosody_fm.layers import DurationPredictor, Encoder, Prenet, lengths_mask
-from longtake.speech.text.symbols import BREAK, SYMBOLS
+from longtake.speech.text.symbols import BREAK, BREAK_MARK, SYMBOLS
 from torch import nn
+
+PAUSE = round(0.15 * FRAMES_A_SECOND)  # frames of a break between words, at least
 
 
 @dataclass(frozen=True)
@@ -311,6 +313,17 @@ def expansion(lengths: torch.Tensor, frames: int) -> torch.Tensor:
     steps = torch.arange(frames, device=lengths.device)
     before = (steps < ends).float()
     return before - torch.nn.functional.pad(before, (0, 0, 1, 0))[:, :-1]
+
+
+def with_pauses(lengths: torch.Tensor, row: str, least: int) -> torch.Tensor:
+    """Frames (L,) int64 of a row of symbols in which each break between words pauses at least so many frames, the
+    spaces beside it counted: the corpora have a mark only where speech pauses for 125 ms or more, and a mean of many
+    pauses falls below it where the words leave it open."""
+    made = lengths.clone()
+    for place, mark in enumerate(row[:-1]):
+        if mark == BREAK_MARK and place:
+            made[place] += max(0, least - int(made[place - 1 : place + 2].sum()))
+    return made
 
 
 def whole_frames(lengths: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from longtake.speech.mel import denormalise
 from longtake.speech.pitch import line
 from longtake.speech.prosody_fm.breaks import last_words, marked
 from longtake.speech.prosody_fm.intonation import align_attention
-from longtake.speech.prosody_fm.model import ProsodyFM, whole_frames
+from longtake.speech.prosody_fm.model import PAUSE, ProsodyFM, whole_frames, with_pauses
 from longtake.speech.text.symbols import BREAK_MARK, ids, interspersed
 
 CONTOUR = 16  # values of a contour that a slope makes
@@ -82,6 +82,8 @@ def speak(
     speaker = model.speaker(_who(model, voice), tone)
     mu, logw, _ = model.encoder(text, counts, speaker, added)
     lengths = whole_frames(logw[0, 0].float().exp() / rate) if frames is None else _given(model, row, frames)
+    if frames is None and not config.blanks:
+        lengths = with_pauses(lengths, row, round(PAUSE / rate))
     lengths = lengths.to(device)
     total = int(lengths.sum())
     start = noise(seed, 0, [0], 0, (config.mels, total)).to(device)

@@ -24,11 +24,12 @@ _CUT = re.compile(r"\n\s*\n|(?P<word>\w*)[.!?…][\"”')\]]*(?P<gap>\s+)(?=[\"�
 @dataclass(frozen=True)
 class Style:
     """How words are said. rate: 1 is as the voice speaks; pitch: semitones; voice: a speaker's name, None for the
-    take's own."""
+    take's own; contour: (share of the time, semitones above the middle of what is said) of points of the pitch."""
 
     rate: float = 1.0
     pitch: float = 0.0
     voice: str | None = None
+    contour: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

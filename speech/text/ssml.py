@@ -25,11 +25,12 @@ STRENGTHS = {"none": 0.0, "x-weak": 0.1, "weak": 0.18, "medium": 0.3, "strong": 
 RATES = {"x-slow": 0.6, "slow": 0.8, "medium": 1.0, "default": 1.0, "fast": 1.25, "x-fast": 1.6}
 PITCHES = {"x-low": -5.0, "low": -2.5, "medium": 0.0, "default": 0.0, "high": 2.5, "x-high": 5.0}  # semitones
 EMPHASES = {"strong": (0.85, 2.0), "moderate": (0.92, 1.0), "none": (1.0, 0.0), "reduced": (1.1, -1.0)}  # rate, pitch
+MOST_CONTOUR = 12.0  # semitones from the middle of what is said
 RATE_BOUNDS, PITCH_BOUNDS = (0.25, 4.0), (-24.0, 24.0)
 _KNOWN = {
     "speak": {"version", "lang", "xmlns"}, "p": set(), "s": set(), "break": {"time", "strength"},
     "phoneme": {"alphabet", "ph"}, "sub": {"alias"}, "say-as": {"interpret-as", "format"},
-    "prosody": {"rate", "pitch"}, "emphasis": {"level"}, "voice": {"name"}, "mark": {"name"},
+    "prosody": {"rate", "pitch", "contour"}, "emphasis": {"level"}, "voice": {"name"}, "mark": {"name"},
 }  # fmt: skip
 
 
@@ -102,6 +103,8 @@ class _Reading:
             self.add(Segment(mark=self.needed(tag, given, "name")))
         elif tag == "prosody":
             style = replace(style, rate=style.rate * self.rate(given), pitch=style.pitch + self.pitch(given))
+            if "contour" in given:
+                style = replace(style, contour=self.contour(given["contour"]))
         elif tag == "emphasis":
             rate, pitch = self.choice(EMPHASES, "emphasis level", given.get("level", "moderate"))
             style = replace(style, rate=style.rate * rate, pitch=style.pitch + pitch)
@@ -186,6 +189,21 @@ class _Reading:
         if number <= -100:
             raise self.refuse(f"a prosody pitch of {value} leaves nothing")
         return 12 * math.log2(1 + number / 100)
+
+    def contour(self, value: str) -> tuple[tuple[float, float], ...]:
+        """Points (share of the time, semitones) of "(0%,-2st) (100%,+6st)"."""
+        found = re.findall(r"\(\s*(\d+(?:\.\d+)?)%\s*,\s*([+-]?\d+(?:\.\d+)?)st\s*\)", value)
+        rest = re.sub(r"\(\s*\d+(?:\.\d+)?%\s*,\s*[+-]?\d+(?:\.\d+)?st\s*\)|\s", "", value)
+        points = [(float(share) / 100, float(height)) for share, height in found]
+        shares = [share for share, _ in points]
+        if not points or rest or shares != sorted(set(shares)) or shares[-1] > 1:
+            raise self.refuse(
+                "a prosody contour is points of time and semitones, in order: (0%,-2st) (100%,+6st); given "
+                + shorten(repr(value))
+            )
+        if max(abs(height) for _, height in points) > MOST_CONTOUR:
+            raise self.refuse(f"a prosody contour goes {MOST_CONTOUR:g} semitones up or down at most")
+        return tuple(points)
 
     def phoneme(self, given: Mapping[str, str], text: str, style: Style) -> None:
         alphabet = given.get("alphabet", "ipa")

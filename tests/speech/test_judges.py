@@ -1,12 +1,16 @@
 """How speech is judged: words, error rates, rises, gaps, with judges that stand in for the installed ones."""
 
+import json
+
 import numpy as np
 import pytest
 from longtake import UserError
-from longtake.speech import evaluate, judges
+from longtake.speech import evaluate, evaluate_long, heard, judges
+from longtake.speech.backends.voice import Said
 from longtake.speech.data import load_zip
 from longtake.speech.mel import RATE
 from speech_data import write_zip
+from speech_prior import prosody
 
 
 def test_words_are_compared_without_case_and_marks():
@@ -30,21 +34,36 @@ def test_a_judge_that_is_not_installed_is_named(tmp_path, monkeypatch):
         judges.Acquaintance()
 
 
+def voiced(track, pause=None):
+    """A voice of a pitch (T,) in Hz by frame; pause: frames (first, stop) of silence."""
+    phase = 2 * np.pi * np.cumsum(np.repeat(np.asarray(track, float), 256)) / RATE
+    wave = (sum(np.sin(k * phase) / k for k in range(1, 6)) * 0.2).astype(np.float32)
+    if pause is not None:
+        wave[pause[0] * 256 : pause[1] * 256] = 0
+    return wave
+
+
 def test_a_rise_at_the_end_is_heard():
-    def tone(track):
-        count = len(track) * 256
-        hertz = np.interp(np.arange(count), np.arange(len(track)) * 256, track)
-        phase = 2 * np.pi * np.cumsum(hertz) / RATE
-        return (sum(np.sin(k * phase) / k for k in range(1, 6)) * 0.2).astype(np.float32)
-
     level, up = [150.0] * 80, [150.0] * 60 + [150.0 + 5 * step for step in range(20)]
-    assert abs(evaluate.final_rise(tone(level))) < 0.5 and evaluate.final_rise(tone(up)) > 4
-    assert evaluate.final_rise(np.zeros(9000, np.float32)) == 0.0
+    assert abs(heard.final_rise(voiced(level))) < 0.5 and heard.final_rise(voiced(up)) > 4
+    assert heard.final_rise(np.zeros(9000, np.float32)) == 0.0
 
 
-def test_the_gap_after_a_word_is_its_pause():
-    row, frames = " ab, ¿ cd ¿", [3, 4, 4, 2, 1, 9, 1, 5, 5, 1, 7]
-    assert evaluate._gap(row, frames, 0) == 11 and evaluate._gap(row, frames, 1) == 8
+def test_a_pause_is_the_longest_silence_between_two_places():
+    wave = voiced([150.0] * 100, (40, 60))
+    assert heard.pause(wave, 20 * 256, 80 * 256) == pytest.approx(20 * 256 / RATE, abs=0.02)
+    assert heard.pause(wave, 0, 30 * 256) == 0.0
+
+
+def test_units_of_a_row_carry_its_marks_and_its_words():
+    units = heard.units_of(" ðə ˈoʊld wˈʌn, ¿ wˈɛl. ¿", "The old one, well.")
+    assert [(unit.text, unit.phones, unit.after) for unit in units] == [
+        ("The", "ðə", ""),
+        ("old", "ˈoʊld", ""),
+        ("one,", "wˈʌn", ","),
+        ("well.", "wˈɛl", "."),
+    ]
+    assert [unit.text for unit in heard.units_of("ðəwˈʌn wˈɛl.", "The one, well.")] == ["ðəwˈʌn", "wˈɛl."]
 
 
 def test_a_row_judges_each_sentence(tmp_path):
@@ -63,16 +82,71 @@ def test_a_row_judges_each_sentence(tmp_path):
     assert evaluate.TABLE.markdown([row]).count("copy") == 1
 
 
-def test_questions_and_breaks_are_counted(tmp_path):
-    told = load_zip(write_zip(tmp_path / "aligned_val.zip"), "val")
+class Actor:
+    """Stands in for a voice: does, or leaves out, what it is told."""
 
-    def speak(phones, voice, slope=0.0):
-        rise = (60 if "?" in phones else -20) + 10 * slope
-        track = 150 + np.concatenate([np.zeros(60), np.linspace(0, rise, 30)])
-        phase = 2 * np.pi * np.cumsum(np.repeat(track, 256)) / RATE
-        wave = sum(np.sin(k * phase) / k for k in range(1, 6)).astype(np.float32) * 0.2
-        return wave, [12 if symbol == "¿" else 3 for symbol in phones]
+    def __init__(self, obeys):
+        self.obeys, self.asked = obeys, []
 
-    assert evaluate.contours(speak, told) == 1.0
-    assert evaluate.breaks(speak, told) == 1.0 and evaluate.slopes(speak, told) == 1.0
-    assert evaluate.breaks(lambda phones, voice: (None, [1] * len(phones)), told) == 0.0
+    def say(self, asked):
+        self.asked.append(asked)
+        frames, words = 0, []
+        for unit in asked.units:
+            words.append((frames * 256, (frames + 30) * 256))
+            frames += 50 if self.obeys and unit.after == "," else 30
+        last = asked.units[-1]
+        contour = last.style.contour
+        rises = "?" in last.after or (contour and contour[-1][1] > 0)
+        track = np.full(frames, 150.0)
+        track[-25:] += np.linspace(0, 60 if self.obeys and rises else -20, 25)
+        gaps = [(words[n][1] // 256, words[n + 1][0] // 256) for n in range(len(words) - 1)]
+        pause = next((gap for gap in gaps if gap[1] > gap[0]), None)
+        return Said(voiced(track, pause), words)
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_questions_contours_and_breaks_are_counted_where_they_are_heard(obeys):
+    told = [("ðə ˈoʊld wˈʌn wˈɛl.", "The old one well."), ("wˌaɪ dˈuː ðə wˈʌn?", "Why do the one?")]
+    cases = heard.cases(told, ["a", "b", "c"], 3)
+    assert [speaker for _, speaker in cases] == ["a", "b", "c"]
+    assert {units[0].text for units, _ in cases} == {"The"}  # who, what, why are no questions of yes or no
+    actor = Actor(obeys)
+    share = 1.0 if obeys else 0.0
+    assert heard.questions(actor.say, cases) == share and heard.contours(actor.say, cases) == share
+    assert heard.breaks(actor.say, cases) == (share, share)
+    assert {asked.speaker for asked in actor.asked} == {"a", "b", "c"}
+
+
+def test_where_a_sentence_begins_is_found_in_the_sound():
+    wave = voiced([150.0] * 200, (0, 30))
+    wave[90 * 256 : 110 * 256] = 0
+    late = round(0.04 * RATE)
+    gaps = evaluate_long.onset_gaps(wave, RATE, [30 * 256 - late, 110 * 256 + late])
+    assert gaps == pytest.approx([0.04, -0.04], abs=0.008)
+    assert evaluate_long.onset_gaps(wave, RATE, [60 * 256]) == []
+
+
+def test_a_long_take_is_judged_by_minute_and_its_slopes_are_told(tmp_path, capsys):
+    class Same:
+        def alike(self, wave, rate, reference):
+            return 0.5
+
+    class Judges:
+        acquaintance = Same()
+
+        def listener(self, wave, rate):
+            return " ".join(["the old captain waited by the river"] * 500)[: len(self.told)]
+
+        def voice(self, name):
+            return None
+
+    judge = Judges()
+    judge.told = "nothing like it"
+    voice = prosody()
+    found = evaluate_long.judged(voice, judge, "b", 2, ["The old captain waited by the river."], tmp_path, seconds=4)
+    rows = json.loads((tmp_path / "long.json").read_text())["minutes"]
+    assert [row["minute"] for row in rows] == [1, 2] and all(4 <= row["seconds"] < 15 for row in rows)
+    assert found["minutes"] == 2 and found["similarity"] == 0.5 and found["wer"] > 0.5
+    assert capsys.readouterr().out.count("minute") == 2
+    assert evaluate_long.slope([0.1, 0.2, 0.3]) == pytest.approx(0.2) and evaluate_long.slope([1.0]) == 0.0
+    assert evaluate_long.summary([]) == {"minutes": 0}

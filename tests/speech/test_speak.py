@@ -4,7 +4,7 @@ import pytest
 import torch
 from longtake import UserError
 from longtake.speech.pitch import line
-from longtake.speech.prosody_fm.model import Config, ProsodyFM
+from longtake.speech.prosody_fm.model import PAUSE, Config, ProsodyFM, with_pauses
 from longtake.speech.prosody_fm.speak import speak
 
 PHONES = "ɪz ðæt tɹˈuː, ɔː nˈɒt?"
@@ -165,3 +165,15 @@ def test_the_voice_that_ships_says_a_sentence_and_pauses_where_it_is_told_to():
     assert 1.2 < said.seconds < 4 and 0.05 < float(abs(said.samples).max()) <= 1
     assert [word.text for word in said.words if not word.mark] == "You are coming with us tomorrow.".split()
     assert again.seconds > said.seconds + 0.3
+
+
+def test_a_break_between_words_pauses_for_150_ms_and_more_and_its_words_keep_their_frames(model):
+    plain = speak(model, "wˈʌn tˈuː θɹˈiː.", breaks=set())
+    broken = speak(model, "wˈʌn tˈuː θɹˈiː.", breaks={0}, rate=1.0)
+    place = broken.row.index("¿")
+    assert int(broken.frames[place - 1 : place + 2].sum()) >= PAUSE == 13
+    assert "¿" not in plain.row[:-1]
+    slow = speak(model, "wˈʌn tˈuː θɹˈiː.", breaks={0}, rate=0.5)
+    assert int(slow.frames[place - 1 : place + 2].sum()) >= 2 * PAUSE
+    row, lengths = " a ¿ b ¿", torch.tensor([1, 2, 1, 20, 1, 2, 1, 5])
+    assert torch.equal(with_pauses(lengths, row, PAUSE), lengths)  # long enough; the last break is the text's end

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from longtake.errors import UserError
 from longtake.speech.backends.load import load_voice
 from longtake.speech.backends.own import places_of, row_of, times_of
 from longtake.speech.backends.prosody import ProsodyVoice
 from longtake.speech.backends.voice import Utterance, shared_times, sounding
 from longtake.speech.longform.engine import LongForm
+from longtake.speech.pitch import own_range
 from longtake.speech.prosody_fm.breaks import marked
 from longtake.speech.prosody_fm.speak import speak
 from longtake.speech.text.script import Unit, Writer, symbols_of
@@ -47,8 +49,8 @@ def test_a_chunk_is_said_with_times_of_its_words(change: dict) -> None:
 @pytest.mark.parametrize("change", [{}, {"blanks": True}, {"aligner": 0, "aligner_reads": False}])
 def test_the_voice_says_what_the_model_says(change: dict) -> None:
     made = voice(**change)
-    said = made.say(Utterance(UNITS, seed=5, speaker="b", rate=1.25, pitch=2.0))
-    alone = speak(made.model, symbols_of(UNITS), voice="b", seed=5, rate=1.25, pitch=2.0)
+    said = made.say(Utterance(UNITS, seed=5, speaker="b", rate=1.25))
+    alone = speak(made.model, symbols_of(UNITS), voice="b", seed=5, rate=1.25)
     assert np.allclose(said.samples, made.sound(alone.mel), atol=1e-5)
 
 
@@ -73,15 +75,33 @@ def test_rate_changes_the_words_that_it_is_said_of(blanks: bool) -> None:
     assert whole.words[-1][1] == pytest.approx(2 * plain[-1][1], rel=0.15)
 
 
+def hum(mel: torch.Tensor) -> np.ndarray:
+    """A level voice of 150 Hz as long as a mel, since random weights have no pitch that could be moved."""
+    steps = np.arange(mel.shape[-1] * 256) / 22050
+    return sum(0.1 / k * np.cos(2 * np.pi * 150 * k * steps) for k in range(1, 12)).astype(np.float32)
+
+
 def test_pitch_of_one_word_changes_it_and_leaves_the_rest() -> None:
     made = voice()
+    made.sound = hum
     long = tuple(replace(unit, phones=unit.phones * 6) for unit in UNITS)
     high = (*long[:3], replace(long[3], style=Style(pitch=4.0)))
     plain, changed = (made.say(Utterance(units, seed=1)) for units in (long, high))
-    assert plain.words == changed.words
-    (first, _), (start, end) = plain.words[0], plain.words[3]
-    assert np.array_equal(plain.samples[: start // 2], changed.samples[: start // 2]) and first < start // 2
-    assert not np.allclose(plain.samples[start:end], changed.samples[start:end], atol=1e-6)
+    assert plain.words == changed.words and len(plain.samples) == len(changed.samples)
+    hertz = own_range(torch.from_numpy(changed.samples))
+    start, end = (round(place / 256) for place in plain.words[3])
+    assert np.allclose(hertz[4 : start - 6], 150, rtol=0.01)
+    assert np.allclose(hertz[start + 6 : end - 4], 150 * 2 ** (4 / 12), rtol=0.02)
+
+
+def test_a_question_rises_at_its_end_and_a_statement_does_not() -> None:
+    made = voice()
+    made.sound = hum
+    said = [made.say(Utterance((*UNITS[:3], replace(UNITS[3], after=mark)), seed=1)) for mark in ".?"]
+    level, risen = (own_range(torch.from_numpy(one.samples)) for one in said)
+    assert np.allclose(level[4:-4], 150, rtol=0.01)
+    end = round(said[1].words[-1][1] / 256)
+    assert risen[end - 10 : end].max() > 150 * 2 ** (4 / 12)
 
 
 def test_a_chunk_goes_on_from_the_one_before() -> None:

@@ -11,9 +11,12 @@ import torch
 from longtake.cli import main
 from longtake.errors import UserError
 from longtake.records import read
+from longtake.speech import evaluate
+from longtake.speech import vocoder as vocoders
 from longtake.speech.backends.valle import ValleVoice
 from longtake.speech.backends.voice import Utterance
 from longtake.speech.codec.mels import MelCodec
+from longtake.speech.data import load_zip
 from longtake.speech.longform.engine import LongForm
 from longtake.speech.reference import read_reference
 from longtake.speech.text.script import Unit, Writer
@@ -25,6 +28,7 @@ from longtake.speech.valle_r.decode import Limits
 from longtake.speech.valle_r.nar import NAR
 from longtake.speech.valle_r.network import Size
 from longtake.speech.valle_r.prior import ValleR
+from speech_data import write_zip
 from speech_prior import generator
 
 UNITS = (Unit("old", "ˈoʊld"), Unit("one,", "wˈʌn", ","), Unit("well.", "wˈɛl", "."))
@@ -128,3 +132,24 @@ def test_a_recording_that_is_none_is_one_line(tmp_path: Path, kind: str, what: s
 def test_a_recording_is_brought_to_the_models_rate_and_level(tmp_path: Path) -> None:
     wave = read_reference(speech(tmp_path / "me.wav", 44_100, 1, level=0.01))
     assert abs(len(wave) / 22_050 - 2.0) < 0.15 and float(wave.square().mean().sqrt()) == pytest.approx(0.07, rel=0.01)
+
+
+def test_the_evaluation_has_rows_of_a_prior_of_valle_r(voice: ValleVoice, tmp_path: Path) -> None:
+    told = load_zip(write_zip(tmp_path / "aligned_val.zip"), "val")[:2]
+
+    class Same:
+        def vector(self, wave: np.ndarray, rate: int) -> np.ndarray:
+            return np.array([1.0, 0.0])
+
+        def alike(self, wave: np.ndarray, rate: int, reference: np.ndarray) -> float:
+            return float(len(wave) > 0)
+
+    voice.model.save(tmp_path / "prior")
+    vocoders.save(generator(), tmp_path / "vocoder")
+    made = evaluate._voice(tmp_path / "prior", tmp_path / "vocoder")
+    assert made.kind == "valle_r" and evaluate._both(made, ["ann", "zoe"]) == ["ann"]
+    judges = evaluate.Judges(lambda wave, rate: "one two", Same(), told)
+    row = judges.row("made", told, evaluate._maker(made, None, None))
+    assert row.sentences == 2 and row.similarity == 1.0 and row.length > 0 and row.rtf > 0
+    with pytest.raises(UserError, match="none of the voices"):
+        evaluate._both(made, ["zoe"])
