@@ -140,7 +140,8 @@ def run(args: argparse.Namespace) -> int:
         for place in places:
             voice = _voice(prior, place)
             settings = product(args.steps if voice.kind == "ProsodyFM" else [None], args.temperature or [None])
-            for steps, heat in settings if judges is not None and some else ():
+            for steps, heat in settings if some else ():
+                assert judges is not None
                 how = [] if steps is None else [f"{steps} steps"]
                 how += [] if heat is None else [f"temperature {heat:g}"]
                 label = ", ".join([f"{prior.parent.name}/{prior.name}", place.name, *how])
@@ -148,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
                 print(TABLE.markdown(rows), flush=True)
         voice = _voice(prior, places[0])
         if args.controls:
-            voice.sound = _remembering(voice.sound)  # type: ignore[method-assign]
+            voice.sound = _remembering(voice.sound)  # type: ignore[method-assign, assignment]
             chosen = heard.cases([(one.phones, one.text) for one in told], _both(voice, voices), args.controls)
             found: dict[str, Any] = {**heard.controls(voice.say, chosen), "sentences": len(chosen)}
             facts[str(prior)] = found

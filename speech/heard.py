@@ -29,7 +29,7 @@ def units_of(phones: str, text: str = "") -> tuple[Unit, ...]:
     """Units of a row of symbols; their texts are the words of ``text`` where it has as many, else their phones."""
     parts = [part for part in phones.replace(BREAK_MARK, " ").split(" ") if part]
     words = text.split()
-    found = []
+    found: list[Unit] = []
     for number, part in enumerate(parts):
         body = part.rstrip("".join(PAUSES) + '"”')
         if not body:  # a mark alone goes to the word before
