@@ -22,7 +22,7 @@ from batch import overhead, ranks_speedup
 from longtake.motion.domain import STEPS
 
 KERNELS = ("causal", 64, 3, "zigzag", "auto", 8, 4, 4, 4, 16, "float32")
-MOTION = ("0s: walks", 4, 1, 5, 2.5, 20, 1, "", False, "", "", False, "none", [".npz"])
+MOTION = ("0s: walks", 4, 1, 5, 2.5, 20, 1, "", False, "", "", False, "none", [".npz"], None)
 
 
 def start() -> tuple[subprocess.Popen, str, float, float]:

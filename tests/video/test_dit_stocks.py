@@ -62,8 +62,6 @@ def test_d8_within_the_training_length_the_film_is_that_of_the_stock_pipeline(na
     monkeypatch.setattr(sys.modules[type(stock).__module__], "randn_tensor", drawn)
     given = asked(name)
     del given["seed"]
-    if name != "hunyuan15":
-        given["guidance_scale"] = 5.0
     if name.startswith("ltx"):
         given["frame_rate"] = 24.0
     generator = torch.Generator().manual_seed(1_000_003)

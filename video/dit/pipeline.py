@@ -518,9 +518,9 @@ class TransformerVideoPipeline:
         return VideoOutput(np.concatenate(list(decoder.chunks(length))), fps, latents, info=info)
 
     def output(self, latents: Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str) -> VideoOutput:
-        """The film of latents that a finished run kept; info: "frames" of it."""
+        """The film of latents that a finished run kept; info: "frames" of it, where it is not all that they hold."""
         ranks = ranks or Ranks.single(self.device)
-        return self._output(latents, latents, Caught(), fps, info["frames"], ranks, info, kind)
+        return self._output(latents, latents, Caught(), fps, info.get("frames"), ranks, info, kind)
 
     def film(self, latents: int, noted: Any = None) -> int:
         """Frames of film of so many latent frames: those that a run noted, where its last latent frame begins them."""
