@@ -137,7 +137,8 @@ def cogvideox(kind="cogvideox", pipeline="CogVideoXPipeline", **changes):
         up_block_types=("CogVideoXUpBlock3D",) * 4, block_out_channels=(8, 8, 8, 8), latent_channels=4,
         layers_per_block=1, norm_num_groups=2, temporal_compression_ratio=4,
     ).eval()  # fmt: skip
-    return getattr(diffusers, pipeline)(
+    kind_of = getattr(diffusers, pipeline) if isinstance(pipeline, str) else pipeline
+    return kind_of(
         tokenizer=tokenizer(), text_encoder=t5(), vae=vae, transformer=make(kind, max_text_seq_length=8, **changes),
         scheduler=CogVideoXDDIMScheduler(
             rescale_betas_zero_snr=True, snr_shift_scale=1.0, prediction_type="v_prediction"
@@ -210,6 +211,13 @@ def vace():
 
 def cogvideox_i2v():
     return cogvideox(pipeline="CogVideoXImageToVideoPipeline", in_channels=8)
+
+
+def consisid_i2v():
+    # diffusers shows it only beside opencv, which it needs for key points of faces alone
+    from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline
+
+    return cogvideox("consisid", ConsisIDPipeline, in_channels=8)
 
 
 def hunyuan15():
@@ -325,7 +333,7 @@ PIPELINES = {
 }  # fmt: skip
 # pipelines of `test_dit_stocks.py`
 STOCKS = {
-    "wan-two": wan_two, "wan-i2v": wan_i2v, "wan-ti2v": wan_ti2v, "cogvideox-i2v": cogvideox_i2v,
+    "wan-two": wan_two, "wan-i2v": wan_i2v, "wan-ti2v": wan_ti2v, "cogvideox-i2v": cogvideox_i2v, "consisid-i2v": consisid_i2v,
     "ltx-i2v": lambda: ltx("LTXImageToVideoPipeline"),
     "hunyuan15": hunyuan15, "kandinsky": kandinsky, "ltx2": ltx2,
 }  # fmt: skip

@@ -95,7 +95,7 @@ class TransformerVideoPipeline:
 
         try:
             stock = DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, ImportError) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(f"{folder} does not load as a diffusers pipeline: {reason}") from error
         return cls.of(stock, name, **preset)
