@@ -299,7 +299,9 @@ def test_one_command_makes_the_table(data, prior, tmp_path, run_cli):
         "FreeNoise",
     ):
         row = rows[label, 32]
-        assert row["videos"] == 1 and 0 <= row["kept"] <= 1 and 0 <= row["arrow"] <= 1 and row["drift"] >= 0
+        assert row["videos"] == 1 and 0 <= row["kept"] <= 1 and row["drift"] >= 0
+        # "running" is a square that jumps up and comes down the same way: it tells no direction of time
+        assert row["arrow"] is None and "nan" not in ran.stdout
         assert (row["memory"] is None) == (label == "real clips, looped")
         assert f"| {label} " in ran.stdout
     assert rows["prior, training captions", 16]["videos"] == rows["prior, wordings never seen", 16]["videos"] == 2
