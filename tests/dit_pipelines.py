@@ -333,7 +333,8 @@ PIPELINES = {
 }  # fmt: skip
 # pipelines of `test_dit_stocks.py`
 STOCKS = {
-    "wan-two": wan_two, "wan-i2v": wan_i2v, "wan-ti2v": wan_ti2v, "cogvideox-i2v": cogvideox_i2v, "consisid-i2v": consisid_i2v,
+    "wan-two": wan_two, "wan-i2v": wan_i2v, "wan-ti2v": wan_ti2v, "cogvideox-i2v": cogvideox_i2v,
+    "consisid-i2v": consisid_i2v,
     "ltx-i2v": lambda: ltx("LTXImageToVideoPipeline"),
     "hunyuan15": hunyuan15, "kandinsky": kandinsky, "ltx2": ltx2,
 }  # fmt: skip

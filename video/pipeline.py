@@ -181,6 +181,11 @@ class LongVideoPipeline(LongTakePipeline):
                 rows.append(self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0][0])
         return torch.stack(rows).to(self.unet.device, self.unet.dtype)
 
+    @property
+    def _windows_of_its_own(self) -> bool:
+        """AnimateDiff's UNet sees the whole video, or FreeNoise's windows where they are switched on."""
+        return type(self.unet).__name__ == "UNetMotionModel"
+
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """(c, h, w) of one frame; sizes in pixels must be multiples of the latent grid's step times the UNet's."""
         step = 8 * 2 ** (len(self.unet.config.block_out_channels) - 1)
@@ -255,8 +260,9 @@ class LongVideoPipeline(LongTakePipeline):
         prompt: text, a Timeline (as text too: "0s: ... | 4s: ..."), or a list of them: one video each, the n-th with
         seed + n. frames (240), num_frames or seconds at ``fps``: how long. seed (0), or a torch.Generator's.
         guidance_scale: classifier-free guidance, 1 switches it off. prompt_embeds, negative_prompt_embeds: text states
-        (1, T, D) in place of the prompts'. scope: what a frame attends to; "auto" is ``default_scope``, None is every
-        frame. sizes: frames of each rank (default: even). initial_noise: see ``InitialNoise``. chunk_frames: spatial
+        (1, T, D) in place of the prompts'. scope: what a frame attends to; "auto" is ``default_scope`` (None for
+        AnimateDiff), None is every frame. sizes: frames of each rank (default: even). initial_noise: see
+        ``InitialNoise``. chunk_frames: spatial
         layers at a time (default: chosen by length). journal: an opened journal; the run goes on from its newest
         complete step. ranks: default the run this process is in. callback_on_step_end(pipe, step, timestep, tensors):
         tensors are "latents" and "clean" of this rank (n, c, h, w), step counts from 0; see ``watcher``.
@@ -373,7 +379,7 @@ class LongVideoPipeline(LongTakePipeline):
         if isinstance(scope, str):
             if scope != "auto":
                 raise UserError(f"scope must be a Scope, 'auto' or None; given {scope!r}")
-            scope = default_scope(len(span))
+            scope = None if self._windows_of_its_own else default_scope(len(span))
         shape, partition = self.check_inputs(
             timeline, context, height=height, width=width, scope=scope, span=span, sizes=sizes, world=ranks.world
         )

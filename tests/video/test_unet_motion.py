@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from longtake.errors import UserError
@@ -9,6 +10,7 @@ from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.transport import DryTransport
 from longtake.video import freenoise
 from longtake.video.parallelize import UnsupportedModule, parallelize
+from longtake.video.pipeline import InitialNoise, LongVideoPipeline
 from longtake.video.scope import Scope
 from longtake.video.unet_motion import motion_modules
 from ranks import run_ranks
@@ -435,3 +437,79 @@ def test_a14_unknown_modules_and_blocks_are_named():
     model.mid_block.motion_modules[0].transformer_blocks[0] = torch.nn.Linear(2, 2)
     with pytest.raises(UnsupportedModule, match=r"mid_block\S*transformer_blocks\.0 is a Linear"):
         parallelize(model, Partition.even(6, 1), None)
+
+
+def animatediff(windows):
+    """A stock AnimateDiffPipeline of tiny random weights, FreeNoise on where `windows` says how."""
+    from diffusers import AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditionModel
+    from dit_pipelines import tokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 8), layers_per_block=1, sample_size=8, cross_attention_dim=8, norm_num_groups=2,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    adapter = MotionAdapter((8, 8), 1, motion_num_attention_heads=2, motion_norm_num_groups=2, motion_max_seq_length=16)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=2,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    told = CLIPTextConfig(
+        vocab_size=1000, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    stock = AnimateDiffPipeline(
+        vae=vae.eval(), text_encoder=CLIPTextModel(told).eval(), tokenizer=tokenizer(8), unet=unet,
+        motion_adapter=adapter, scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),
+    )  # fmt: skip
+    fill_parameters(stock.unet).eval()
+    if windows is not None:
+        stock.enable_free_noise(*windows)
+    stock.set_progress_bar_config(disable=True)
+    return stock
+
+
+ASKED = {"num_inference_steps": 3, "height": 64, "width": 64}
+
+
+@pytest.mark.parametrize(("frames", "windows"), [(12, None), (24, (8, 4))])
+def test_a_stock_animatediff_pipeline_makes_its_own_film_and_follows_a_timeline(frames, windows):
+    stock = animatediff(windows)
+    pipe = LongVideoPipeline.from_pipeline(stock)
+    film = pipe("a dog runs", frames, seed=1, **ASKED)
+    start = pipe._initial(range(frames), frames, 1, (4, 8, 8), InitialNoise.INDEPENDENT).transpose(0, 1)[None]
+    alone = stock(
+        "a dog runs",
+        num_frames=frames,
+        negative_prompt="",
+        guidance_scale=3.0,
+        latents=start,
+        output_type="np",
+        **ASKED,
+    )
+    assert np.abs(alone.frames[0] * 255 - film.frames).max() <= 0.51  # rounding to uint8
+    told = pipe(f"0: a dog runs | {frames // 2}: a cat swims", frames, seed=1, **ASKED)
+    assert (told.latents - film.latents).abs().amax((1, 2, 3))[-1] > 1e-3
+    longer = pipe("a dog runs", context=pipe.context(film.latents[:8], frames=4), **ASKED)
+    assert torch.equal(longer.latents[:8], film.latents[:8]) and len(longer.frames) == 12
+
+
+def test_animatediff_without_freenoise_says_how_long_it_can_be():
+    with pytest.raises(UserError, match="has 16 positions in time, but the video has 24 frames: switch FreeNoise on"):
+        LongVideoPipeline.from_pipeline(animatediff(None))("a dog runs", 24, **ASKED)
+
+
+def animated(rank, world):
+    torch.set_num_threads(1)
+    pipe = LongVideoPipeline.from_pipeline(animatediff((8, 4)))
+    return pipe("0: a dog runs | 12: a cat swims", 24, seed=1, output_type="latent", **ASKED).latents
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+def test_animatediff_over_ranks_makes_the_film_of_one(world):
+    one = animated(0, 1)
+    for latents in run_ranks(animated, world)[:1]:
+        assert (latents - one).abs().max() <= 1e-4 * one.abs().max()
