@@ -91,8 +91,8 @@ class RealFrames:
         successor than to its predecessor; 0.5 is no direction of time. stays: share of the steps whose frame t + 1 is
         nearer to that same picture than to either; where it is large, the arrow says nothing. A picture that the real
         clips show more than once (a movement there and back, a pose that is held) has several successors and
-        predecessors, of which the nearest count. Steps as near to the one as to the other tell no direction and are
-        left out of both; NaN when no step is left.
+        predecessors, of which the nearest count. Steps as near to the one as to the other, or to a neighbour that is
+        the same picture, tell no direction and are left out of both; NaN when no step is left.
         """
         if len(film) < 2:
             raise ValueError("a film of one frame has no step")
@@ -105,7 +105,7 @@ class RealFrames:
             to_after[step], to_before[step] = (
                 np.square(frame - self.frames[beside[shown]]).mean(1).min() for beside in (self.after, self.before)
             )
-        telling = to_after != to_before
+        telling = (to_after != to_before) & (to_here != np.minimum(to_after, to_before))
         if not telling.any():
             return float("nan"), float("nan")
         forward = to_after < to_before
