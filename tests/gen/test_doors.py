@@ -323,23 +323,13 @@ def test_the_page_tells_it_too(tmp_path: Path) -> None:
     bench = Bench()
     try:
         form = Form(bench, domain_of("motion"))
-        values = [
-            "0s: a castle on a hill",
-            2.0,
-            1,
-            1,
-            1.0,
-            20,
-            1,
-            None,
-            False,
-            None,
-            None,
-            False,
-            "none",
-            [".npz"],
-            None,
-        ]
+        values = form.values_of(
+            {
+                "timeline": "0s: a castle on a hill",
+                "seed": 1,
+                "parameters": {"frames": 40, "steps": 1, "guidance": 1.0, "handshake": 20, "outputs": [".npz"]},
+            }
+        )
         *_, end = form.run("me", values, skip=None)
         assert "outside what this prior knows" in end[0] and "40 frames" in end[0]
     finally:

@@ -17,7 +17,7 @@ from typing import Any
 
 from longtake.errors import UserError
 from longtake.reading import read_json_object
-from longtake.video.dit.presets import PRESETS, Preset, preset_of, stock_settings
+from longtake.video.dit.presets import PRESETS, Preset, preset_of
 from longtake.video.dit.records import RECORDS, Record
 
 _SIDES = {"LTXVideoTransformer3DModel": 32, "LTX2VideoTransformer3DModel": 32}  # pixels a latent pixel, where not 8
@@ -76,9 +76,9 @@ def model_at(folder: Path, name: str | None = None, length: int | None = None) -
     if not isinstance(part, list) or "unet" in told or not part or part[-1] not in RECORDS:
         return None
     record = RECORDS[part[-1]]
-    preset = preset_of(name if name in PRESETS else None, record, length=length)
-    if name not in PRESETS:
-        preset = stock_settings(preset, _pipeline_class(told.get("_class_name")))
+    listed = name in PRESETS
+    pipeline = None if listed else _pipeline_class(told.get("_class_name"))
+    preset = preset_of(name if listed else None, record, pipeline, length=length)
     weights = {path: path.stat().st_size for path in folder.rglob("*.safetensors")}
     own = [size for path, size in weights.items() if path.parent.name == "transformer"]
     config_file = folder / "transformer" / "config.json"

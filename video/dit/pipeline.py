@@ -41,7 +41,7 @@ from longtake.video.dit.film_sound import with_sound
 from longtake.video.dit.guidance import Guided, Halves, check_passes
 from longtake.video.dit.latent_space import awake, denormalised, normalised
 from longtake.video.dit.positions import Positions
-from longtake.video.dit.presets import PRESETS, Preset, preset_of, stock_settings
+from longtake.video.dit.presets import Preset, preset_of
 from longtake.video.dit.prompts import frame_weights
 from longtake.video.dit.records import Record, record_of
 from longtake.video.dit.scopes import FrameScope, RotatingAnchors
@@ -83,8 +83,7 @@ class TransformerVideoPipeline:
         record = record_of(getattr(stock, "transformer", None))
         if name is None:
             name = _repository(stock)
-        found = preset_of(name, record, **preset)
-        return cls(stock, found if name in PRESETS else _named(stock_settings(found, type(stock)), preset), name)
+        return cls(stock, preset_of(name, record, type(stock), **preset), name)
 
     @classmethod
     def from_folder(
@@ -527,10 +526,6 @@ class TransformerVideoPipeline:
         whole = self.preset.film(latents)
         fits = isinstance(noted, int) and whole - self.preset.stride < noted <= whole
         return noted if fits else whole
-
-
-def _named(preset: Preset, given: dict[str, Any]) -> Preset:
-    return replace(preset, **{key: value for key, value in given.items() if value is not None})
 
 
 def _first_of(stock: Any, names: Sequence[str]) -> int | None:

@@ -82,9 +82,10 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_of(name: str | None, record: Record, **given: float | None) -> Preset:
+def preset_of(name: str | None, record: Record, pipeline: Any = None, **given: float | None) -> Preset:
     """The preset of a repository, or one of its class with the fields that the caller names.
 
+    pipeline: class of its stock pipeline, whose call's steps and guidance stand where no preset is listed.
     given: length, stride, fps, height, width, steps, guidance; None leaves a field as it is.
     Raises UserError for a name of the Hub (owner/name) that is not listed while no length is given: a wrong training
     length is the most common mistake and shows nowhere but in the film.
@@ -97,11 +98,11 @@ def preset_of(name: str | None, record: Record, **given: float | None) -> Preset
                 f"no preset for {name}: say its training length in latent frames, e.g. length={record.length} "
                 f"(of {record.name}), and fps if it is not {record.fps:g}"
             )
-        known = Preset(record.length, record.stride, record.fps)
+        known = _stock_settings(Preset(record.length, record.stride, record.fps), pipeline)
     return replace(known, **named)  # type: ignore[arg-type]
 
 
-def stock_settings(preset: Preset, pipeline: Any) -> Preset:
+def _stock_settings(preset: Preset, pipeline: Any) -> Preset:
     """A preset with the steps and the guidance that a stock pipeline's call takes when nobody names them."""
     if pipeline is None:
         return preset
