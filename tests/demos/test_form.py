@@ -171,23 +171,8 @@ def test_video_settings_reproduce_the_film_here_in_python_and_on_the_command_lin
 def test_two_people_are_reproduced_too(bench, motion, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     bench.keep = tmp_path / "kept"
-    two = [
-        "0s: two people wave to each other",
-        3.0,
-        5,
-        2,
-        2.5,
-        20,
-        2,
-        None,
-        True,
-        None,
-        None,
-        False,
-        "none",
-        [".npz"],
-        None,
-    ]
+    parameters = {"frames": 60, "steps": 2, "guidance": 2.5, "people": 2, "lock_feet": True, "outputs": [".npz"]}
+    two = motion.values_of({"timeline": "0s: two people wave to each other", "seed": 5, "parameters": parameters})
     *_, python, command = last(motion, two)
     first = np.load(bench.keep / "motion-5-1" / "motion-5.npz")["second"]
     assert main(shlex.split(command)[1:]) == 0
