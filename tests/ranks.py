@@ -72,12 +72,12 @@ def _child(folder: str, file: str, name: str, rank: int, world: int, timeout: fl
     dist.destroy_process_group()
 
 
-def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 60) -> list[Any]:
+def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 300) -> list[Any]:
     """`[fn(rank, world, *args) for rank in range(world)]`, each in its own process with gloo ready.
 
     fn: a module-level function; its result and `args` must be picklable.
-    timeout: seconds until everything is ended and TimeoutError raised, on an idle machine; times the load per core,
-        at most 8 times as long, on a busy one.
+    timeout: seconds until everything is ended and TimeoutError raised (a guard against a hang); times the load per
+        core, at most 8 times as long, on a busy machine.
     Raises RuntimeError with the traceback of the rank that failed first.
     """
     context = multiprocessing.get_context("forkserver")

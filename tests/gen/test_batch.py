@@ -120,7 +120,7 @@ def test_a_long_job_is_made_by_all_ranks_together_with_the_same_result(tmp_path:
     )  # fmt: skip
     path.write_text(path.read_text().replace('"prompt": "x", ', ""))
     assert main(["batch", str(path), "--out", str(tmp_path / "one")]) == 0
-    assert run_ranks(spanned_run, world, str(path), str(tmp_path / "all"), False, timeout=120) == [0] * world
+    assert run_ranks(spanned_run, world, str(path), str(tmp_path / "all"), False) == [0] * world
     rows = results(tmp_path / "all")
     assert {name for name, row in rows.items() if row.get("ranks") == world} == {"film", "long"}, "rows cannot be cut"
     assert rows["film"]["files"] == ["film.mp4", "film.safetensors"]
@@ -136,7 +136,7 @@ def test_what_rank_0_cannot_write_of_a_spanning_job_is_recorded_and_the_rest_goe
     parameters = {"frames": 48, "steps": 1, "guidance": 1.0}
     film = {"id": "film", "modality": "video", "prompt": "a dog", "seed": 1, "parameters": parameters}
     path = manifest(tmp_path, film, job("short"))
-    assert run_ranks(spanned_run, 3, str(path), str(tmp_path / "out"), True, timeout=120) == [1, 1, 1]
+    assert run_ranks(spanned_run, 3, str(path), str(tmp_path / "out"), True) == [1, 1, 1]
     rows = results(tmp_path / "out")
     assert "No space left" in rows["film"]["error"] and rows["film"]["ranks"] == 3 and rows["short"]["status"] == "done"
 
@@ -297,7 +297,7 @@ def test_a_video_job_on_one_of_three_ranks_talks_to_no_other(tmp_path: Path) -> 
     jobs = tmp_path / "film.jsonl"
     jobs.write_text("".join(json.dumps({**line, "id": f"film{n}", "seed": n}) + "\n" for n in range(2)))
     assert main(["batch", str(jobs), "--out", str(tmp_path / "one")]) == 0
-    assert run_ranks(whole_run, 3, str(jobs), str(tmp_path / "three"), timeout=120) == [0, 0, 0]
+    assert run_ranks(whole_run, 3, str(jobs), str(tmp_path / "three")) == [0, 0, 0]
     for name in ("film0.safetensors", "film1.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
 

@@ -130,7 +130,7 @@ def rank_ltx(rank: int, world: int) -> dict[str, float]:
 def test_a_model_whose_plan_cuts_text_for_cross_attention_gives_the_same_on_any_number_of_ranks(world: int) -> None:
     from ranks import run_ranks
 
-    for errors in run_ranks(rank_ltx, world, timeout=120):
+    for errors in run_ranks(rank_ltx, world):
         assert max(errors.values()) <= 1e-5, errors
 
 

@@ -150,7 +150,7 @@ def rank_models(rank: int, world: int) -> dict[str, float]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_stock_joint_transformers_give_the_same_on_any_number_of_ranks(world: int) -> None:
-    for errors in run_ranks(rank_models, world, timeout=120):
+    for errors in run_ranks(rank_models, world):
         assert max(errors.values()) <= 2e-5, errors
 
 

@@ -82,7 +82,7 @@ def both(rank: int, world: int) -> dict[str, float]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_a_stock_dit_gives_the_same_on_any_number_of_ranks(world: int) -> None:
-    for errors in run_ranks(both, world, timeout=120):
+    for errors in run_ranks(both, world):
         assert max(errors.values()) <= 1e-5, errors
 
 

@@ -46,7 +46,7 @@ def different_caps(rank: int, world: int) -> str:
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_a_softcap_equals_the_definition_forward_and_backward(world: int) -> None:
-    reports = run_ranks(every_case, world, timeout=120)
+    reports = run_ranks(every_case, world)
     for number, case in enumerate(CASES):
         limit = 1e-12 if case["dtype"] == torch.float64 else 1e-5
         assert worst_of(reports, number) <= limit and worst_lse(reports, number) <= 1e-5, (case, world)

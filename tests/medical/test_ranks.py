@@ -28,7 +28,7 @@ def predicted(rank, world, split):
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_the_result_of_one(world, split):
     alone = predicted(0, 1, split)
-    for samples, lower, count in run_ranks(predicted, world, split, timeout=180):
+    for samples, lower, count in run_ranks(predicted, world, split):
         assert count == 4
         assert np.abs(samples - alone[0]).max() <= 1e-5
         assert np.abs(lower - alone[1]).max() <= 1e-5

@@ -105,7 +105,7 @@ def held() -> Control:
 def test_a_pair_is_the_same_on_any_number_of_ranks() -> None:
     alone = on_ranks(0, 1)
     for world in (2, 3):
-        for rank, found in enumerate(run_ranks(on_ranks, world, timeout=180)):
+        for rank, found in enumerate(run_ranks(on_ranks, world)):
             assert "cannot be shared" in found.pop("refused")
             for name, arrays in alone.items():
                 for one, two in zip(arrays, found[name], strict=True):
@@ -154,8 +154,8 @@ def test_a_pair_killed_on_three_ranks_goes_on_with_two_and_with_one(tmp_path: Pa
     whole = until(0, 1, str(tmp_path / "whole"), None)
     for world in (2, 1):
         folder = str(tmp_path / f"run{world}")
-        assert run_ranks(until, 3, folder, 3, timeout=120) == [None] * 3
-        rest = run_ranks(until, 2, folder, None, timeout=120)[1] if world == 2 else until(0, 1, folder, None)
+        assert run_ranks(until, 3, folder, 3) == [None] * 3
+        rest = run_ranks(until, 2, folder, None)[1] if world == 2 else until(0, 1, folder, None)
         assert all(np.array_equal(one, two) for one, two in zip(whole[:3], rest[:3], strict=True)), world
 
 

@@ -158,7 +158,7 @@ def every_way(rank: int, world: int) -> dict[str, np.ndarray]:
 def test_any_number_of_ranks_gives_the_same_motion() -> None:
     alone = every_way(0, 1)
     for world in (2, 3):
-        for rank, found in enumerate(run_ranks(every_way, world, timeout=120)):
+        for rank, found in enumerate(run_ranks(every_way, world)):
             assert found.pop("refused") == 1
             for name, value in alone.items():
                 assert np.array_equal(found[name], value), (world, rank, name, np.abs(found[name] - value).max())
@@ -194,7 +194,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> N
         settings = {"seed": 1, "text": texts(), "num_inference_steps": 6, "chunk_rows": 1, "take2": "release"}
         early = pipe(TIMELINE, FRAMES, journal=journal, callback_on_step_end=stop, blend=4, **settings)
     assert not early.info["completed"] and early.info["steps"] == 3
-    for features in run_ranks(go_on, 3, str(tmp_path / "run"), timeout=120):
+    for features in run_ranks(go_on, 3, str(tmp_path / "run")):
         assert np.array_equal(features, whole)
 
 

@@ -109,14 +109,14 @@ def compare_parts(rank, world):
 
 @pytest.mark.distributed
 def test_d2_ranks_that_hold_their_own_frames_alone_compute_the_same():
-    for worst in run_ranks(compare_parts, 3, timeout=120):
+    for worst in run_ranks(compare_parts, 3):
         assert len(worst) == 16 and max(worst.values()) <= TOLERANCE, worst
 
 
 @functools.cache
 def in_every_class(world):
     """`compare` on all ranks, once for the lines that read it: stock and all frames in scope, then two scopes."""
-    return run_ranks(compare, world, KINDS, [None, Scope(FRAMES, 0, gate="off"), NARROW, SOFT], timeout=180)
+    return run_ranks(compare, world, KINDS, [None, Scope(FRAMES, 0, gate="off"), NARROW, SOFT])
 
 
 def worst_of(world, numbers):
@@ -146,7 +146,7 @@ def test_d6_the_family_of_scopes_is_masked_dense_attention_for_any_ranks(world):
         RotatingAnchors(reference=6, window=1), Decay(reference=4, factor=0.7), Sinks(1, 2), BlockCausal(2),
         Both(BlockCausal(2), NARROW),
     ]  # fmt: skip
-    for worst in run_ranks(compare, world, ("wan", "hunyuan", "cogvideox", "ltx"), scopes, timeout=120):
+    for worst in run_ranks(compare, world, ("wan", "hunyuan", "cogvideox", "ltx"), scopes):
         assert max(worst.values()) <= TOLERANCE, worst
 
 

@@ -140,7 +140,7 @@ def test_d8_the_same_film_from_any_number_of_ranks(world):
         film = pipe("0s: a dog runs | 1s: a cat swims", 25, **asked(name))
         redo = pipe("a cat swims", context=pipe.context(film.latents, redo=(6, 18)), **asked(name))
         alone[name] = (film.latents.numpy(), redo.latents.numpy())
-    for rank, made in enumerate(run_ranks(over_ranks, world, timeout=120)):
+    for rank, made in enumerate(run_ranks(over_ranks, world)):
         for name, (film, redo, frames) in made.items():
             assert np.abs(film - alone[name][0]).max() <= 1e-4 and np.abs(redo - alone[name][1]).max() <= 1e-4
             assert frames == (25 if rank == 0 else 0)
@@ -164,7 +164,7 @@ def guided_over_ranks(rank, world):
 def test_d8_guidance_on_halves_of_the_ranks_is_the_film_of_one(world):
     from ranks import run_ranks
 
-    for made in run_ranks(guided_over_ranks, world, timeout=120):
+    for made in run_ranks(guided_over_ranks, world):
         for (name, prompt), (latents, received) in made.items():
             alone = pipe_of(name)(prompt, 25, **asked(name)).latents.numpy()
             assert np.abs(latents - alone).max() <= 1e-4 * max(1.0, np.abs(alone).max())

@@ -92,7 +92,7 @@ def compare(rank, world):
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_d7_video_and_sound_are_cut_by_seconds_for_any_ranks(world):
-    for worst in run_ranks(compare, world, timeout=120):
+    for worst in run_ranks(compare, world):
         assert len(worst) == 8 and max(worst.values()) <= TOLERANCE, worst
 
 
@@ -174,7 +174,7 @@ def compare_packed(rank, world):
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_d2_minimax_packed_rows_for_any_ranks(world):
-    for worst in run_ranks(compare_packed, world, timeout=120):
+    for worst in run_ranks(compare_packed, world):
         assert max(worst.values()) <= TOLERANCE, worst
 
 

@@ -237,7 +237,7 @@ def over_ranks(rank, world):
 def test_d8_three_ranks_make_the_same_film_and_sound():
     from ranks import run_ranks
 
-    made = run_ranks(over_ranks, 3, timeout=120)
+    made = run_ranks(over_ranks, 3)
     for name in made[0]:
         alone = pipe_of(name)("a dog runs", 25 if name == "ltx2" else 13, **asked(name, num_inference_steps=2))
         for one in made:

@@ -39,7 +39,7 @@ def stock(name, settings):
 @pytest.mark.distributed
 @pytest.mark.parametrize(("world", "names"), [(1, ["llava"]), (2, ["llava", "qwen3_vl"]), (3, FAMILY_NAMES)])
 def test_p8_prefill_over_ranks_is_that_of_one_process(world, names):
-    found = run_ranks(read, world, names, timeout=120)
+    found = run_ranks(read, world, names)
     for name in names:
         for number, settings in enumerate(SETTINGS):
             whole = stock(name, settings)
