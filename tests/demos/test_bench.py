@@ -104,7 +104,7 @@ def test_a_reader_that_leaves_ends_the_run(bench, tmp_path: Path) -> None:
     next(notes)
     started = time.monotonic()
     notes.close()
-    assert ended and ended[0] < 1000 and time.monotonic() - started < 5
+    assert ended and ended[0] < 1000 and time.monotonic() - started < 15  # of 20
 
 
 def test_copies_never_replace_older_ones(bench, tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_a_mistake_of_one_rank_before_the_run_frees_the_others_and_is_told_once(
         for rank in range(world)
     ]
     codes, lines = ends(processes, tmp_path)
-    assert codes == [2] * world and time.monotonic() - started < 30
+    assert codes == [2] * world and time.monotonic() - started < 120
     assert [line for line in lines if line] == [
         "longtake: error: unrecognized arguments: --bogus (see longtake batch --help)"
     ]
@@ -312,7 +312,7 @@ def test_a_rank_killed_at_birth_frees_the_others_with_a_reason(tmp_path: Path, v
     processes[victim].kill()
     codes, lines = ends(processes, tmp_path)
     assert codes[victim] == -9 and all(code in (2, 75) for rank, code in enumerate(codes) if rank != victim)
-    assert time.monotonic() - started < 45  # 15 s of waiting, the rest is loading
+    assert time.monotonic() - started < 120  # 15 s of waiting, the rest is loading
     told = "\n".join(lines)
     assert f"rank {victim} did not come" in told or f"rank {victim} of 3 was lost" in told
     assert "Traceback" not in told
@@ -333,7 +333,7 @@ def test_a_rank_killed_while_it_loads_frees_the_others_at_once(tmp_path: Path) -
     time.sleep(2.0)
     loading.kill()
     loading.wait()
-    codes, lines = ends([other], tmp_path, 30)
+    codes, lines = ends([other], tmp_path, 120)
     assert codes == [75] and "rank 1 of 2 was lost" in lines[0]
 
 
@@ -344,7 +344,7 @@ def test_a_port_in_use_is_said_first_and_frees_all(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         started = time.monotonic()
         codes, lines = ends([start_cli(rank, 3, port, tmp_path, *words) for rank in range(3)], tmp_path)
-    assert codes == [2, 2, 2] and time.monotonic() - started < 50
+    assert codes == [2, 2, 2] and time.monotonic() - started < 120
     assert lines[0] == f"longtake: error: port {port} of 127.0.0.1 is in use: set MASTER_PORT to a free one"
     for rank in (1, 2):
         assert f"longtake: error (rank {rank}): rank {rank} of 3 did not find all others at 127.0.0.1" in lines[rank]
@@ -409,10 +409,11 @@ def test_no_thread_of_the_process_group_outlives_the_run(
 
 
 @pytest.mark.distributed
-def test_a_rank_that_needs_no_others_waits_for_none(tmp_path: Path) -> None:
+def test_a_rank_that_needs_no_others_waits_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGTAKE_JOIN_TIMEOUT", "300")
     started = time.monotonic()
     codes, lines = ends([start_cli(0, 2, free_port(), tmp_path, "--version")], tmp_path)
-    assert (codes, lines) == ([0], [""]) and time.monotonic() - started < 10
+    assert (codes, lines) == ([0], [""]) and time.monotonic() - started < 120
 
 
 # ------------------------------------------------------------------------------------------------ under torchrun
