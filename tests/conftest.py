@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,14 +42,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """run_cli("video", "a prompt", "--frames", "8") in a process of its own; env=... adds variables."""
+    from processes import run as run_python
 
     def run(*args: str, env: dict[str, str] | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "longtake", *args],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, **(env or {})},
-        )
+        return run_python("-m", "longtake", *args, env={**os.environ, **(env or {})}, timeout=timeout)
 
     return run

@@ -5,14 +5,13 @@
 
     assert run_ranks(both_add, 2, 5) == [15, 15]
 
-The processes come from a fork server that has torch imported once, talk through a file store (no port), use one
-thread each, and are ended through their own handles. The function is found again by file and name, so any test module
-works whatever name pytest gave it.
+The processes come from a fork server that has torch imported once (`processes`), talk through a file store (no port),
+use one thread each, and are ended through their own handles. The function is found again by file and name, so any test
+module works whatever name pytest gave it.
 """
 
 import importlib.util
 import inspect
-import multiprocessing
 import os
 import pickle
 import socket
@@ -25,6 +24,8 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+
+from processes import context
 
 _PATIENCE = 8.0  # the most that `timeout` is stretched on a machine that others keep busy
 _GRACE_S = 5.0  # after the first failure, time for the others to report theirs
@@ -80,21 +81,14 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 3
         core, at most 8 times as long, on a busy machine.
     Raises RuntimeError with the traceback of the rank that failed first.
     """
-    context = multiprocessing.get_context("forkserver")
-    heavy = [
-        name
-        for name in ("diffusers", "diffusers.models.unets.unet_3d_condition", "transformers")
-        if name in sys.modules
-    ]
-    context.set_forkserver_preload(["torch", "torch.distributed", *heavy])
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     file = inspect.getsourcefile(fn)
     assert file is not None
     with tempfile.TemporaryDirectory(prefix="ranks") as folder:
         Path(folder, "args").write_bytes(pickle.dumps(args))
         job = (folder, os.path.abspath(file), fn.__name__)
+        server = context()
         workers = [
-            context.Process(target=_child, args=(*job, rank, world, timeout * _PATIENCE), daemon=True)
+            server.Process(target=_child, args=(*job, rank, world, timeout * _PATIENCE), daemon=True)
             for rank in range(world)
         ]
         for worker in workers:

@@ -15,6 +15,7 @@ from longtake.batch import forecast, read_manifest, spanning
 from longtake.cli import main
 from longtake.records import append, hold, read
 from longtake.weights import load_state
+from processes import run, start
 from ranks import run_ranks
 
 FRAMES = (60, 40, 44, 48, 52)
@@ -154,9 +155,8 @@ def test_an_interrupted_batch_ends_after_the_jobs_at_work_and_goes_on_later(tmp_
     lines = [job(f"j{n}", seed=n, parameters={"frames": 400, "steps": 10}) for n in range(40)]
     path, out = manifest(tmp_path, *lines), tmp_path / "out"
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if world == 2 else []
-    command = [sys.executable, "-P", *launch, "-m", "longtake.batch", str(path), "--out", str(out)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 100
+    running = start(*launch, "-m", "longtake.batch", path, "--out", out)
+    deadline = time.monotonic() + 300
     while not list(out.glob("j*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     if world == 1:
@@ -276,7 +276,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_record(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         f"sys.exit(main(['batch', {str(path)!r}, '--out', {str(tmp_path / 'out')!r}]))"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=600)
+    done = run("-c", code)
     assert done.returncode == 1, done.stderr
     rows = results(tmp_path / "out")
     assert rows["a"]["status"] == "done" and rows["b"]["status"] == "failed" and "cannot write" in rows["b"]["error"]

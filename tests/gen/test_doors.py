@@ -3,8 +3,6 @@ asked for is made or refused, never dropped."""
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from longtake.cli import main
 from longtake.media import read_video
 from longtake.records import read
+from processes import run
 
 VIDEO = ["video", "a dog", "--frames", "10", "--steps", "1", "--guidance", "1"]
 MOTION = ["motion", "a person walks", "--frames", "40", "--steps", "1", "--guidance", "1"]
@@ -126,7 +125,7 @@ def stopped(words: list[str], after: int) -> int:
         "from longtake.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, timeout=600).returncode
+    return run("-c", code, *words, env=env).returncode
 
 
 @pytest.fixture
@@ -270,7 +269,7 @@ def test_a_long_job_that_was_killed_goes_on_from_its_steps(tmp_path: Path, monke
         "Journal.write_tensors = write\n"
         f"from longtake.cli import main; sys.exit(main(['batch', {jobs!r}, '--out', {str(tmp_path / 'out')!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600)
+    done = run("-c", code)
     assert done.returncode == -9 and list((tmp_path / "out/a.run").glob("step000003*"))
     monkeypatch.setattr("longtake.batch.RECORD_SECONDS", 0.0)
     seen = []
@@ -344,9 +343,8 @@ def test_the_error_about_a_timeline_speaks_in_the_unit_that_was_written(tmp_path
 
 
 def test_progress_in_a_log_is_plain_lines(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "longtake", *MOTION, "--steps", "3", "--out", str(tmp_path / "a.npz")]
-    done = subprocess.run(command, capture_output=True, timeout=600)
-    assert done.returncode == 0 and b"\r" not in done.stderr and b"step 3 of 3" in done.stderr
+    done = run("-m", "longtake", *MOTION, "--steps", "3", "--out", str(tmp_path / "a.npz"))
+    assert done.returncode == 0 and "\r" not in done.stderr and "step 3 of 3" in done.stderr
 
 
 def test_the_line_of_an_error_during_the_steps_stands_alone(tmp_path: Path) -> None:
@@ -360,7 +358,7 @@ def test_the_line_of_an_error_during_the_steps_stands_alone(tmp_path: Path) -> N
         "from longtake.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     words = [*MOTION, "--steps", "4", "--out", str(tmp_path / "a.npz")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=600)
+    done = run("-c", code, *words)
     assert done.returncode == 2 and done.stderr.endswith("longtake: error: cannot write: the disk is full\n")
     assert done.stderr.splitlines()[-1] == "longtake: error: cannot write: the disk is full"
 

@@ -76,7 +76,7 @@ subprocess.Popen = lambda words, **more: real([sys.executable, "-c", child], **m
 together._side_by_side({{"one": [["train", "one"]]}}, Path({str(tmp_path)!r}))
 """
     running = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not ((tmp_path / "child").exists() and (tmp_path / "child").read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)

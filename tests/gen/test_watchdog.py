@@ -48,7 +48,7 @@ def test_no_line_of_a_stranger_ends_a_run(line: str, monkeypatch: pytest.MonkeyP
     assert not ended
     other._send(0, {"bye": 1})
     hub.finish()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not other._done.is_set() and time.monotonic() < deadline:
         time.sleep(0.01)
     other.close()
@@ -58,7 +58,7 @@ def test_no_line_of_a_stranger_ends_a_run(line: str, monkeypatch: pytest.MonkeyP
 def test_strangers_are_capped_in_number_and_keep_no_rank_out() -> None:
     hub = Watchdog.host(2, TOKEN, local_only=True)
     idle = [socket.create_connection(("127.0.0.1", hub.port)) for _ in range(200)]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(hub._strangers) < 66 and time.monotonic() < deadline:
         time.sleep(0.01)
     idle[0].settimeout(10)

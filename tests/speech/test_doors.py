@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from longtake.domain import domain_of, installed
 from longtake.errors import UserError
 from longtake.records import read
 from longtake.speech.longform.loudness import Meter
+from processes import run as run_python
 from speech_prior import write
 from speech_voice import Toy
 
@@ -110,7 +109,7 @@ def stopped(words: list[str], after: int) -> int:
         "from longtake.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, timeout=600).returncode
+    return run_python("-c", code, *words, env=env).returncode
 
 
 def test_a_stopped_take_goes_on_to_the_same_bytes(say, prior, capsys) -> None:
