@@ -126,7 +126,7 @@ class VideoDomain(Domain):
         ),
         SideFile(
             "save_latents", ".safetensors", "clean latents, for --extend",
-            lambda output, path: _latents().save_latents(path, output.latents, output.info["note"]),
+            lambda output, path: _save(path, output),
             lambda path: _latents().read_run(path), usual=True,
         ),
     )  # fmt: skip
@@ -297,7 +297,11 @@ class VideoDomain(Domain):
         given = request.settings
         redo = None if given["redo"] is None else _redo(given["redo"])
         before = _latents().last_prompt(note) if redo is None else None
-        made: Context = pipe.context(latents, frames=given["frames"], redo=redo, before=before)
+        sound = _latents().read_sound(request.inputs["extend"])
+        if sound is not None and not _is_transformer(pipe):
+            raise UserError(f"{request.inputs['extend']} has sound, and {given['prior']} makes none")
+        more = {} if sound is None else {"sound": sound}
+        made: Context = pipe.context(latents, frames=given["frames"], redo=redo, before=before, **more)
         return made
 
     def check(self, pipe: LongVideoPipeline, request: Request, ranks: Ranks) -> None:
@@ -382,8 +386,7 @@ class VideoDomain(Domain):
         return {**told, "prompt": request.prompt, "last_prompt": last, "seed": request.seed, "steps": steps}
 
     def keep(self, output: Output, request: Request, folder: Path) -> None:
-        latents = _latents()
-        latents.save_latents(folder / latents.LATENTS, output.latents, output.info["note"])  # type: ignore[attr-defined]
+        _save(folder / _latents().LATENTS, output)
 
     def kept(self, pipe: LongVideoPipeline, request: Request, folder: Path) -> VideoOutput | None:
         from longtake.distributed import current
@@ -394,7 +397,9 @@ class VideoDomain(Domain):
         clean, note = latents.read_run(folder / latents.LATENTS)
         frames = pipe.film(len(clean), note.get("film")) if _is_transformer(pipe) else len(clean)
         info = {"frames": frames, "steps": note.get("steps"), "completed": True, "note": note}
-        return pipe.output(clean, request.settings["fps"], current(), info, "stream")
+        sound = latents.read_sound(folder / latents.LATENTS)
+        more = {} if sound is None else {"sound": sound}
+        return pipe.output(clean, request.settings["fps"], current(), info, "stream", **more)
 
     def python(self, request: Request) -> PythonCall:
         said = super().python(request)
@@ -406,16 +411,16 @@ class VideoDomain(Domain):
             said.before.append("from longtake.video.scope import Scope")
             said.arguments["scope"] = _Name(f"Scope({words}, bias={scope.bias})")
         if "extend" in request.inputs:
-            said.before += [
-                "from longtake.video.latents import last_prompt, read_run",
-                "from longtake.video.pipeline import Context",
-                f"latents, note = read_run({str(request.inputs['extend'])!r})",
-            ]
+            run = str(request.inputs["extend"])
+            has_sound = _latents().read_sound(request.inputs["extend"]) is not None
+            names = "last_prompt, read_run" + (", read_sound" if has_sound else "")
+            said.before += [f"from longtake.video.latents import {names}", f"latents, note = read_run({run!r})"]
             if given["redo"] is None:
-                said.before.append(f"context = Context.extend(latents, {given['frames']}, last_prompt(note))")
+                asked = f"frames={given['frames']}, before=last_prompt(note)"
             else:
-                start, stop = _redo(given["redo"])
-                said.before.append(f"context = Context.redo(latents, {start}, {stop})")
+                asked = f"redo={_redo(given['redo'])}"
+            asked += f", sound=read_sound({run!r})" if has_sound else ""
+            said.before.append(f"context = pipe.context(latents, {asked})")
             said.arguments["context"] = _Name("context")
         return said
 
@@ -449,6 +454,10 @@ def _is_folder(name: str) -> bool:
         return Path(name).is_dir()
     except OSError:
         return False
+
+
+def _save(path: Path, output: Any) -> None:
+    _latents().save_latents(path, output.latents, output.info["note"], getattr(output, "sound_latents", None))
 
 
 def _media() -> Any:

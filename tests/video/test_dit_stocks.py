@@ -75,16 +75,17 @@ def test_d8_within_the_training_length_the_film_is_that_of_the_stock_pipeline(na
         assert np.abs(sound[:short] - film.sound[:short]).max() <= 1e-5 and np.abs(sound).max() > 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name in STOCKS if name != "ltx2"])
+@pytest.mark.parametrize("name", STOCKS)
 def test_d8_each_goes_on_from_a_film_and_from_its_picture(name):
     pipe = pipe_of(name)
     frames, stride = pipe.preset.film(6), pipe.preset.stride
     film = pipe("a dog runs", frames, **asked(name))
-    longer = pipe("a dog runs", context=pipe.context(film.latents, frames=2 * stride), **asked(name, image=False))
+    earlier = {"latents": film.latents, "sound": getattr(film, "sound_latents", None)}
+    longer = pipe("a dog runs", context=pipe.context(**earlier, frames=2 * stride), **asked(name, image=False))
     assert torch.equal(longer.latents[:6], film.latents) and len(longer.frames) == frames + 2 * stride
     assert torch.isfinite(longer.latents).all() and longer.latents[6:].std() > 0.01
     again = pipe(
-        "a cat swims", context=pipe.context(film.latents, redo=(1 + stride, 2 * stride)),
+        "a cat swims", context=pipe.context(**earlier, redo=(1 + stride, 2 * stride)),
         **asked(name, image=False, seed=5),
     )  # fmt: skip
     moved = (again.latents - film.latents).abs().amax((1, 2, 3)) > 0
@@ -224,26 +225,45 @@ def test_d8_a_film_with_sound_is_written_with_it(tmp_path):
     assert not (tmp_path / "dog").exists()
 
 
+def films_of(ranks=None):
+    """By name: latents, and the sound and its latents where there is one. A film, one that goes on, one mended."""
+    pipe, given = pipe_of("ltx2"), asked("ltx2", num_inference_steps=2)
+    film = pipe("a dog runs", 41, ranks=ranks, **given)
+    earlier = {"latents": film.latents, "sound": film.sound_latents}
+    made = {
+        "ltx2": film,
+        "ltx2 longer": pipe("0s: a dog runs | 1s: a cat swims", context=pipe.context(**earlier, frames=16), **given,
+                            ranks=ranks),
+        "ltx2 again": pipe("a cat swims", context=pipe.context(**earlier, redo=(9, 25)), ranks=ranks, **given),
+        "wan-i2v": pipe_of("wan-i2v")("a dog runs", 13, ranks=ranks, **asked("wan-i2v", num_inference_steps=2)),
+    }  # fmt: skip
+    parts = ("latents", "sound", "sound_latents")
+    return {name: {part: np.asarray(getattr(one, part)) for part in parts if hasattr(one, part)} for name, one in
+            made.items()}  # fmt: skip
+
+
 def over_ranks(rank, world):
     torch.set_num_threads(1)
-    made = {}
-    for name, frames in (("ltx2", 25), ("wan-i2v", 13)):
-        film = pipe_of(name)("a dog runs", frames, ranks=ranks_here(), **asked(name, num_inference_steps=2))
-        made[name] = (film.latents.numpy(), getattr(film, "sound", None))
-    return made
+    return films_of(ranks_here())
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return films_of()
 
 
 @pytest.mark.distributed
-def test_d8_three_ranks_make_the_same_film_and_sound():
+@pytest.mark.parametrize("world", [2, 3])
+def test_d8_any_number_of_ranks_makes_extends_and_mends_the_same_film_and_sound(world, alone):
     from ranks import run_ranks
 
-    made = run_ranks(over_ranks, 3)
-    for name in made[0]:
-        alone = pipe_of(name)("a dog runs", 25 if name == "ltx2" else 13, **asked(name, num_inference_steps=2))
-        for one in made:
-            assert np.abs(one[name][0] - alone.latents.numpy()).max() <= 1e-4
-        if name == "ltx2":
-            assert np.abs(made[0][name][1] - alone.sound).max() <= 1e-4 and made[1][name][1] is None
+    for rank, made in enumerate(run_ranks(over_ranks, world)):
+        for name, parts in alone.items():
+            for part, wanted in parts.items():
+                if part == "sound" and rank:
+                    assert made[name][part].size == 0
+                else:
+                    assert made[name][part].shape == wanted.shape and np.abs(made[name][part] - wanted).max() <= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -278,5 +298,10 @@ def test_d8_what_cannot_be_driven_or_given_is_refused_by_name():
     with pytest.raises(UserError, match="image is the film's first frame, and this run sees latent frames 16 to 40"):
         pipe("a dog runs", context=pipe.context(far, frames=4), **asked("wan-i2v"))
     sounding = LongVideoPipeline.from_pipeline(quiet(ltx2()), length=3)
-    with pytest.raises(UserError, match="LTX2Pipeline makes sound with the film"):
-        sounding("a dog", context=sounding.context(torch.randn(4, 4, 2, 2), frames=8), **asked("ltx2"))
+    film = torch.randn(4, 4, 2, 2)
+    with pytest.raises(UserError, match="LTX2Pipeline makes sound with the film, and the earlier run holds none"):
+        sounding("a dog", context=sounding.context(film, frames=8), **asked("ltx2"))
+    with pytest.raises(UserError, match="there must be 26 of them: name the fps that it was made with"):
+        sounding("a dog", context=sounding.context(film, frames=8, sound=torch.zeros(20, 4)), **asked("ltx2"))
+    with pytest.raises(UserError, match="the earlier run has sound, and WanImageToVideoPipeline makes none"):
+        pipe("a dog", context=pipe.context(far, redo=(0, 9), sound=torch.zeros(20, 4)), **asked("wan-i2v"))

@@ -137,11 +137,6 @@ def pictured(stock: Any, context: Context, span: range, asked: Mapping[str, Any]
     Raises UserError where a picture is needed, or given for another frame.
     """
     given, name = dict(asked), type(stock).__name__
-    if makes_sound(stock) and context.latents is not None:
-        raise UserError(
-            f"{name} makes sound with the film, and the latents of an earlier run hold no sound: it cannot be "
-            "extended or redone"
-        )
     if "image" not in takes_of(stock):
         return given
     embedded = given.get("image") is None and given.get("image_embeds") is not None

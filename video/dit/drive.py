@@ -44,6 +44,7 @@ from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.noise import noise
 from longtake.video.dit.records import Record, record_of
+from longtake.video.dit.track import Track
 from torch import Tensor
 
 
@@ -105,7 +106,7 @@ class Drive:
     """One run of a stock pipeline.
 
     numbers: the frames' numbers, which name their noise. on_step, should_stop, journal: as for `longtake.denoising`.
-    sounds: whether a copy of the scheduler steps latents of sound after each step of the video.
+    track: the sound, where a copy of the scheduler steps latents of one after each step of the video.
     """
 
     pipe: Any
@@ -120,10 +121,11 @@ class Drive:
     should_stop: Callable[[], bool] | None = None
     kept: Kept | None = None
     at_step: Callable[[int], None] | None = None
-    sounds: bool = False
+    track: Track | None = None
     step: int = 0
     stopped: bool = False
     latents: Tensor | None = None  # frames first, after the newest step
+    sound: Tensor | None = None  # (A, C), after the newest step
     held_first: bool = False  # whether the pipeline holds its first frame itself
     _head: Tensor | None = None  # (1, c, h, w) that frame, as the transformer was last given it
     _audio: Tensor | None = None  # (1, A, C) sound as the transformer was last given it
@@ -134,6 +136,7 @@ class Drive:
     _skip: int = 0
     _found: tuple[int, list[Any]] | None = None
     _unit: Tensor | None = None
+    _unit_sound: Tensor | None = None  # (A, C)
     _draws: int = 0
     _total: int = 0
 
@@ -169,9 +172,8 @@ class Drive:
             shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
         ) -> Tensor:
             own = self.layout.noise(tuple(shape), self.seed, self.numbers, self._draws)
-            if own is None and self.sounds and len(shape) == 4 and shape[0] == 1:  # (1, C, A, bins): by audio latent
-                times = range(shape[2])
-                own = noise(self.seed, 0, times, self._draws, (shape[1], shape[3])).transpose(0, 1)[None]
+            if own is None and self.track is not None and len(shape) == 4 and shape[0] == 1:  # (1, channels, A, bins)
+                own = self._noise_of_sound(self.track, shape)
             elif own is None:
                 own = torch.randn(tuple(shape), generator=self._generator(1 + self._draws))
             elif self._unit is None:
@@ -186,6 +188,18 @@ class Drive:
         finally:
             for module, function in stock.items():
                 module.randn_tensor = function  # type: ignore[attr-defined]
+
+    def _noise_of_sound(self, track: Track, shape: Any) -> Tensor:
+        """Each audio latent's from its own stream."""
+        if shape[2] != track.count:
+            raise UserError(
+                f"{type(self.pipe).__name__} makes {shape[2]} latents of sound where {track.count} were expected: say "
+                "the film's pace by fps"
+            )
+        numbers = range(track.first, track.first + track.count)
+        rows = noise(self.seed, 0, numbers, self._draws, (shape[1], shape[3]))
+        self._unit_sound = rows.flatten(1)
+        return rows.transpose(0, 1)[None]
 
     # ---- steps --------------------------------------------------------------------------------------------------
 
@@ -257,7 +271,7 @@ class Drive:
         wants = any_rank(asked or (self.should_stop is not None and self.should_stop()), self.ranks)
         if self.journal is not None and (self.step % self.checkpoint_every == 0 or self.step == self._total or wants):
             self._unsaved = (scheduler, moved)
-            if not self.sounds:
+            if self.track is None:
                 self._save()
         if wants and self.step < self._total:
             moved = self._estimate(scheduler, out, prediction, t, before)
@@ -275,18 +289,22 @@ class Drive:
             found, latents = self._found_sound
             self._found_sound = None
             vars(scheduler).update({name: value for name, value in vars(found).items() if name != "step"})
-            return latents.to(moved)
+            moved = latents.to(moved)
+        else:
+            moved = self._held_sound(moved, self.step if self.step < self._total else None, scheduler)
         if self._unsaved is not None:
             if not torch.isfinite(moved).all():
                 raise UserError(f"step {self.step} gave NaN or infinity in the sound, so the run ends here")
             self._carried["audio"] = moved
             self._save()
-        if not self.stopped:
-            return moved
-        if self._audio_done:
+        if self.stopped and self._audio_done:
             return before.to(moved.dtype)
-        self._audio_done = True
-        return (before - sigma_at(scheduler, self.step - 1) * prediction.to(before.dtype)).to(moved.dtype)
+        if self.stopped:
+            self._audio_done = True
+            clean = before - sigma_at(scheduler, self.step - 1) * prediction.to(before.dtype)
+            moved = self._held_sound(clean, None, scheduler).to(moved.dtype)
+        self.sound = moved[0].detach().float().cpu()
+        return moved
 
     # ---- a first frame that the pipeline holds ------------------------------------------------------------------
 
@@ -298,6 +316,7 @@ class Drive:
         name, _ = self.layout.record.sample
         sample = given[name]
         self.note(given, channels)
+        given = self._heard(given, scheduler)
         if not self.held_first and not (self.step == 0 and self.kept is not None):
             return given
         axis = self.layout.record.channels
@@ -313,6 +332,18 @@ class Drive:
                 frames = torch.cat([self._head.to(frames), frames[1:]])
             rows.append(torch.cat([self.layout.back(frames, own).to(one.dtype), rest], axis))
         return {**given, name: torch.cat(rows)}
+
+    def _heard(self, given: dict[str, Any], scheduler: Any) -> dict[str, Any]:
+        """The sound of a call: at its seconds, kept latents on their noise's path."""
+        if self.track is None:
+            return given
+        made = dict(given)
+        if self.track.shift:
+            made["audio_coords"] = given["audio_coords"] + self.track.shift
+        if self.step == 0 and self.track.known is not None:
+            rows = given["audio_hidden_states"].split(1)
+            made["audio_hidden_states"] = torch.cat([self._held_sound(row, 0, scheduler) for row in rows])
+        return made
 
     def note(self, given: Mapping[str, Any], channels: int) -> None:
         """What a call of the transformer tells of the loop: sound, and whether the first frame is held."""
@@ -362,6 +393,19 @@ class Drive:
         frames[mask] = clean
         return self.layout.back(frames, x).reshape(x.shape)
 
+    def _held_sound(self, x: Tensor, index: int | None, scheduler: Any) -> Tensor:
+        """The same of the sound (1, A, C)."""
+        if self.track is None or self.track.known is None:
+            return x
+        known = self.track.known.to(x.device)
+        clean = self.track.clean.to(x)[known]
+        if index is not None and len(clean):
+            assert self._unit_sound is not None
+            clean = noised(scheduler, clean, self._unit_sound.to(x)[known], index)
+        made = x.clone()
+        made[0, known] = clean
+        return made
+
     def _frames_of(self, unit: Tensor) -> Tensor:
         """Noise as it was drawn, frames first: packed latents are drawn unpacked, (1, C, F, h, w)."""
         return unit[0].transpose(0, 1) if self.layout.record.packed else self.layout.first(unit)
@@ -389,7 +433,7 @@ class Drive:
 
     def _revived(self, scheduler: Any, like: Tensor) -> Tensor:
         assert self._found is not None
-        if self.sounds:
+        if self.track is not None:
             assert self._audio is not None
             self._carried["audio"] = self._audio
         state = self._state(like)
@@ -399,7 +443,7 @@ class Drive:
         scheduler.__dict__["step"] = own
         for name in self._carried:
             self._carried[name] = state.strands[name].latents.to(self._carried[name])
-        if self.sounds:
+        if self.track is not None:
             self._found_sound = (schedulers["audio"], state.strands["audio"].latents)
         self.latents = self._all(self.layout.first(state.latents).detach().float()).cpu()
         if self.at_step is not None:

@@ -45,6 +45,7 @@ from longtake.video.dit.presets import Preset, preset_of
 from longtake.video.dit.prompts import frame_weights
 from longtake.video.dit.records import Record, record_of
 from longtake.video.dit.scopes import FrameScope, RotatingAnchors
+from longtake.video.dit.track import check_sound, decoded_sound, track_of
 from longtake.video.parallelize import Handle, parallelize
 from longtake.video.piece import Patches
 from longtake.video.run import Context, as_timeline, check_frames
@@ -133,17 +134,21 @@ class TransformerVideoPipeline:
 
     def context(
         self, latents: Tensor, *, frames: int | None = None, redo: tuple[int, int] | None = None,
-        before: str | None = None,
+        before: str | None = None, sound: Tensor | None = None,
     ) -> Context:  # fmt: skip
-        """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or film frames `redo`."""
+        """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or film frames `redo`.
+
+        sound: the latents of its sound (A, C), where it has one: `film.sound_latents`.
+        """
         if redo is None:
             assert frames is not None
-            return Context.extend(latents, -(-frames // self.preset.stride), before)
+            return replace(Context.extend(latents, -(-frames // self.preset.stride), before), sound=sound)
         film = self.preset.film(len(latents))
         start, stop = redo
         if not 0 <= start < stop <= film:
             raise UserError(f"cannot redo frames {start}:{stop} of a video of {film} frames")
-        return Context.redo(latents, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
+        made = Context.redo(latents, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
+        return replace(made, sound=sound)
 
     def latents(self, frames: int) -> int:
         """Latent frames that hold so many frames of film."""
@@ -155,6 +160,7 @@ class TransformerVideoPipeline:
         world: int = 1,
     ) -> Any:  # fmt: skip
         """How the latent frames are cut over ranks. Raises UserError for what cannot be made."""
+        check_sound(self.stock, context)
         span = context.window(CONTEXT_FRAMES) if span is None else span
         dual = scope if isinstance(scope, Scope) else None
         partition = check_frames(len(span), world, dual, sizes, new=context.stop - context.start)
@@ -239,6 +245,7 @@ class TransformerVideoPipeline:
         height, width = self._size(height, width, context)
         kept = self._kept(context, span, hold, height, width)
         layout = Layout(self.record, len(span), self._pixels(height, width))
+        track = track_of(self.stock, context, span, preset, fps) if makes_sound(self.stock) else None
         given = pictured(self.stock, context, span, stock)
         arguments = arguments_of(
             self.stock, preset, timeline, len(span), fps, guidance_scale, negative_prompt, height, width, given
@@ -269,7 +276,7 @@ class TransformerVideoPipeline:
             drive = Drive(
                 self.stock, layout, range(span.start, span.stop), seed, steps, ranks, journal, checkpoint_every,
                 _watch(self, callback_on_step_end, callback_on_step_end_tensor_inputs), lambda: self._interrupt, kept,
-                at_step, sounds=makes_sound(self.stock), held_first=steps_all_but_first(self.stock),
+                at_step, track=track, held_first=steps_all_but_first(self.stock),
             )  # fmt: skip
             for handle, model in zip(handles, self.transformers, strict=True):
                 handle.set_step(0)
@@ -291,11 +298,11 @@ class TransformerVideoPipeline:
         output = self._output(
             whole, drive.latents, note, fps, film, ranks, info, output_type, int(drive.held_first), joined
         )
-        sound = getattr(made, "audio", None)
-        if not makes_sound(self.stock) or sound is None or output_type == "latent" or not ranks.is_main:
+        if track is None:
             return output
-        seconds = info["frames"] / fps
-        return with_sound(output, sound, int(self.stock.vocoder.config.output_sampling_rate), seconds)
+        assert drive.sound is not None
+        heard = None if context.latents is not None else made.audio
+        return self._sounding(output, track.merge(drive.sound), ranks, output_type, heard)
 
     # ------------------------------------------------------------------------------------------------------ its parts
 
@@ -516,10 +523,27 @@ class TransformerVideoPipeline:
             return VideoOutput(decoder.chunks(length), fps, latents, length, info=info)
         return VideoOutput(np.concatenate(list(decoder.chunks(length))), fps, latents, info=info)
 
-    def output(self, latents: Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str) -> VideoOutput:
-        """The film of latents that a finished run kept; info: "frames" of it, where it is not all that they hold."""
+    def _sounding(self, film: VideoOutput, sound: Tensor, ranks: Ranks, kind: str, waves: Any = None) -> VideoOutput:
+        """A film with the sound of its latents (A, C); waves: what they decode to, if that is known."""
+        if kind == "latent" or not ranks.is_main:
+            waves = None
+        elif waves is None:
+            waves = decoded_sound(self.stock, sound)
+        rate = int(self.stock.vocoder.config.output_sampling_rate)
+        return with_sound(film, sound, waves, rate, film.info["frames"] / film.fps)
+
+    def output(
+        self, latents: Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str,
+        sound: Tensor | None = None,
+    ) -> VideoOutput:  # fmt: skip
+        """The film of latents that a finished run kept, and of its sound's; info: "frames" of it, where it is not all
+        that they hold."""
         ranks = ranks or Ranks.single(self.device)
-        return self._output(latents, latents, Caught(), fps, info.get("frames"), ranks, info, kind)
+        made = self._output(latents, latents, Caught(), fps, info.get("frames"), ranks, info, kind)
+        if sound is None:
+            return made
+        made.info.setdefault("frames", self.preset.film(len(latents)))
+        return self._sounding(made, sound, ranks, kind)
 
     def film(self, latents: int, noted: Any = None) -> int:
         """Frames of film of so many latent frames: those that a run noted, where its last latent frame begins them."""
