@@ -352,6 +352,8 @@ class VideoDomain(Domain):
             more |= {"positions": given["positions"], "guidance_ranks": given["guidance_ranks"]}
             ends = {"first": 0, "last": -1}
             held = {place: Image.open(request.inputs[name]) for name, place in ends.items() if name in request.inputs}
+            if 0 in held and context is None and pipe.begins_from_a_picture:
+                more["image"] = held.pop(0).convert("RGB")
             more["hold"] = held or None
         output = pipe(
             request.times,

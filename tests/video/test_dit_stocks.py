@@ -6,7 +6,7 @@ import wave
 import numpy as np
 import pytest
 import torch
-from dit_pipelines import PIPELINES, SIZES, STOCKS, cogvideox, ltx, ltx2, wan_two
+from dit_pipelines import HUNYUAN_TEMPLATE, PIPELINES, SIZES, STOCKS, cogvideox, ltx, ltx2, wan_two
 from longtake import LongVideoPipeline
 from longtake.errors import UserError
 from longtake.journal import Journal
@@ -42,19 +42,22 @@ def asked(name, image=True, **changes):
     given = {"height": side, "width": side, "num_inference_steps": STEPS, "seed": 1}
     if image and name.endswith(("i2v", "ti2v")):
         given["image"] = picture(name)
+    if name == "hunyuan-i2v":
+        given["prompt_template"] = HUNYUAN_TEMPLATE
     return {**given, **changes}
 
 
 @pytest.mark.parametrize("name", STOCKS)
 def test_d8_within_the_training_length_the_film_is_that_of_the_stock_pipeline(name, monkeypatch):
-    pipe = pipe_of(name)
-    frames = pipe.preset.film(3)
+    count = 6 if name == "kandinsky-i2v" else 3
+    pipe = pipe_of(name, count)
+    frames = pipe.preset.film(count)
     film = pipe("a dog runs", frames, **asked(name))
     stock = quiet(STOCKS[name]())
     draws = iter(range(10))
 
     def drawn(shape, generator=None, device=None, dtype=None, layout=None):
-        draw, axis = next(draws), 2 if len(shape) == 4 or shape[2] == 3 else 1
+        draw, axis = next(draws), 2 if len(shape) == 4 or shape[2] == count else 1
         rest = [side for place, side in enumerate(shape) if place not in (0, axis)]
         made = noise(1, 0, range(shape[axis]), draw, tuple(rest))
         return made.movedim(0, axis - 1)[None].to(dtype)
@@ -64,12 +67,14 @@ def test_d8_within_the_training_length_the_film_is_that_of_the_stock_pipeline(na
     del given["seed"]
     if name.startswith("ltx"):
         given["frame_rate"] = 24.0
+    if name == "hunyuan15-i2v":
+        del given["height"], given["width"]  # by its picture
     generator = torch.Generator().manual_seed(1_000_003)
     alone = stock(
         prompt="a dog runs", negative_prompt="", num_frames=frames, generator=generator, output_type="np", **given
     )
     assert np.abs(alone.frames[0] * 255 - film.frames).max() <= 0.51  # rounding to uint8
-    if name == "ltx2":
+    if name.startswith("ltx2"):
         sound = alone.audio[0].float().numpy().T
         short = min(len(sound), len(film.sound))
         assert np.abs(sound[:short] - film.sound[:short]).max() <= 1e-5 and np.abs(sound).max() > 1e-4
@@ -100,7 +105,7 @@ def test_d8_each_follows_a_timeline_of_prompts_of_any_length(name):
     told = pipe(f"0: a dog runs | {frames // 2}: a red cat swims over the sea", frames, **asked(name, scope=ALL))
     moved = (told.latents - plain.latents).abs().amax((1, 2, 3))
     assert moved[-1] > 1e-4
-    if name == "ltx2":
+    if name.startswith("ltx2"):
         assert np.abs(told.sound - plain.sound).max() > 1e-6
 
 
@@ -173,7 +178,7 @@ def test_d8_a_run_that_was_ended_goes_on_to_the_same_film_and_sound(name, after,
     resumed = ended(pipe_of(name), tmp_path / "run", name, frames, resume=True, **given)
     assert resumed.info["completed"] and torch.equal(resumed.latents, whole.latents)
     assert np.array_equal(resumed.frames, whole.frames)
-    if name == "ltx2":
+    if name.startswith("ltx2"):
         assert np.array_equal(resumed.sound, whole.sound) and not np.array_equal(stopped.sound, whole.sound)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,7 @@ def arguments_of(
         "prompt": timeline.prompts[0], "height": height, "width": width, "num_frames": preset.film(total),
         "output_type": "np",
     }  # fmt: skip
+    made = {key: value for key, value in made.items() if key in takes}
     if "guidance_scale" in takes:
         made["guidance_scale"] = preset.guidance if guidance is None else guidance
     elif guidance is not None and getattr(stock, "guider", None) is None:
@@ -142,7 +144,7 @@ def pictured(stock: Any, context: Context, span: range, asked: Mapping[str, Any]
     embedded = given.get("image") is None and given.get("image_embeds") is not None
     if context.latents is None:
         if given.get("image") is None and not embedded:
-            raise UserError(f"{name} begins from a picture: give image=")
+            raise UserError(f"{name} begins from a picture: give image= (--first)")
         return given
     if span.start and (given.get("image") is not None or embedded):
         raise UserError(
@@ -152,6 +154,44 @@ def pictured(stock: Any, context: Context, span: range, asked: Mapping[str, Any]
     if given.get("image") is None and not embedded:
         given["image"] = _decoded_picture(stock, context.latents, span.start)
     return given
+
+
+def size_by_picture(stock: Any, image: Any) -> tuple[int, int] | None:
+    """Height and width in pixels, where a stock pipeline takes none and chooses them by its picture."""
+    if "height" in takes_of(stock):
+        return None
+    width, height = image.size
+    made = stock.video_processor.calculate_default_height_width(height, width, stock.target_size)
+    return int(made[0]), int(made[1])
+
+
+@contextmanager
+def first_frames(stock: Any, context: Context) -> Iterator[list[Tensor]]:
+    """Kandinsky's last touch on its first four latent frames (I2V): a new film has it in its latents, which are what is
+    noted here; a run that joins another leaves that one's frames as they are.
+
+    Raises UserError for a film that has nothing behind those frames to even them out with.
+    """
+    made: list[Tensor] = []
+    touch = getattr(stock, "normalize_first_frame", None)
+    if touch is None:
+        yield made
+        return
+    if context.latents is None and context.stop < 5:
+        raise UserError(
+            f"{type(stock).__name__} evens its first 4 latent frames out with those behind them: at least 5 are "
+            f"needed, given {context.stop}"
+        )
+
+    def touched(latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        made.append(latents if context.latents is not None else touch(latents, *args, **kwargs))
+        return made[-1]
+
+    stock.__dict__["normalize_first_frame"] = touched
+    try:
+        yield made
+    finally:
+        del stock.__dict__["normalize_first_frame"]
 
 
 def _decoded_picture(stock: Any, latents: Tensor, index: int) -> Any:
@@ -165,3 +205,26 @@ def _decoded_picture(stock: Any, latents: Tensor, index: int) -> Any:
         note.args = (torch.zeros(1).to(note.z),)
     frames = np.concatenate(list(Decoder(stock.vae, note).chunks()))
     return Image.fromarray(frames[-1])
+
+
+class quiet:
+    """The stock pipeline's progress bar only where somebody looks."""
+
+    def __init__(self, stock: Any, shown: bool) -> None:
+        self.stock, self.shown = stock, shown
+
+    def __enter__(self) -> None:
+        self.had = dict(getattr(self.stock, "_progress_bar_config", {}))
+        if not self.shown:
+            self.stock.set_progress_bar_config(disable=True)
+
+    def __exit__(self, *_: Any) -> None:
+        self.stock.set_progress_bar_config(**self.had)
+
+
+def repository(stock: Any) -> str | None:
+    """The Hub's name of a pipeline that was loaded by it; None for a folder or one made in memory."""
+    name = getattr(stock.config, "_name_or_path", None) or stock.config.get("_name_or_path")
+    if not name or Path(str(name)).exists() or str(name).count("/") != 1 or str(name).startswith(("/", ".")):
+        return None
+    return str(name)

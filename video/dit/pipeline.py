@@ -29,11 +29,16 @@ from longtake.timeline import Timeline
 from longtake.video.dit.asking import (
     arguments_of,
     checked,
+    first_frames,
     guider_of,
     makes_sound,
     pictured,
+    quiet,
     refuse_undriven,
+    repository,
+    size_by_picture,
     steps_all_but_first,
+    takes_of,
 )
 from longtake.video.dit.decode import Caught, Decoder, caught
 from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
@@ -83,7 +88,7 @@ class TransformerVideoPipeline:
         """Around a stock pipeline. name: its repository, by which the preset is found; preset: fields of it to name."""
         record = record_of(getattr(stock, "transformer", None))
         if name is None:
-            name = _repository(stock)
+            name = repository(stock)
         return cls(stock, preset_of(name, record, type(stock), **preset), name)
 
     @classmethod
@@ -114,6 +119,11 @@ class TransformerVideoPipeline:
         """The models that are cut: two for Wan 2.2."""
         found = (getattr(self.stock, name, None) for name in _TRANSFORMERS)
         return [model for model in found if model is not None]
+
+    @property
+    def begins_from_a_picture(self) -> bool:
+        """Whether the stock pipeline takes its first frame as an image."""
+        return "image" in takes_of(self.stock)
 
     def stop(self) -> None:
         """Ask the run to end after the step at work; the result is then the estimate of the clean latents."""
@@ -242,11 +252,11 @@ class TransformerVideoPipeline:
             timeline, context, height=height, width=width, scope=scope, span=span, sizes=sizes,
             world=ranks.world // 2 if guidance_ranks and ranks.world > 1 else ranks.world,
         )  # fmt: skip
-        height, width = self._size(height, width, context)
+        given = pictured(self.stock, context, span, stock)
+        height, width = self._size(height, width, context, given.get("image"))
         kept = self._kept(context, span, hold, height, width)
         layout = Layout(self.record, len(span), self._pixels(height, width))
         track = track_of(self.stock, context, span, preset, fps) if makes_sound(self.stock) else None
-        given = pictured(self.stock, context, span, stock)
         arguments = arguments_of(
             self.stock, preset, timeline, len(span), fps, guidance_scale, negative_prompt, height, width, given
         )
@@ -282,12 +292,15 @@ class TransformerVideoPipeline:
                 handle.set_step(0)
                 self._guide(stack, model, handle, drive, texts, timeline, context, span, halves)
             note = stack.enter_context(caught(self.stock.vae))
-            stack.enter_context(_quiet(self.stock, ranks.is_main))
+            touched = stack.enter_context(first_frames(self.stock, context))
+            stack.enter_context(quiet(self.stock, ranks.is_main))
             made = checked(self.stock, lambda: drive.run(**arguments))
             if drive.latents is None:
                 raise UserError(
                     f"{type(self.stock).__name__} did not step the scheduler that it holds: its loop cannot be driven"
                 )
+            if touched:
+                drive.latents = layout.first(touched[-1]).detach().float().cpu()
             info: dict[str, Any] = {"run": handles[0].explain(), "traffic": handles[0].counter.as_dict()}
         whole = context.merge(drive.latents, span)
         info.update(
@@ -314,9 +327,21 @@ class TransformerVideoPipeline:
             config.use_rotary_positional_embeddings
         )
 
-    def _size(self, height: int | None, width: int | None, context: Context) -> tuple[int, int]:
-        """Pixels: those of an earlier run, or given, or the preset's."""
+    def _size(
+        self, height: int | None, width: int | None, context: Context, picture: Any = None
+    ) -> tuple[int, int]:  # fmt: skip
+        """Pixels: those of an earlier run, or given, or the preset's; or those that a stock pipeline chooses."""
         scale = self._spatial()
+        chosen = None if picture is None else size_by_picture(self.stock, picture)
+        if chosen is not None:
+            if context.latents is not None:
+                height, width = (side * scale for side in context.latents.shape[-2:])
+            if (height or chosen[0], width or chosen[1]) != chosen:
+                raise UserError(
+                    f"{type(self.stock).__name__} chooses {chosen[1]} x {chosen[0]} pixels by its picture; "
+                    f"{width} x {height} were asked for"
+                )
+            return chosen
         if context.latents is not None:
             rows, columns = context.latents.shape[-2:]
             made = (rows * scale, columns * scale)
@@ -411,7 +436,7 @@ class TransformerVideoPipeline:
             patches.forward(model, answer(model))
         self.stock.scheduler.__dict__["step"] = step
         try:
-            with caught(self.stock.vae), _quiet(self.stock, False):
+            with caught(self.stock.vae), quiet(self.stock, False):
                 generator = torch.Generator().manual_seed(0)
                 checked(self.stock, lambda: self.stock(num_inference_steps=2, generator=generator, **arguments))
         except _Done:
@@ -560,26 +585,3 @@ def _watch(pipe: Any, callback: Callback | None, inputs: Sequence[str]) -> Any:
     from longtake.pipeline import LongTakePipeline
 
     return LongTakePipeline.watcher(pipe, callback, inputs)
-
-
-class _quiet:
-    """The stock pipeline's progress bar only where somebody looks."""
-
-    def __init__(self, stock: Any, shown: bool) -> None:
-        self.stock, self.shown = stock, shown
-
-    def __enter__(self) -> None:
-        self.had = dict(getattr(self.stock, "_progress_bar_config", {}))
-        if not self.shown:
-            self.stock.set_progress_bar_config(disable=True)
-
-    def __exit__(self, *_: Any) -> None:
-        self.stock.set_progress_bar_config(**self.had)
-
-
-def _repository(stock: Any) -> str | None:
-    """The Hub's name of a pipeline that was loaded by it; None for a folder or one made in memory."""
-    name = getattr(stock.config, "_name_or_path", None) or stock.config.get("_name_or_path")
-    if not name or Path(str(name)).exists() or str(name).count("/") != 1 or str(name).startswith(("/", ".")):
-        return None
-    return str(name)
