@@ -298,33 +298,58 @@ def ltx2(**changes):
     )  # fmt: skip
 
 
-def cosmos():
-    from diffusers import EDMEulerScheduler
-    from diffusers.pipelines.cosmos.pipeline_cosmos_text2world import CosmosTextToWorldPipeline
+class Safe:
+    """In place of the guardrail, a model of its own from the Hub; counts the frames that it sees."""
 
-    class Safe:  # the guardrail is a model of its own, from the Hub
-        def to(self, *_args, **_kwargs):
-            return self
+    def __init__(self):
+        self.seen = 0
 
-        def check_text_safety(self, _prompt):
-            return True
+    def to(self, *_args, **_kwargs):
+        return self
 
-        def check_video_safety(self, video):
-            return video
+    def check_text_safety(self, _prompt):
+        return True
 
-    from diffusers import AutoencoderKLCosmos
+    def check_video_safety(self, video):
+        self.seen += len(video)
+        return video
+
+
+def cosmos(kind="CosmosTextToWorldPipeline"):
+    import diffusers
+    from diffusers import AutoencoderKLCosmos, EDMEulerScheduler
 
     torch.manual_seed(1)
     vae = AutoencoderKLCosmos(
         latent_channels=4, encoder_block_out_channels=(8, 8, 8, 8), decode_block_out_channels=(8, 8, 8, 8),
         attention_resolutions=(8,), resolution=64, num_layers=1, patch_size=4, spatial_compression_ratio=4,
-        temporal_compression_ratio=4,
+        temporal_compression_ratio=4, latents_mean=torch.linspace(-0.5, 0.5, 16).tolist(),
+        latents_std=torch.linspace(0.7, 1.4, 16).tolist(),
     ).eval()  # fmt: skip
-    return CosmosTextToWorldPipeline(
-        text_encoder=t5(), tokenizer=tokenizer(512), transformer=make("cosmos", max_size=(128, 64, 64)), vae=vae,
+    channels = {"in_channels": 4 if kind.startswith("CosmosText") else 5}
+    return getattr(diffusers, kind)(
+        text_encoder=t5(), tokenizer=tokenizer(512), transformer=make("cosmos", max_size=(128, 64, 64), **channels),
+        vae=vae, safety_checker=Safe(),
         scheduler=EDMEulerScheduler(sigma_min=0.002, sigma_max=80, sigma_data=0.5, sigma_schedule="karras"),
-        safety_checker=Safe(),
     )  # fmt: skip
+
+
+def cosmos2():
+    from diffusers import Cosmos2VideoToWorldPipeline
+
+    return Cosmos2VideoToWorldPipeline(
+        **cosmos("CosmosVideoToWorldPipeline").components
+        | {"vae": wan_vae(), "scheduler": _flow(use_karras_sigmas=True)}
+    )
+
+
+def minimax():
+    """MiniMax-H3 comes as blocks alone."""
+    from diffusers.modular_pipelines.minimax_h3 import MiniMaxH3Blocks
+
+    stock = MiniMaxH3Blocks().init_pipeline()
+    stock.update_components(transformer=make("minimax"))
+    return stock
 
 
 def ltx2_i2v():
@@ -406,15 +431,17 @@ def hunyuan15_i2v():
 
 PIPELINES = {
     "wan": wan, "ltx": ltx, "cogvideox": cogvideox, "mochi": mochi, "hunyuan": hunyuan, "skyreels": skyreels,
-    "vace": vace, "cosmos": cosmos,
+    "vace": vace,
 }  # fmt: skip
 # pipelines of `test_dit_stocks.py`
 STOCKS = {
+    "cosmos": cosmos,
     "wan-two": wan_two, "wan-i2v": wan_i2v, "wan-ti2v": wan_ti2v, "cogvideox-i2v": cogvideox_i2v,
     "consisid-i2v": consisid_i2v,
     "ltx-i2v": lambda: ltx("LTXImageToVideoPipeline"),
     "hunyuan15": hunyuan15, "kandinsky": kandinsky, "ltx2": ltx2,
     "ltx2-i2v": ltx2_i2v, "skyreels-i2v": skyreels_i2v, "kandinsky-i2v": kandinsky_i2v, "hunyuan-i2v": hunyuan_i2v,
     "hunyuan15-i2v": hunyuan15_i2v,
+    "cosmos-i2v": lambda: cosmos("CosmosVideoToWorldPipeline"), "cosmos2-i2v": cosmos2,
 }  # fmt: skip
 SIZES = {"ltx": 64, "ltx-i2v": 64, "ltx2": 64, "ltx2-i2v": 64}

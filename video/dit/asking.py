@@ -24,14 +24,15 @@ from longtake.video.run import Context
 from torch import Tensor
 
 # stock pipelines whose loop cannot be driven, and why
-_TWICE = "asks its scheduler twice a step"
 _EACH = "steps a scheduler of its own for each latent frame"
 _WINDOWS = "makes a long video itself, in windows, each with a loop of its own"
 _STAGES = "runs several loops one after the other"
 _REFERENCES = "steps tokens of conditions beside the video's frames (pictures in a film: hold=)"
 _PARTLY = "begins in the middle of the schedule, from a video's own latents"
+_UNTRIED = "is not tried here: its text encoder and guardrails are models of their own"
 UNDRIVEN = {
-    "CosmosTextToWorldPipeline": _TWICE, "CosmosVideoToWorldPipeline": _TWICE,
+    "Cosmos2_5_PredictBasePipeline": _UNTRIED, "Cosmos2_5_TransferPipeline": _UNTRIED,
+    "ModularPipeline": "is made of blocks, each with a loop or a call of its own",
     "SkyReelsV2DiffusionForcingPipeline": _EACH, "SkyReelsV2DiffusionForcingImageToVideoPipeline": _EACH,
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _EACH, "LTXI2VLongMultiPromptPipeline": _WINDOWS,
     "WanVideoToVideoPipeline": _PARTLY, "CogVideoXVideoToVideoPipeline": _PARTLY,
@@ -55,6 +56,18 @@ def refuse_undriven(stock: Any) -> None:
                 f"{type(stock).__name__} {UNDRIVEN[base.__name__]}, so its loop cannot be driven; its "
                 "transformer can be: see parallelize"
             )
+    if type(stock).__name__ == "HunyuanVideoImageToVideoPipeline":
+        condition = stock.transformer.config.image_condition_type
+        if condition != "token_replace":
+            raise UserError(
+                f"HunyuanVideoImageToVideoPipeline with image_condition_type={condition} drops the film's first frames "
+                "after decoding: token_replace is driven"
+            )
+
+
+def asks_twice(stock: Any) -> bool:
+    """Whether a stock pipeline asks its scheduler for an estimate before each step (Cosmos 1)."""
+    return type(stock).__name__ in ("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline")
 
 
 def takes_of(stock: Any) -> Mapping[str, Any]:
@@ -94,8 +107,8 @@ def arguments_of(
         made["guidance_scale"] = preset.guidance if guidance is None else guidance
     elif guidance is not None and getattr(stock, "guider", None) is None:
         raise UserError(f"{name} takes no guidance_scale")
-    if "frame_rate" in takes:  # LTX: the pace that the positions stand for
-        made["frame_rate"] = fps
+    for key in {"frame_rate", "fps"} & set(takes):  # LTX, Cosmos: the pace that the positions stand for
+        made[key] = fps
     if negative is not None and "negative_prompt" in takes:
         made["negative_prompt"] = negative
     elif negative:
@@ -141,7 +154,8 @@ def pictured(stock: Any, context: Context, span: range, asked: Mapping[str, Any]
     given, name = dict(asked), type(stock).__name__
     if "image" not in takes_of(stock):
         return given
-    embedded = given.get("image") is None and given.get("image_embeds") is not None
+    other = ("image_embeds", "video")  # what may stand in a picture's place
+    embedded = given.get("image") is None and any(given.get(key) is not None for key in other)
     if context.latents is None:
         if given.get("image") is None and not embedded:
             raise UserError(f"{name} begins from a picture: give image= (--first)")
@@ -200,11 +214,29 @@ def _decoded_picture(stock: Any, latents: Tensor, index: int) -> Any:
 
     note = Caught()
     first = max(0, index - 3)
-    note.z = denormalised(stock.vae, latents[first : index + 1].transpose(0, 1)[None])
+    note.z = denormalised(stock, latents[first : index + 1].transpose(0, 1)[None], start=first)
     if getattr(stock.vae.config, "timestep_conditioning", False):
         note.args = (torch.zeros(1).to(note.z),)
     frames = np.concatenate(list(Decoder(stock.vae, note).chunks()))
     return Image.fromarray(frames[-1])
+
+
+def guarded(stock: Any, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Frames (n, H, W, 3) as the guardrail of a stock pipeline lets them pass (Cosmos), which has seen none of them.
+
+    Raises UserError where it lets none pass.
+    """
+    guard = getattr(stock, "safety_checker", None)
+    if guard is None or not hasattr(guard, "check_video_safety"):
+        yield from chunks
+        return
+    guard.to(stock._execution_device)
+    for chunk in chunks:
+        passed = guard.check_video_safety(chunk)
+        if passed is None:
+            raise UserError(f"the guardrail of {type(stock).__name__} does not let this film pass")
+        yield passed
+    guard.to("cpu")
 
 
 class quiet:

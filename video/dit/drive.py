@@ -43,6 +43,8 @@ from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.noise import noise
+from longtake.video.dit.asking import asks_twice
+from longtake.video.dit.latent_space import variance_explodes
 from longtake.video.dit.records import Record, record_of
 from longtake.video.dit.track import Track
 from torch import Tensor
@@ -150,6 +152,14 @@ class Drive:
             return self.pipe(num_inference_steps=self.steps, generator=self._generator(0), **arguments)
 
     @property
+    def asks_twice(self) -> bool:
+        return asks_twice(self.pipe)
+
+    @property
+    def explodes(self) -> bool:
+        return variance_explodes(self.pipe)
+
+    @property
     def skipping(self) -> bool:
         """Whether this step is in the journal already, or the run was stopped: the transformer need not be asked."""
         return self.step < self._skip or self.stopped
@@ -178,6 +188,7 @@ class Drive:
                 own = torch.randn(tuple(shape), generator=self._generator(1 + self._draws))
             elif self._unit is None:
                 self._unit = own
+                own = self._begun(own)
             self._draws += 1
             return own.to(device=device, dtype=dtype)
 
@@ -188,6 +199,15 @@ class Drive:
         finally:
             for module, function in stock.items():
                 module.randn_tensor = function  # type: ignore[attr-defined]
+
+    def _begun(self, unit: Tensor) -> Tensor:
+        """The first noise; kept frames lie beneath it where a pipeline adds noise to latents as they are."""
+        if self.kept is None or not self.explodes:
+            return unit
+        frames = self.layout.first(unit).clone()
+        mask = self.kept.mask
+        frames[mask] += self.kept.clean[mask].to(frames) / float(self.pipe.scheduler.config.sigma_max)
+        return self.layout.back(frames, unit).reshape(unit.shape)
 
     def _noise_of_sound(self, track: Track, shape: Any) -> Tensor:
         """Each audio latent's from its own stream."""
@@ -212,6 +232,8 @@ class Drive:
 
         def step(itself: Any, *args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
+            if drive.asks_twice and given.get("pred_original_sample") is None:  # an estimate, no step
+                return type(itself).step(itself, **given)
             plain = given.get("return_dict") is False
             if given.get("generator") is not None and itself is scheduler:
                 given["generator"] = drive._generator(1000 + drive.step)
@@ -317,7 +339,8 @@ class Drive:
         sample = given[name]
         self.note(given, channels)
         given = self._heard(given, scheduler)
-        if not self.held_first and not (self.step == 0 and self.kept is not None):
+        begins = self.step == 0 and self.kept is not None and not self.explodes
+        if not self.held_first and not begins:
             return given
         axis = self.layout.record.channels
         rows = []
@@ -325,7 +348,7 @@ class Drive:
             own = one.narrow(axis, 0, channels)
             rest = one.narrow(axis, channels, one.shape[axis] - channels)
             frames = self.layout.first(own)
-            if self.step == 0 and self.kept is not None:
+            if begins:
                 frames = self.layout.first(self._held(own, 0, scheduler))
             if self.held_first:
                 assert self._head is not None
@@ -369,7 +392,7 @@ class Drive:
 
     def _estimate(self, scheduler: Any, out: Any, prediction: Tensor, t: Any, before: Tensor) -> Tensor:
         """The clean latents that the step's prediction stands for."""
-        if is_flow(scheduler):
+        if is_flow(scheduler) and not self.asks_twice:
             return before - sigma_at(scheduler, self.step - 1) * prediction.to(before.dtype)
         return clean_estimate(scheduler, out, prediction, t, before)
 
@@ -389,7 +412,10 @@ class Drive:
         if index is not None and len(clean):
             assert self._unit is not None
             unit = self._frames_of(self._unit)[skip:].to(frames)[mask]
-            clean = noised(scheduler, clean, unit, index)
+            if self.explodes:
+                clean = clean + sigma_at(scheduler, index) * unit
+            else:
+                clean = noised(scheduler, clean, unit, index)
         frames[mask] = clean
         return self.layout.back(frames, x).reshape(x.shape)
 

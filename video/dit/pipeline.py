@@ -30,6 +30,7 @@ from longtake.video.dit.asking import (
     arguments_of,
     checked,
     first_frames,
+    guarded,
     guider_of,
     makes_sound,
     pictured,
@@ -44,7 +45,7 @@ from longtake.video.dit.decode import Caught, Decoder, caught
 from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
 from longtake.video.dit.film_sound import with_sound
 from longtake.video.dit.guidance import Guided, Halves, check_passes
-from longtake.video.dit.latent_space import awake, denormalised, normalised
+from longtake.video.dit.latent_space import awake, denormalised, moments_of, normalised
 from longtake.video.dit.positions import Positions
 from longtake.video.dit.presets import Preset, preset_of
 from longtake.video.dit.prompts import frame_weights
@@ -292,6 +293,7 @@ class TransformerVideoPipeline:
                 handle.set_step(0)
                 self._guide(stack, model, handle, drive, texts, timeline, context, span, halves)
             note = stack.enter_context(caught(self.stock.vae))
+            stack.enter_context(moments_of(self.stock, len(span)))
             touched = stack.enter_context(first_frames(self.stock, context))
             stack.enter_context(quiet(self.stock, ranks.is_main))
             made = checked(self.stock, lambda: drive.run(**arguments))
@@ -436,7 +438,8 @@ class TransformerVideoPipeline:
             patches.forward(model, answer(model))
         self.stock.scheduler.__dict__["step"] = step
         try:
-            with caught(self.stock.vae), quiet(self.stock, False):
+            latents = self.preset.latents(arguments["num_frames"])
+            with caught(self.stock.vae), quiet(self.stock, False), moments_of(self.stock, latents):
                 generator = torch.Generator().manual_seed(0)
                 checked(self.stock, lambda: self.stock(num_inference_steps=2, generator=generator, **arguments))
         except _Done:
@@ -510,21 +513,21 @@ class TransformerVideoPipeline:
             if not 0 <= place < film:
                 raise UserError(f"hold names frame {frame}; the film has {film} frames")
             latent = self.preset.latent_of(place)
-            told = self._encode(picture, height, width, first=latent == 0)
+            told = self._encode(picture, height, width, latent)
             clean = told.new_zeros((total, *told.shape)) if clean is None else clean
             mask[latent], clean[latent] = True, told.to(clean)
         assert clean is not None
         return Kept(mask, clean)
 
-    def _encode(self, picture: Any, height: int, width: int, first: bool) -> Tensor:
+    def _encode(self, picture: Any, height: int, width: int, place: int) -> Tensor:
         """The latent frame (c, h, w) of a still picture: the first of a film, or one within it."""
         vae = self.stock.vae
         image = self.stock.video_processor.preprocess(picture, height, width)  # (1, 3, H, W) in [-1, 1]
-        count = 1 if first else 1 + self.preset.stride
+        count = 1 if place == 0 else 1 + self.preset.stride
         weight = awake(vae)
         film = image.to(weight)[:, :, None].expand(-1, -1, count, -1, -1).contiguous()
         latent = vae.encode(film).latent_dist.mode()
-        return normalised(vae, latent)[0, :, -1].float().cpu()
+        return normalised(self.stock, latent[:, :, -1:], place)[0, :, 0].float().cpu()
 
     def _output(
         self, whole: Tensor, made: Tensor, note: Any, fps: float, film: int | None, ranks: Ranks,
@@ -541,12 +544,12 @@ class TransformerVideoPipeline:
         length = film or self.preset.film(len(latents))
         if len(latents) != len(made) or note.z is None or joined:  # the stock pipeline has seen a part of the film
             part = None if note.z is None else (made[outside:], note.z[:, :, outside:])
-            note.z = denormalised(self.stock.vae, latents.transpose(0, 1)[None], part)
+            note.z = denormalised(self.stock, latents.transpose(0, 1)[None], part)
         decoder = Decoder(self.stock.vae, note)
         info["decode"] = "exact" if decoder.exact else "pieces overlap and are cross-faded: not equal to one call"
         if kind == "stream":
-            return VideoOutput(decoder.chunks(length), fps, latents, length, info=info)
-        return VideoOutput(np.concatenate(list(decoder.chunks(length))), fps, latents, info=info)
+            return VideoOutput(guarded(self.stock, decoder.chunks(length)), fps, latents, length, info=info)
+        return VideoOutput(np.concatenate(list(guarded(self.stock, decoder.chunks(length)))), fps, latents, info=info)
 
     def _sounding(self, film: VideoOutput, sound: Tensor, ranks: Ranks, kind: str, waves: Any = None) -> VideoOutput:
         """A film with the sound of its latents (A, C); waves: what they decode to, if that is known."""
