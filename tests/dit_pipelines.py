@@ -369,6 +369,13 @@ def skyreels_i2v():
     return SkyReelsV2ImageToVideoPipeline(**parts, image_encoder=encoder)
 
 
+def skyreels_forcing():
+    from diffusers import SkyReelsV2DiffusionForcingPipeline
+
+    model = make("skyreels", inject_sample_info=True)
+    return SkyReelsV2DiffusionForcingPipeline(**skyreels().components | {"transformer": model})
+
+
 def kandinsky_i2v():
     from diffusers import Kandinsky5I2VPipeline
 
@@ -440,7 +447,8 @@ STOCKS = {
     "consisid-i2v": consisid_i2v,
     "ltx-i2v": lambda: ltx("LTXImageToVideoPipeline"),
     "hunyuan15": hunyuan15, "kandinsky": kandinsky, "ltx2": ltx2,
-    "ltx2-i2v": ltx2_i2v, "skyreels-i2v": skyreels_i2v, "kandinsky-i2v": kandinsky_i2v, "hunyuan-i2v": hunyuan_i2v,
+    "ltx2-i2v": ltx2_i2v, "skyreels-i2v": skyreels_i2v,
+    "skyreels-forcing": skyreels_forcing, "kandinsky-i2v": kandinsky_i2v, "hunyuan-i2v": hunyuan_i2v,
     "hunyuan15-i2v": hunyuan15_i2v,
     "cosmos-i2v": lambda: cosmos("CosmosVideoToWorldPipeline"), "cosmos2-i2v": cosmos2,
 }  # fmt: skip

@@ -171,6 +171,7 @@ def ended(pipe, folder, name, frames, after=1, resume=False, **changes):
         ("ltx2", 0),
         ("ltx2", 2),
         ("cosmos-i2v", 1),
+        ("skyreels-forcing", 2),
         ("cogvideox-dpm", 0),
         ("cogvideox-dpm", 2),
     ],
@@ -338,11 +339,12 @@ def test_d8_cosmos_takes_longer_films_than_its_vae_has_moments_for_and_its_guard
 
 
 def test_d8_what_cannot_be_driven_or_given_is_refused_by_name():
-    from diffusers import SkyReelsV2DiffusionForcingPipeline
+    from diffusers import SkyReelsV2DiffusionForcingImageToVideoPipeline as Forcing
 
-    base = PIPELINES["skyreels"]()
-    with pytest.raises(UserError, match="SkyReelsV2DiffusionForcingPipeline steps a scheduler of its own for each"):
-        LongVideoPipeline.from_pipeline(SkyReelsV2DiffusionForcingPipeline(**base.components))
+    with pytest.raises(UserError, match="DiffusionForcingImageToVideoPipeline steps a scheduler of its own for each"):
+        LongVideoPipeline.from_pipeline(Forcing(**PIPELINES["skyreels"]().components))
+    with pytest.raises(UserError, match="SkyReelsV2Pipeline does not take ar_step"):
+        pipe_of("skyreels-forcing")("a dog runs", 9, ar_step=5, **asked("skyreels-forcing"))
     with pytest.raises(UserError, match="LTXConditionPipeline steps tokens of conditions"):
         LongVideoPipeline.from_pipeline(ltx("LTXConditionPipeline"))
     with pytest.raises(UserError, match="image_condition_type=latent_concat drops the film's first frames"):

@@ -33,7 +33,7 @@ _UNTRIED = "is not tried here: its text encoder and guardrails are models of the
 UNDRIVEN = {
     "Cosmos2_5_PredictBasePipeline": _UNTRIED, "Cosmos2_5_TransferPipeline": _UNTRIED,
     "ModularPipeline": "is made of blocks, each with a loop or a call of its own",
-    "SkyReelsV2DiffusionForcingPipeline": _EACH, "SkyReelsV2DiffusionForcingImageToVideoPipeline": _EACH,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": _EACH,
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _EACH, "LTXI2VLongMultiPromptPipeline": _WINDOWS,
     "WanVideoToVideoPipeline": _PARTLY, "CogVideoXVideoToVideoPipeline": _PARTLY,
     "LTX2DFRPipeline": _STAGES, "LTX2DFRTemporalRefinePipeline": _STAGES,
@@ -68,6 +68,28 @@ def refuse_undriven(stock: Any) -> None:
 def asks_twice(stock: Any) -> bool:
     """Whether a stock pipeline asks its scheduler for an estimate before each step (Cosmos 1)."""
     return type(stock).__name__ in ("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline")
+
+
+def synchronous(stock: Any) -> Any:
+    """A pipeline whose loop can be driven, of the same components.
+
+    SkyReels-V2's diffusion forcing steps every latent frame with a scheduler of its own; where all of them are as noisy
+    (ar_step=0, its default) that is the loop of SkyReelsV2Pipeline with a timestep for each frame: see `forced`.
+    """
+    if type(stock).__name__ != "SkyReelsV2DiffusionForcingPipeline":
+        return stock
+    from diffusers import SkyReelsV2Pipeline
+
+    made = SkyReelsV2Pipeline(**stock.components)
+    made.set_progress_bar_config(**getattr(stock, "_progress_bar_config", {}))
+    return made
+
+
+def forced(given: Mapping[str, Any], frames: int, fps: float) -> dict[str, Any]:
+    """A call of a transformer as diffusion forcing makes it: a timestep for each of its frames, and its pace."""
+    time = given["timestep"]
+    pace = [0 if fps == 16 else 1] * len(time)
+    return {**given, "timestep": time[:, None].expand(-1, frames), "enable_diffusion_forcing": True, "fps": pace}
 
 
 def takes_of(stock: Any) -> Mapping[str, Any]:

@@ -108,7 +108,8 @@ class Drive:
     """One run of a stock pipeline.
 
     numbers: the frames' numbers, which name their noise. on_step, should_stop, journal: as for `longtake.denoising`.
-    track: the sound, where a copy of the scheduler steps latents of one after each step of the video.
+    track: the sound, where a copy of the scheduler steps latents of one after each step of the video. forced: diffusion
+    forcing writes a step's latents over those before it, which its multistep schedulers still hold.
     """
 
     pipe: Any
@@ -124,6 +125,7 @@ class Drive:
     kept: Kept | None = None
     at_step: Callable[[int], None] | None = None
     track: Track | None = None
+    forced: bool = False
     step: int = 0
     stopped: bool = False
     latents: Tensor | None = None  # frames first, after the newest step
@@ -291,6 +293,8 @@ class Drive:
                 own = told.latents[self._outside(told.latents, moved) :]
                 moved = self.layout.back(own.to(moved), moved).reshape(moved.shape)
         wants = any_rank(asked or (self.should_stop is not None and self.should_stop()), self.ranks)
+        if self.forced and getattr(scheduler, "last_sample", None) is not None:
+            scheduler.last_sample = moved.to(out.prev_sample.dtype, copy=True)
         if self.journal is not None and (self.step % self.checkpoint_every == 0 or self.step == self._total or wants):
             self._unsaved = (scheduler, moved)
             if self.track is None:

@@ -30,6 +30,7 @@ from longtake.video.dit.asking import (
     arguments_of,
     checked,
     first_frames,
+    forced,
     guarded,
     guider_of,
     makes_sound,
@@ -39,6 +40,7 @@ from longtake.video.dit.asking import (
     repository,
     size_by_picture,
     steps_all_but_first,
+    synchronous,
     takes_of,
 )
 from longtake.video.dit.decode import Caught, Decoder, caught
@@ -78,7 +80,8 @@ class TransformerVideoPipeline:
         refuse_undriven(stock)
         self.record: Record = record_of(stock.transformer)
         stride = _first_of(stock, _STRIDES)
-        self.stock, self.name = stock, name
+        self.stock, self.name = synchronous(stock), name
+        self._forced = self.stock is not stock
         self.preset = preset if stride is None else replace(preset, stride=stride)
         self._interrupt = False
 
@@ -288,10 +291,11 @@ class TransformerVideoPipeline:
                 self.stock, layout, range(span.start, span.stop), seed, steps, ranks, journal, checkpoint_every,
                 _watch(self, callback_on_step_end, callback_on_step_end_tensor_inputs), lambda: self._interrupt, kept,
                 at_step, track=track, held_first=steps_all_but_first(self.stock),
+                forced=self._forced,
             )  # fmt: skip
             for handle, model in zip(handles, self.transformers, strict=True):
                 handle.set_step(0)
-                self._guide(stack, model, handle, drive, texts, timeline, context, span, halves)
+                self._guide(stack, model, handle, drive, texts, timeline, context, span, halves, fps)
             note = stack.enter_context(caught(self.stock.vae))
             stack.enter_context(moments_of(self.stock, len(span)))
             touched = stack.enter_context(first_frames(self.stock, context))
@@ -452,7 +456,7 @@ class TransformerVideoPipeline:
 
     def _guide(
         self, stack: ExitStack, model: Any, handle: Handle, drive: Drive, texts: list[list[dict[str, Tensor]]] | None,
-        timeline: Timeline, context: Context, span: range, halves: Halves | None,
+        timeline: Timeline, context: Context, span: range, halves: Halves | None, fps: float,
     ) -> None:  # fmt: skip
         """Around the model's call: answer steps that need not be computed, hold kept frames at the start, give every
         frame its own text, part the passes of guidance over halves of the ranks."""
@@ -477,6 +481,8 @@ class TransformerVideoPipeline:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
+            if self._forced:
+                given = forced(given, len(span), fps)
             sample = given[self.record.sample[0]]
             if drive.skipping:
                 drive.note(given, channels_of(model) or sample.shape[self.record.channels])
