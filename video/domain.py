@@ -34,7 +34,7 @@ PIXELS = 64 * 64  # of that measurement
 FLOPS = 61e9  # a second in that measurement: 0.957e9 a frame and step
 MEMORY_GB = 1.5  # peak of 2,300 frames with a prior of this size
 MOST_FRAMES = 1_000_000
-_REDO = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
+_PAIR = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 KNOBS = (
     Knob(
@@ -90,6 +90,10 @@ KNOBS = (
     Knob(
         name="noise", default="independent", kind=("independent", "freenoise"), argument="initial_noise",
         help="initial noise",
+    ),
+    Knob(
+        name="free_noise", default=None, kind=str, metavar="FRAMES:APART",
+        help="AnimateDiff: FreeNoise in windows of so many frames, so far apart (16:4), for films of any length",
     ),
     Knob(
         name="positions", default="auto", kind=("auto", "absolute", "interpolate", "riflex", "clip"),
@@ -206,6 +210,8 @@ class VideoDomain(Domain):
         frames, steps = request.settings["frames"], request.settings["steps"]
         request.times.validate(frames)
         self.scope(request)
+        if request.settings["free_noise"] is not None:
+            _free_noise(request.settings["free_noise"])
         for suffix in request.outputs:
             _media().check_fps(request.settings["fps"], suffix)
         height, width = request.settings["height"], request.settings["width"]
@@ -280,9 +286,10 @@ class VideoDomain(Domain):
         return Scope(window=window, global_frames=given["global_frames"], gate=given["gate"], bias=bias)
 
     def _scope_for(self, pipe: Any, request: Request, context: Context | None) -> Any:
-        """As asked; a video transformer whose scope nobody named chooses by its training length."""
-        if _is_transformer(pipe) and not self._scope_is_named(request):
-            return "auto"
+        """As asked; where nobody named one, a video transformer chooses by its training length, and AnimateDiff sees
+        all frames or FreeNoise's windows."""
+        if not self._scope_is_named(request) and (_is_transformer(pipe) or _is_animatediff(pipe)):
+            return "auto" if _is_transformer(pipe) else None
         return self.scope(request, context)
 
     def _scope_is_named(self, request: Request) -> bool:
@@ -317,6 +324,9 @@ class VideoDomain(Domain):
             raise UserError(
                 f"--positions, --length and --guidance-ranks are for video transformers: {given['prior']} is a UNet"
             )
+        if given["free_noise"] is not None and not _is_animatediff(pipe):
+            raise UserError(f"--free-noise is for AnimateDiff (a UNetMotionModel): {given['prior']} is none")
+        self._windows(pipe, request)
         if context is None:
             context = Context.new(pipe.latents(given["frames"]) if transformer else given["frames"])
         pipe.check_inputs(
@@ -327,6 +337,12 @@ class VideoDomain(Domain):
             scope=self._scope_for(pipe, request, context),
             world=ranks.world,
         )
+
+    def _windows(self, pipe: Any, request: Request) -> None:
+        """FreeNoise's windows as a request asks, in a model that several requests may share."""
+        if _is_animatediff(pipe):
+            named = request.settings["free_noise"]
+            pipe.free_noise(None if named is None else _free_noise(named))
 
     def warn(self, pipe: Any, request: Request) -> list[str]:
         return [] if _is_transformer(pipe) else super().warn(pipe, request)
@@ -345,6 +361,7 @@ class VideoDomain(Domain):
         on_step: OnStep | None,
     ) -> VideoOutput:
         given, context = request.settings, self.context(request, pipe)
+        self._windows(pipe, request)
         more: dict[str, Any] = {}
         if _is_transformer(pipe):
             from PIL import Image
@@ -412,6 +429,8 @@ class VideoDomain(Domain):
             words = f"window={scope.window}, global_frames={scope.global_frames}, gate={str(scope.gate)!r}"
             said.before.append("from longtake.video.scope import Scope")
             said.arguments["scope"] = _Name(f"Scope({words}, bias={scope.bias})")
+        if given["free_noise"] is not None:
+            said.before.append(f"pipe.free_noise({_free_noise(given['free_noise'])})")
         if "extend" in request.inputs:
             run = str(request.inputs["extend"])
             has_sound = _latents().read_sound(request.inputs["extend"]) is not None
@@ -431,6 +450,10 @@ def _is_transformer(pipe: Any) -> bool:
     return hasattr(pipe, "record")
 
 
+def _is_animatediff(pipe: Any) -> bool:
+    return type(getattr(pipe, "unet", None)).__name__ == "UNetMotionModel"
+
+
 class _Name:
     """A name of a program, as it stands."""
 
@@ -441,11 +464,19 @@ class _Name:
         return self.name
 
 
-def _redo(text: str) -> tuple[int, int]:
-    found = _REDO.fullmatch(text)
+def _pair(text: str, wanted: str) -> tuple[int, int]:
+    found = _PAIR.fullmatch(text)
     if found is None:
-        raise UserError(f"--redo wants two frame numbers A:B, got {text!r}")
-    start, stop = int(found[1]), int(found[2])
+        raise UserError(f"{wanted}, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _free_noise(text: str) -> tuple[int, int]:
+    return _pair(text, "--free-noise wants the frames of a window and how far apart windows lie, as 16:4")
+
+
+def _redo(text: str) -> tuple[int, int]:
+    start, stop = _pair(text, "--redo wants two frame numbers A:B")
     if not start < stop:
         raise UserError(f"--redo A:B makes the frames A to B-1, so A is below B; got {text!r}")
     return start, stop
