@@ -325,6 +325,19 @@ def test_d8_image_rows_of_hunyuan_1_5_stand_beside_each_prompt():
     assert (both[:, :, 0] - both[:, :, 3]).abs().max() > 1e-3 and not torch.equal(*wanted)
 
 
+@pytest.mark.parametrize("name", ["cosmos-i2v", "cosmos2-i2v"])
+def test_d8_cosmos_begins_from_a_film_too(name):
+    pipe = pipe_of(name)
+    told = [picture(name, (200 - 30 * frame, 40, 40)) for frame in range(5)]
+    given = asked(name, image=False, scope=None, positions="absolute")
+    film = pipe("a dog runs", 13, video=told, **given)
+    other = pipe("a dog runs", 13, video=told[::-1], **given)
+    held = pipe("a dog runs", 13, image=told[0], **given)
+    assert (film.latents - other.latents)[0].abs().max() > 1e-3
+    moved = (film.latents - held.latents).abs().amax((1, 2, 3))
+    assert moved[1] > 1e-3 and moved[0] < 1e-4  # the second latent frame is the film's, the first the picture's
+
+
 def test_d8_cosmos_takes_longer_films_than_its_vae_has_moments_for_and_its_guardrail_sees_them():
     pipe = pipe_of("cosmos")
     before = dict(pipe.stock.vae.config)

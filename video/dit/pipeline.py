@@ -46,7 +46,7 @@ from longtake.video.dit.asking import (
 from longtake.video.dit.decode import Caught, Decoder, caught
 from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
 from longtake.video.dit.film_sound import with_sound
-from longtake.video.dit.guidance import Guided, Halves, check_passes
+from longtake.video.dit.guidance import Guided, Halves, Pass
 from longtake.video.dit.latent_space import awake, denormalised, moments_of, normalised
 from longtake.video.dit.positions import Positions
 from longtake.video.dit.presets import Preset, preset_of
@@ -63,6 +63,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from longtake.journal import Journal
 
+Probes = list[list[tuple[dict[str, Tensor], Pass]]]
 CONTEXT_FRAMES = 24  # latent frames of an earlier run that new ones see on each side
 _TRANSFORMERS = ("transformer", "transformer_2")
 # what stock pipelines call the film frames of a latent frame, and the pixels of a latent one
@@ -267,15 +268,13 @@ class TransformerVideoPipeline:
 
         with ExitStack() as stack:
             stack.enter_context(guider_of(self.stock, guidance_scale))
-            if guidance_ranks and makes_sound(self.stock):
-                raise UserError(f"guidance_ranks does not part the two streams of {self.record.name}")
             halves = Halves.of(ranks) if guidance_ranks and ranks.world > 1 else None
             if halves is not None:
                 transport: Transport = halves.inner
             else:
                 transport = Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1)
             told = halves is not None or self._several(timeline, context)
-            texts = self._texts(timeline, context, arguments) if told else None
+            probes = self._probes(timeline, context, arguments) if told else None
             handles = [
                 stack.enter_context(
                     parallelize(model, partition, scope, transport=transport, positions=positions, whole=True)
@@ -295,7 +294,7 @@ class TransformerVideoPipeline:
             )  # fmt: skip
             for handle, model in zip(handles, self.transformers, strict=True):
                 handle.set_step(0)
-                self._guide(stack, model, handle, drive, texts, timeline, context, span, halves, fps)
+                self._guide(stack, model, handle, drive, probes, timeline, context, span, halves, fps)
             note = stack.enter_context(caught(self.stock.vae))
             stack.enter_context(moments_of(self.stock, len(span)))
             touched = stack.enter_context(first_frames(self.stock, context))
@@ -398,12 +397,11 @@ class TransformerVideoPipeline:
         rows = [min(max(frame - context.start, 0), new - 1) for frame in span]
         return weights[rows]
 
-    def _texts(
-        self, timeline: Timeline, context: Context, arguments: Mapping[str, Any]
-    ) -> list[list[dict[str, Tensor]]]:
-        """By prompt, by call of one step: the text arguments that the stock pipeline gives its transformer."""
-        probes = [self._probe({**arguments, "prompt": text}) for text in self._prompts(timeline, context)]
-        return [[texts_of(call) for call in probe] for probe in probes]
+    def _probes(self, timeline: Timeline, context: Context, arguments: Mapping[str, Any]) -> Probes:
+        """By prompt, by call of one step: the text arguments that the stock pipeline gives, and which pass it is."""
+        sample = self.record.sample[0]
+        probes = (self._probe({**arguments, "prompt": text}) for text in self._prompts(timeline, context))
+        return [[(texts_of(call), Pass.of(call, sample)) for call in probe] for probe in probes]
 
     def first_call(
         self, prompt: str, latents: int, *, height: int | None = None, width: int | None = None
@@ -455,7 +453,7 @@ class TransformerVideoPipeline:
         return calls
 
     def _guide(
-        self, stack: ExitStack, model: Any, handle: Handle, drive: Drive, texts: list[list[dict[str, Tensor]]] | None,
+        self, stack: ExitStack, model: Any, handle: Handle, drive: Drive, probes: Probes | None,
         timeline: Timeline, context: Context, span: range, halves: Halves | None, fps: float,
     ) -> None:  # fmt: skip
         """Around the model's call: answer steps that need not be computed, hold kept frames at the start, give every
@@ -464,9 +462,12 @@ class TransformerVideoPipeline:
         stack.callback(patches.undo)
         stock = model.__dict__["forward"]
         names = names_of(model)
+        texts = None if probes is None else [[told for told, _ in probe] for probe in probes]
         weights = None if texts is None else self._weights(timeline, context, span)
         number = {"step": -1, "call": 0}
-        guided = None if halves is None or texts is None else Guided(halves, len(texts[0]), self.record.sample[0])
+        guided = None
+        if halves is not None and probes is not None:
+            guided = Guided(halves, [one for _, one in probes[0]], self.record.sample[0], type(self.stock).__name__)
         several = texts is not None and len(texts) > 1
         sides = [side_by_side(list(prompts)) for prompts in zip(*texts, strict=True)] if texts and several else []
 
@@ -498,7 +499,6 @@ class TransformerVideoPipeline:
             number["call"] += 1
             if guided is None:
                 return stock(**words(call, given))
-            check_passes(len(texts[0]), sample.shape[0], type(self.stock).__name__)
             return guided(stock, given, call, words)
 
         patches.forward(model, forward)
