@@ -69,9 +69,9 @@ def moments_of(stock: Any, frames: int) -> Iterator[None]:
     """Inside, a VAE whose latents are scaled frame by frame (Cosmos 1) has moments for so many frames: those of the
     last frame that it knows stand for all behind it."""
     config = stock.vae.config
-    channels, counts = getattr(config, "latent_channels", None), len(getattr(config, "latents_mean", None) or ())
-    known = counts // channels if channels else 0
-    if known <= 1 or known >= frames or counts % channels:
+    channels, count = int(getattr(config, "latent_channels", 0) or 0), len(getattr(config, "latents_mean", None) or ())
+    known, rest = divmod(count, channels) if channels else (0, 0)
+    if known <= 1 or known >= frames or rest:
         yield
         return
     had = {name: config[name] for name in ("latents_mean", "latents_std")}
