@@ -1,5 +1,9 @@
 """LTX-2's picture and sound when a film goes on or is mended: both streams by the same seconds (D7, D8)."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +174,18 @@ def test_d8_several_files_of_a_stream_hold_the_sound(pipe, film, tmp_path):
     with av.open(str(tmp_path / "a.mp4")) as file:
         assert len(file.streams.audio) == 1 and file.streams.video[0].frames == 41
     assert (tmp_path / "a.wav").is_file()
+
+
+def test_d8_the_nodes_of_comfyui_hand_the_sound_on(pipe, monkeypatch):
+    file = Path(__file__).resolve().parents[2] / "demos/comfyui/nodes.py"  # in the source tree, not in the package
+    spec = importlib.util.spec_from_file_location("nodes_of_comfyui", file)
+    nodes = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, nodes)
+    spec.loader.exec_module(nodes)
+    settings = {"steps": 2, "guidance": 3.0, "seed": 1, "negative": ""}
+    _, run, fps = nodes.LongtakeGenerate().make(pipe, "a dog", frames=33, fps=24.0, width=64, height=64, **settings)
+    _, longer, _ = nodes.LongtakeExtend().make(pipe, run, "a cat", frames=16, **settings)
+    assert torch.equal(longer.sound[:34], run.sound) and longer.sound.shape == (51, 4)
+    images, again, _ = nodes.LongtakeRedo().make(pipe, longer, "a cat", start=9, stop=17, **settings | {"seed": 4})
+    assert (again.sound != longer.sound).any(1).nonzero().flatten().tolist() == list(range(10, 18))
+    assert len(images) == 49
