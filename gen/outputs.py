@@ -12,7 +12,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ class VideoOutput(Output):
                 shape = chunk.shape[1:]
                 spool.write(np.ascontiguousarray(chunk).tobytes())
             for path in paths:
-                VideoOutput(_read_back(spool, shape), self.fps).save(path, overwrite=overwrite)
+                replace(self, frames=_read_back(spool, shape)).save(path, overwrite=overwrite)
 
     def drain(self) -> None:
         """Read the rest of a stream."""

@@ -298,44 +298,158 @@ def ltx2(**changes):
     )  # fmt: skip
 
 
-def cosmos():
-    from diffusers import EDMEulerScheduler
-    from diffusers.pipelines.cosmos.pipeline_cosmos_text2world import CosmosTextToWorldPipeline
+class Safe:
+    """In place of the guardrail, a model of its own from the Hub; counts the frames that it sees."""
 
-    class Safe:  # the guardrail is a model of its own, from the Hub
-        def to(self, *_args, **_kwargs):
-            return self
+    def __init__(self):
+        self.seen = 0
 
-        def check_text_safety(self, _prompt):
-            return True
+    def to(self, *_args, **_kwargs):
+        return self
 
-        def check_video_safety(self, video):
-            return video
+    def check_text_safety(self, _prompt):
+        return True
 
-    from diffusers import AutoencoderKLCosmos
+    def check_video_safety(self, video):
+        self.seen += len(video)
+        return video
+
+
+def cosmos(kind="CosmosTextToWorldPipeline"):
+    import diffusers
+    from diffusers import AutoencoderKLCosmos, EDMEulerScheduler
 
     torch.manual_seed(1)
     vae = AutoencoderKLCosmos(
         latent_channels=4, encoder_block_out_channels=(8, 8, 8, 8), decode_block_out_channels=(8, 8, 8, 8),
         attention_resolutions=(8,), resolution=64, num_layers=1, patch_size=4, spatial_compression_ratio=4,
-        temporal_compression_ratio=4,
+        temporal_compression_ratio=4, latents_mean=torch.linspace(-0.5, 0.5, 16).tolist(),
+        latents_std=torch.linspace(0.7, 1.4, 16).tolist(),
     ).eval()  # fmt: skip
-    return CosmosTextToWorldPipeline(
-        text_encoder=t5(), tokenizer=tokenizer(512), transformer=make("cosmos", max_size=(128, 64, 64)), vae=vae,
+    channels = {"in_channels": 4 if kind.startswith("CosmosText") else 5}
+    return getattr(diffusers, kind)(
+        text_encoder=t5(), tokenizer=tokenizer(512), transformer=make("cosmos", max_size=(128, 64, 64), **channels),
+        vae=vae, safety_checker=Safe(),
         scheduler=EDMEulerScheduler(sigma_min=0.002, sigma_max=80, sigma_data=0.5, sigma_schedule="karras"),
-        safety_checker=Safe(),
     )  # fmt: skip
+
+
+def cosmos2():
+    from diffusers import Cosmos2VideoToWorldPipeline
+
+    return Cosmos2VideoToWorldPipeline(
+        **cosmos("CosmosVideoToWorldPipeline").components
+        | {"vae": wan_vae(), "scheduler": _flow(use_karras_sigmas=True)}
+    )
+
+
+def minimax():
+    """MiniMax-H3 comes as blocks alone."""
+    from diffusers.modular_pipelines.minimax_h3 import MiniMaxH3Blocks
+
+    stock = MiniMaxH3Blocks().init_pipeline()
+    stock.update_components(transformer=make("minimax"))
+    return stock
+
+
+def ltx2_i2v():
+    from diffusers import LTX2ImageToVideoPipeline
+
+    return LTX2ImageToVideoPipeline(**ltx2().components)
+
+
+def skyreels_i2v():
+    from diffusers import SkyReelsV2ImageToVideoPipeline
+    from transformers import CLIPVisionModelWithProjection
+
+    encoder, processor = clip_vision()
+    model = make("skyreels", in_channels=12, image_dim=8, added_kv_proj_dim=24)
+    parts = skyreels().components | {"transformer": model, "image_processor": processor}
+    encoder = CLIPVisionModelWithProjection(encoder.config).eval()
+    return SkyReelsV2ImageToVideoPipeline(**parts, image_encoder=encoder)
+
+
+def skyreels_forcing():
+    from diffusers import SkyReelsV2DiffusionForcingPipeline
+
+    model = make("skyreels", inject_sample_info=True)
+    return SkyReelsV2DiffusionForcingPipeline(**skyreels().components | {"transformer": model})
+
+
+def kandinsky_i2v():
+    from diffusers import Kandinsky5I2VPipeline
+
+    model = make("kandinsky", in_visual_dim=4, visual_cond=True)
+    return Kandinsky5I2VPipeline(**kandinsky().components | {"transformer": model})
+
+
+def hunyuan_i2v(condition="token_replace"):
+    """The text encoder reads the picture too (4 tokens of it here)."""
+    from diffusers import HunyuanVideoImageToVideoPipeline
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    _, processor = clip_vision()
+    words = tokenizer(300)
+    words.add_special_tokens({"additional_special_tokens": ["<image>", "<|end_header_id|>"]})
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2)
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**small, image_size=16, patch_size=8),
+            text_config=LlamaConfig(**small, vocab_size=40, pad_token_id=0),
+            image_token_index=words.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+        )
+    ).eval()  # fmt: skip
+    llava.config.pad_token_id = 0
+    changes = {} if condition == "token_replace" else {"in_channels": 9}
+    model = make("hunyuan", image_condition_type=condition, **changes)
+    stock = HunyuanVideoImageToVideoPipeline(
+        **hunyuan().components | {"transformer": model, "text_encoder": llava, "tokenizer": words},
+        image_processor=processor,
+    )  # fmt: skip
+    return stock
+
+
+HUNYUAN_TEMPLATE = {
+    "template": "a <|end_header_id|> a <image> red <|end_header_id|> {} over the <|end_header_id|>", "crop_start": 5,
+    "image_emb_start": 3, "image_emb_end": 7, "image_emb_len": 4, "double_return_token_id": 10,
+}  # fmt: skip
+
+
+def hunyuan15_i2v():
+    from diffusers import HunyuanVideo15ImageToVideoPipeline
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(0)
+    encoder = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+        )
+    ).eval()
+    stock = hunyuan15()
+    made = HunyuanVideo15ImageToVideoPipeline(
+        **stock.components, image_encoder=encoder,
+        feature_extractor=SiglipImageProcessor(size={"height": 16, "width": 16}),
+    )  # fmt: skip
+    made.prompt_template_encode_start_idx, made.tokenizer_max_length = 40, 120
+    made.vision_num_semantic_tokens, made.target_size = 4, 32
+    return made
 
 
 PIPELINES = {
     "wan": wan, "ltx": ltx, "cogvideox": cogvideox, "mochi": mochi, "hunyuan": hunyuan, "skyreels": skyreels,
-    "vace": vace, "cosmos": cosmos,
+    "vace": vace,
 }  # fmt: skip
 # pipelines of `test_dit_stocks.py`
 STOCKS = {
+    "cosmos": cosmos,
     "wan-two": wan_two, "wan-i2v": wan_i2v, "wan-ti2v": wan_ti2v, "cogvideox-i2v": cogvideox_i2v,
     "consisid-i2v": consisid_i2v,
     "ltx-i2v": lambda: ltx("LTXImageToVideoPipeline"),
     "hunyuan15": hunyuan15, "kandinsky": kandinsky, "ltx2": ltx2,
+    "ltx2-i2v": ltx2_i2v, "skyreels-i2v": skyreels_i2v,
+    "skyreels-forcing": skyreels_forcing, "kandinsky-i2v": kandinsky_i2v, "hunyuan-i2v": hunyuan_i2v,
+    "hunyuan15-i2v": hunyuan15_i2v,
+    "cosmos-i2v": lambda: cosmos("CosmosVideoToWorldPipeline"), "cosmos2-i2v": cosmos2,
 }  # fmt: skip
-SIZES = {"ltx": 64, "hunyuan": 32, "cosmos": 32, "ltx-i2v": 64, "ltx2": 64, "hunyuan15": 32, "kandinsky": 32}
+SIZES = {"ltx": 64, "ltx-i2v": 64, "ltx2": 64, "ltx2-i2v": 64}

@@ -34,7 +34,7 @@ PIXELS = 64 * 64  # of that measurement
 FLOPS = 61e9  # a second in that measurement: 0.957e9 a frame and step
 MEMORY_GB = 1.5  # peak of 2,300 frames with a prior of this size
 MOST_FRAMES = 1_000_000
-_REDO = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
+_PAIR = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 KNOBS = (
     Knob(
@@ -92,6 +92,10 @@ KNOBS = (
         help="initial noise",
     ),
     Knob(
+        name="free_noise", default=None, kind=str, metavar="FRAMES:APART",
+        help="AnimateDiff: FreeNoise in windows of so many frames, so far apart (16:4), for films of any length",
+    ),
+    Knob(
         name="positions", default="auto", kind=("auto", "absolute", "interpolate", "riflex", "clip"),
         help="video transformers: where frames stand in time beyond the training length (auto: clip)",
     ),
@@ -126,7 +130,7 @@ class VideoDomain(Domain):
         ),
         SideFile(
             "save_latents", ".safetensors", "clean latents, for --extend",
-            lambda output, path: _latents().save_latents(path, output.latents, output.info["note"]),
+            lambda output, path: _save(path, output),
             lambda path: _latents().read_run(path), usual=True,
         ),
     )  # fmt: skip
@@ -206,6 +210,8 @@ class VideoDomain(Domain):
         frames, steps = request.settings["frames"], request.settings["steps"]
         request.times.validate(frames)
         self.scope(request)
+        if request.settings["free_noise"] is not None:
+            _free_noise(request.settings["free_noise"])
         for suffix in request.outputs:
             _media().check_fps(request.settings["fps"], suffix)
         height, width = request.settings["height"], request.settings["width"]
@@ -280,9 +286,10 @@ class VideoDomain(Domain):
         return Scope(window=window, global_frames=given["global_frames"], gate=given["gate"], bias=bias)
 
     def _scope_for(self, pipe: Any, request: Request, context: Context | None) -> Any:
-        """As asked; a video transformer whose scope nobody named chooses by its training length."""
-        if _is_transformer(pipe) and not self._scope_is_named(request):
-            return "auto"
+        """As asked; where nobody named one, a video transformer chooses by its training length, and AnimateDiff sees
+        all frames or FreeNoise's windows."""
+        if not self._scope_is_named(request) and (_is_transformer(pipe) or _is_animatediff(pipe)):
+            return "auto" if _is_transformer(pipe) else None
         return self.scope(request, context)
 
     def _scope_is_named(self, request: Request) -> bool:
@@ -297,7 +304,11 @@ class VideoDomain(Domain):
         given = request.settings
         redo = None if given["redo"] is None else _redo(given["redo"])
         before = _latents().last_prompt(note) if redo is None else None
-        made: Context = pipe.context(latents, frames=given["frames"], redo=redo, before=before)
+        sound = _latents().read_sound(request.inputs["extend"])
+        if sound is not None and not _is_transformer(pipe):
+            raise UserError(f"{request.inputs['extend']} has sound, and {given['prior']} makes none")
+        more = {} if sound is None else {"sound": sound}
+        made: Context = pipe.context(latents, frames=given["frames"], redo=redo, before=before, **more)
         return made
 
     def check(self, pipe: LongVideoPipeline, request: Request, ranks: Ranks) -> None:
@@ -313,6 +324,9 @@ class VideoDomain(Domain):
             raise UserError(
                 f"--positions, --length and --guidance-ranks are for video transformers: {given['prior']} is a UNet"
             )
+        if given["free_noise"] is not None and not _is_animatediff(pipe):
+            raise UserError(f"--free-noise is for AnimateDiff (a UNetMotionModel): {given['prior']} is none")
+        self._windows(pipe, request)
         if context is None:
             context = Context.new(pipe.latents(given["frames"]) if transformer else given["frames"])
         pipe.check_inputs(
@@ -323,6 +337,12 @@ class VideoDomain(Domain):
             scope=self._scope_for(pipe, request, context),
             world=ranks.world,
         )
+
+    def _windows(self, pipe: Any, request: Request) -> None:
+        """FreeNoise's windows as a request asks, in a model that several requests may share."""
+        if _is_animatediff(pipe):
+            named = request.settings["free_noise"]
+            pipe.free_noise(None if named is None else _free_noise(named))
 
     def warn(self, pipe: Any, request: Request) -> list[str]:
         return [] if _is_transformer(pipe) else super().warn(pipe, request)
@@ -341,6 +361,7 @@ class VideoDomain(Domain):
         on_step: OnStep | None,
     ) -> VideoOutput:
         given, context = request.settings, self.context(request, pipe)
+        self._windows(pipe, request)
         more: dict[str, Any] = {}
         if _is_transformer(pipe):
             from PIL import Image
@@ -348,6 +369,8 @@ class VideoDomain(Domain):
             more |= {"positions": given["positions"], "guidance_ranks": given["guidance_ranks"]}
             ends = {"first": 0, "last": -1}
             held = {place: Image.open(request.inputs[name]) for name, place in ends.items() if name in request.inputs}
+            if 0 in held and context is None and pipe.begins_from_a_picture:
+                more["image"] = held.pop(0).convert("RGB")
             more["hold"] = held or None
         output = pipe(
             request.times,
@@ -382,8 +405,7 @@ class VideoDomain(Domain):
         return {**told, "prompt": request.prompt, "last_prompt": last, "seed": request.seed, "steps": steps}
 
     def keep(self, output: Output, request: Request, folder: Path) -> None:
-        latents = _latents()
-        latents.save_latents(folder / latents.LATENTS, output.latents, output.info["note"])  # type: ignore[attr-defined]
+        _save(folder / _latents().LATENTS, output)
 
     def kept(self, pipe: LongVideoPipeline, request: Request, folder: Path) -> VideoOutput | None:
         from longtake.distributed import current
@@ -394,7 +416,9 @@ class VideoDomain(Domain):
         clean, note = latents.read_run(folder / latents.LATENTS)
         frames = pipe.film(len(clean), note.get("film")) if _is_transformer(pipe) else len(clean)
         info = {"frames": frames, "steps": note.get("steps"), "completed": True, "note": note}
-        return pipe.output(clean, request.settings["fps"], current(), info, "stream")
+        sound = latents.read_sound(folder / latents.LATENTS)
+        more = {} if sound is None else {"sound": sound}
+        return pipe.output(clean, request.settings["fps"], current(), info, "stream", **more)
 
     def python(self, request: Request) -> PythonCall:
         said = super().python(request)
@@ -405,23 +429,29 @@ class VideoDomain(Domain):
             words = f"window={scope.window}, global_frames={scope.global_frames}, gate={str(scope.gate)!r}"
             said.before.append("from longtake.video.scope import Scope")
             said.arguments["scope"] = _Name(f"Scope({words}, bias={scope.bias})")
+        if given["free_noise"] is not None:
+            said.before.append(f"pipe.free_noise({_free_noise(given['free_noise'])})")
         if "extend" in request.inputs:
-            said.before += [
-                "from longtake.video.latents import last_prompt, read_run",
-                "from longtake.video.pipeline import Context",
-                f"latents, note = read_run({str(request.inputs['extend'])!r})",
-            ]
+            run = str(request.inputs["extend"])
+            has_sound = _latents().read_sound(request.inputs["extend"]) is not None
+            names = "last_prompt, read_run" + (", read_sound" if has_sound else "")
+            said.before += [f"from longtake.video.latents import {names}", f"latents, note = read_run({run!r})"]
             if given["redo"] is None:
-                said.before.append(f"context = Context.extend(latents, {given['frames']}, last_prompt(note))")
+                asked = f"frames={given['frames']}, before=last_prompt(note)"
             else:
-                start, stop = _redo(given["redo"])
-                said.before.append(f"context = Context.redo(latents, {start}, {stop})")
+                asked = f"redo={_redo(given['redo'])}"
+            asked += f", sound=read_sound({run!r})" if has_sound else ""
+            said.before.append(f"context = pipe.context(latents, {asked})")
             said.arguments["context"] = _Name("context")
         return said
 
 
 def _is_transformer(pipe: Any) -> bool:
     return hasattr(pipe, "record")
+
+
+def _is_animatediff(pipe: Any) -> bool:
+    return type(getattr(pipe, "unet", None)).__name__ == "UNetMotionModel"
 
 
 class _Name:
@@ -434,11 +464,19 @@ class _Name:
         return self.name
 
 
-def _redo(text: str) -> tuple[int, int]:
-    found = _REDO.fullmatch(text)
+def _pair(text: str, wanted: str) -> tuple[int, int]:
+    found = _PAIR.fullmatch(text)
     if found is None:
-        raise UserError(f"--redo wants two frame numbers A:B, got {text!r}")
-    start, stop = int(found[1]), int(found[2])
+        raise UserError(f"{wanted}, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _free_noise(text: str) -> tuple[int, int]:
+    return _pair(text, "--free-noise wants the frames of a window and how far apart windows lie, as 16:4")
+
+
+def _redo(text: str) -> tuple[int, int]:
+    start, stop = _pair(text, "--redo wants two frame numbers A:B")
     if not start < stop:
         raise UserError(f"--redo A:B makes the frames A to B-1, so A is below B; got {text!r}")
     return start, stop
@@ -449,6 +487,10 @@ def _is_folder(name: str) -> bool:
         return Path(name).is_dir()
     except OSError:
         return False
+
+
+def _save(path: Path, output: Any) -> None:
+    _latents().save_latents(path, output.latents, output.info["note"], getattr(output, "sound_latents", None))
 
 
 def _media() -> Any:

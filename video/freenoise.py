@@ -5,9 +5,12 @@ the video does, one more ends with the video. A frame is the weighted mean of th
 
     neighbourhood(range(8, 11), 22, 8, 4)    # range(4, 16): windows 4 to 11 and 8 to 15 cover frames 8 to 10
     latents = latents[:, :, shuffled_frames(22, 8, 4, generator)]
+    switch(pipe.unet, (16, 4))
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from longtake.errors import UserError
@@ -78,3 +81,42 @@ def repeated_frames(total: int, length: int) -> torch.Tensor:
     if total < 1 or length < 1:
         raise UserError(f"repeated noise needs at least 1 frame and a window of at least 1; given {total}, {length}")
     return torch.arange(total) % length
+
+
+def switch(unet: Any, windows: tuple[int, int] | None) -> None:
+    """FreeNoise on in a UNetMotionModel, in windows of (frames, frames apart) with pyramid weights, or off.
+
+    The same as `enable_free_noise` of diffusers' AnimateDiffPipeline, for a model without that pipeline.
+    Raises UserError for another model, and for windows longer than its positions.
+    """
+    from types import SimpleNamespace
+
+    from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
+
+    kind = type(unet).__name__
+    if kind != "UNetMotionModel":
+        raise UserError(f"FreeNoise's windows are for AnimateDiff (a UNetMotionModel); this model is a {kind}")
+    positions = int(unet.config.motion_max_seq_length)
+    if windows is not None and not (1 <= windows[1] <= windows[0] <= positions):
+        raise UserError(
+            f"FreeNoise's windows have at most {positions} frames, the positions of this model, and lie at most their "
+            f"length apart; given {windows[0]} frames, {windows[1]} apart"
+        )
+    if windows == windows_of(unet):
+        return
+    mixin: Any = AnimateDiffFreeNoiseMixin()
+    mixin.unet, mixin.device, mixin.dtype = unet, unet.device, unet.dtype
+    mixin.motion_adapter = SimpleNamespace(config=SimpleNamespace(motion_max_seq_length=positions))
+    if windows is None:
+        mixin.disable_free_noise()
+    else:
+        mixin.enable_free_noise(*windows)
+    unet.train(unet.training)  # blocks that are new are in the mode of the model
+
+
+def windows_of(unet: Any) -> tuple[int, int] | None:
+    """(frames of a window, frames apart) of a model with FreeNoise on; None for any other."""
+    for module in unet.modules():
+        if type(module).__name__ == "FreeNoiseTransformerBlock":
+            return int(module.context_length), int(module.context_stride)
+    return None

@@ -3,7 +3,7 @@
     save_latents(Path("dog.safetensors"), output.latents, {"prior": "kaykit-small"})
     latents, note = read_run(Path("dog.mp4"))          # from the film's record, its folder, or such a file
 
-Legend: F frames, c h w latent channels and grid.
+Legend: F frames, c h w latent channels and grid, A latents of sound, C their width.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 LATENTS = "latents.safetensors"
 
 
-def save_latents(path: Path, latents: torch.Tensor, note: dict[str, Any]) -> None:
-    """Clean latents (F, c, h, w) with the facts that ``--extend`` needs, as safetensors, atomically."""
+def save_latents(path: Path, latents: torch.Tensor, note: dict[str, Any], sound: torch.Tensor | None = None) -> None:
+    """Clean latents (F, c, h, w) with the facts that ``--extend`` needs, as safetensors, atomically.
+
+    sound: those of the film's sound (A, C), where it has one.
+    """
     from longtake.journal import write_tensors
 
-    write_tensors(path, {"latents": latents}, {"longtake": json.dumps(note)})
+    tensors = {"latents": latents} if sound is None else {"latents": latents, "sound": sound}
+    write_tensors(path, tensors, {"longtake": json.dumps(note)})
 
 
 def latents_file(path: Path) -> Path:
@@ -69,6 +73,20 @@ def read_run(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
     return latents.float(), read_note(file)
 
 
+def read_sound(path: Path) -> torch.Tensor | None:
+    """Latents (A, C) float32 of the sound of an earlier run; None where it has none. Raises UserError for damage."""
+    import torch
+    from longtake.weights import load_state
+
+    file = latents_file(path)
+    sound = load_state(file).get("sound")
+    if sound is None:
+        return None
+    if sound.ndim != 2 or not sound.is_floating_point() or not len(sound) or not torch.isfinite(sound).all():
+        raise UserError(f"{file} holds damaged latents of sound: finite floating-point numbers (A, C) were expected")
+    return sound.float()
+
+
 def read_note(file: Path) -> dict[str, Any]:
     """What a latents file notes beside its tensors; nothing when that is missing. Raises UserError when it is
     damaged."""
@@ -91,8 +109,11 @@ def last_prompt(note: dict[str, Any]) -> str | None:
 
 
 def latents_mark(path: Path) -> str:
-    """Hash (64 hex digits) of what of a run decides the frames that join it: its latents and its last prompt."""
+    """Hash (64 hex digits) of what of a run decides the frames that join it: its latents, sound and last prompt."""
     latents, note = read_run(path)
     digest = hashlib.sha256(latents.contiguous().numpy().tobytes())
+    sound = read_sound(path)
+    if sound is not None:
+        digest.update(sound.contiguous().numpy().tobytes())
     digest.update((last_prompt(note) or "").encode())
     return digest.hexdigest()

@@ -31,6 +31,7 @@ from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frame
 from longtake.priors import load_prior
 from longtake.timeline import Timeline
 from longtake.video.decode import gather_latents, stream_frames
+from longtake.video.freenoise import switch, windows_of
 from longtake.video.parallelize import Handle, parallelize
 from longtake.video.run import CONTEXT_FRAMES, Context, as_timeline, check_frames
 from longtake.video.scope import Scope
@@ -54,7 +55,8 @@ class InitialNoise(StrEnum):
 
     Members:
         INDEPENDENT: each frame its own.
-        FREENOISE: later frames reuse the first 16 frames' noise, shuffled within strides of 4.
+        FREENOISE: later frames reuse the first 16 frames' noise, shuffled within strides of 4 (in the windows of
+            AnimateDiff, where they are switched on).
     """
 
     INDEPENDENT = "independent"
@@ -185,6 +187,11 @@ class LongVideoPipeline(LongTakePipeline):
     def _windows_of_its_own(self) -> bool:
         """AnimateDiff's UNet sees the whole video, or FreeNoise's windows where they are switched on."""
         return type(self.unet).__name__ == "UNetMotionModel"
+
+    def free_noise(self, windows: tuple[int, int] | None) -> None:
+        """FreeNoise on, in windows of (frames, frames apart), or off (None): AnimateDiff beyond its positions, and over
+        any number of ranks. Raises UserError for another model and for windows that it cannot count."""
+        switch(self.unet, windows)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """(c, h, w) of one frame; sizes in pixels must be multiples of the latent grid's step times the UNet's."""
@@ -452,7 +459,7 @@ class LongVideoPipeline(LongTakePipeline):
     ) -> torch.Tensor:
         source: Sequence[int] = numbers
         if kind is InitialNoise.FREENOISE:
-            index = freenoise_index(seed, numbers.stop if total < numbers.stop else total)
+            index = freenoise_index(seed, max(total, numbers.stop), *(windows_of(self.unet) or ()))
             source = [int(index[number]) for number in numbers]
         return noise(seed, 0, source, 0, shape)
 

@@ -28,12 +28,14 @@ class Context:
     start, stop: the frames to make anew, in the numbers of the finished video; all others are kept bit for bit.
     before: the prompt that the earlier run ended with. The kept frames hear it, and the new ones fade out of it behind
         the border (see ``Timeline.after``); None: the kept frames hear the new prompt too, which begins at once.
+    sound: latents (A, C) of the earlier run's sound, where it has one.
     """
 
     latents: torch.Tensor | None
     start: int
     stop: int
     before: str | None = None
+    sound: torch.Tensor | None = None
 
     @classmethod
     def new(cls, frames: int) -> Context:

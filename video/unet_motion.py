@@ -128,8 +128,8 @@ def check_length(model: nn.Module, total: int) -> None:
             elif positions is not None and total > positions:
                 raise UserError(
                     f"{where} has {positions} positions in time, but the video has {total} frames: switch FreeNoise on "
-                    "first, pipeline.enable_free_noise(context_length=16, context_stride=4), or make at most "
-                    f"{positions} frames"
+                    "(--free-noise 16:4, or pipeline.enable_free_noise(context_length=16, context_stride=4)), or make "
+                    f"at most {positions} frames"
                 )
 
 

@@ -21,11 +21,18 @@ KINDS = ("cut", "seam", "loop", "freeze", "drift", "flicker")
 
 @dataclass(frozen=True)
 class Run:
-    """What extend and redo start from: clean latents (F, c, h, w), the prompt of the last frame, frames a second."""
+    """What extend and redo start from: clean latents (F, c, h, w), the prompt of the last frame, frames a second, and
+    latents of the sound (A, C) where the model makes one."""
 
     latents: Any
     last_prompt: str | None
     fps: float
+    sound: Any = None
+
+    def context(self, pipeline: Any, **asked: Any) -> Any:
+        """What a pipeline is asked to make of this run."""
+        more = {} if self.sound is None else {"sound": self.sound}
+        return pipeline.context(self.latents, **asked, **more)
 
 
 def comfy(module: str) -> Any:
@@ -217,7 +224,8 @@ class _Makes:
         context = more.get("context")
         at_end = run is None or context.stop >= len(run.latents)
         last = times.starts[-1][1] if at_end else run.last_prompt
-        return as_images(output.frames), Run(output.latents, last, fps), fps
+        made = Run(output.latents, last, fps, getattr(output, "sound_latents", None))
+        return as_images(output.frames), made, fps
 
 
 class LongtakeGenerate(_Makes):
@@ -274,7 +282,7 @@ class LongtakeExtend(_Makes):
         self, pipeline: Any, run: Run, prompt: str, frames: int, steps: int, guidance: float, seed: int,
         negative: str, timeline: Any = None, scope: Any = "auto",
     ) -> Any:  # fmt: skip
-        context = pipeline.context(run.latents, frames=frames, before=run.last_prompt)
+        context = run.context(pipeline, frames=frames, before=run.last_prompt)
         return self.call(
             pipeline, timeline or prompt, frames, run.fps, steps, run, context=context,
             guidance_scale=guidance, seed=seed, negative_prompt=negative, scope=scope, **size_of(pipeline, run.latents),
@@ -304,7 +312,7 @@ class LongtakeRedo(_Makes):
         self, pipeline: Any, run: Run, prompt: str, start: int, stop: int, steps: int, guidance: float, seed: int,
         negative: str, timeline: Any = None, scope: Any = "auto",
     ) -> Any:  # fmt: skip
-        context = pipeline.context(run.latents, redo=(start, stop))
+        context = run.context(pipeline, redo=(start, stop))
         return self.call(
             pipeline, timeline or prompt, stop - start, run.fps, steps, run, context=context,
             guidance_scale=guidance, seed=seed, negative_prompt=negative, scope=scope, **size_of(pipeline, run.latents),

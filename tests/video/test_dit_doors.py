@@ -5,11 +5,13 @@ from pathlib import Path
 
 import av
 import pytest
-from dit_pipelines import ltx, mochi, wan
+import torch
+from dit_pipelines import ltx, mochi, wan, wan_i2v
 from longtake.cli import main
 from longtake.request import Request
 from longtake.video.dit.folder import model_at
 from longtake.video.dit.presets import PRESETS
+from longtake.video.latents import read_run
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,24 @@ def test_every_preset_is_told_by_name_alone():
         request = asked(name)
         told = tuple(request.settings[key] for key in ("steps", "guidance", "fps"))
         assert told == (preset.steps, preset.guidance, preset.fps), json.dumps(told)
+
+
+def test_a_model_that_begins_from_a_picture_takes_it_from_the_command(tmp_path, capsys):
+    from PIL import Image
+
+    wan_i2v().save_pretrained(tmp_path / "model")
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+    words = ["video", "a dog runs", "--prior", str(tmp_path / "model"), "--steps", "2", "--length", "21"]
+    words += ["--height", "32", "--width", "32", "--frames", "9"]
+
+    def made(name, *more):
+        assert main([*words, *more, "--out", str(tmp_path / name)]) == 0, capsys.readouterr().err
+        return read_run(tmp_path / name)[0]
+
+    red, blue = (made(f"{name}.mp4", "--first", str(tmp_path / f"{name}.png")) for name in ("red", "blue"))
+    assert (red - blue).abs().max() > 1e-3
+    longer = made("longer.mp4", "--extend", str(tmp_path / "red.mp4"))
+    assert torch.equal(longer[:3], red) and len(longer) == 6
+    assert main([*words, "--out", str(tmp_path / "none.mp4")]) == 2
+    assert "WanImageToVideoPipeline begins from a picture: give image= (--first)" in capsys.readouterr().err

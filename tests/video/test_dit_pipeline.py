@@ -5,12 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from dit_pipelines import PIPELINES, SIZES, cosmos, wan
+from dit_pipelines import PIPELINES, SIZES, ltx2, wan
 from longtake import LongVideoPipeline
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.noise import noise
 from longtake.video.dit.decode import Caught, Decoder
+from longtake.video.dit.guidance import firsts_of
 from longtake.video.dit.presets import PRESETS, preset_of
 from longtake.video.dit.records import RECORDS
 from longtake.video.scope import Scope
@@ -27,7 +28,7 @@ def quiet(stock):
 
 
 def pipe_of(name="wan", length=3):
-    return LongVideoPipeline.from_pipeline(quiet(PIPELINES[name]()), length=length)
+    return LongVideoPipeline.from_pipeline(quiet({**PIPELINES, "ltx2": ltx2}[name]()), length=length)
 
 
 def asked(name="wan", seed=1, **changes):
@@ -47,7 +48,7 @@ def test_d8_within_the_training_length_the_film_is_that_of_the_stock_pipeline():
     assert np.abs(stock * 255 - film).max() <= 0.51  # rounding to uint8
 
 
-@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "cosmos"])
+@pytest.mark.parametrize("name", PIPELINES)
 def test_d8_every_family_makes_extends_and_follows_a_timeline(name):
     warnings.simplefilter("ignore")
     pipe = pipe_of(name)
@@ -80,7 +81,7 @@ def test_d8_first_middle_and_last_frames_are_held():
     pictures = {frame: Image.new("RGB", (32, 32), colour) for frame, colour in ((0, "red"), (8, "blue"), (-1, "green"))}
     film = pipe("a dog runs", 17, hold=pictures, **asked())
     for frame, latent in ((0, 0), (8, 2), (-1, 4)):
-        wanted = pipe._encode(pictures[frame], 32, 32, first=frame == 0)
+        wanted = pipe._encode(pictures[frame], 32, 32, latent)
         assert torch.allclose(film.latents[latent], wanted, atol=1e-6)
     assert film.latents[1].std() > 0.1
     with pytest.raises(UserError, match="hold names frame 40"):
@@ -147,15 +148,17 @@ def test_d8_the_same_film_from_any_number_of_ranks(world):
 
 
 def guided_over_ranks(rank, world):
-    """One pass a call (Wan) and both in one batch (CogVideoX, LTX), with one prompt and with two."""
+    """One pass a call (Wan) and both in one batch (CogVideoX, LTX, LTX-2), with one prompt and with two."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     ranks, made = ranks_here(), {}
-    for name in ("wan", "cogvideox", "ltx"):
+    for name in ("wan", "cogvideox", "ltx", "ltx2"):
         for prompt in ("a dog runs", "0s: a dog runs | 1s: a cat swims"):
             pipe = pipe_of(name)
             film = pipe(prompt, 25, ranks=ranks, guidance_ranks=True, **asked(name))
             made[name, prompt] = (film.latents.numpy(), film.info["traffic"]["received"])
+            if name == "ltx2":
+                made["sound of ltx2", prompt] = (film.sound_latents.numpy(), film.info["traffic"]["received"])
     return made
 
 
@@ -164,9 +167,14 @@ def guided_over_ranks(rank, world):
 def test_d8_guidance_on_halves_of_the_ranks_is_the_film_of_one(world):
     from ranks import run_ranks
 
+    films = {}
     for made in run_ranks(guided_over_ranks, world):
         for (name, prompt), (latents, received) in made.items():
-            alone = pipe_of(name)(prompt, 25, **asked(name)).latents.numpy()
+            model = name.removeprefix("sound of ")
+            if (model, prompt) not in films:
+                films[model, prompt] = pipe_of(model)(prompt, 25, **asked(model))
+            film = films[model, prompt]
+            alone = (film.latents if name == model else film.sound_latents).numpy()
             assert np.abs(latents - alone).max() <= 1e-4 * max(1.0, np.abs(alone).max())
             assert ("frames" in received) == (world == 4)  # two ranks: each half holds the whole video
 
@@ -214,7 +222,7 @@ def test_d8_a_vae_that_offload_keeps_elsewhere_is_fetched_before_it_is_used():
     pipe.stock.vae._hf_hook = Hook()
     assert sum(len(chunk) for chunk in film.chunks()) == 9 and called[0] is pipe.stock.vae
     called.clear()
-    pipe._encode(Image.new("RGB", (32, 32)), 32, 32, first=True)
+    pipe._encode(Image.new("RGB", (32, 32)), 32, 32, 0)
     assert called[0] is pipe.stock.vae
 
 
@@ -257,9 +265,11 @@ def test_d9_a_public_layout_loads_from_a_folder_by_the_usual_door(tmp_path):
 
 
 def test_what_cannot_be_driven_is_refused_by_name():
-    with pytest.raises(UserError, match="asks its scheduler twice a step"):
-        LongVideoPipeline.from_pipeline(cosmos())
     pipe = pipe_of()
+    assert (firsts_of([1, 1], ""), firsts_of([2], ""), firsts_of([2, 1, 1], "")) == ({0}, set(), {1})
+    for batches in ([1], [2, 1], [1, 1, 1], [4]):
+        with pytest.raises(UserError, match="needs passes in pairs; LTX2Pipeline makes calls of batch"):
+            firsts_of(batches, "LTX2Pipeline")
     with pytest.raises(UserError, match="WanPipeline does not take image"):
         pipe("a dog runs", 9, image=None, **asked())
     with pytest.raises(UserError, match="height must be a multiple of 16, got 40"):

@@ -1,6 +1,7 @@
 """AnimateDiff's UNetMotionModel on several ranks, plain and with FreeNoise, is diffusers' on one: exactness, safety."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -513,3 +514,47 @@ def test_animatediff_over_ranks_makes_the_film_of_one(world):
     one = animated(0, 1)
     for latents in run_ranks(animated, world)[:1]:
         assert (latents - one).abs().max() <= 1e-4 * one.abs().max()
+
+
+def test_a_folder_of_animatediff_takes_freenoise_from_the_command_and_from_a_batch(tmp_path, capsys):
+    from longtake.cli import main
+    from longtake.request import Request
+    from longtake.video.latents import read_run
+
+    animatediff(None).save_pretrained(tmp_path / "model")
+    small = {"prior": str(tmp_path / "model"), "steps": 2, "height": 64, "width": 64}
+    words = [f"--{name}={value}" for name, value in small.items()]
+
+    def made(name, *more):
+        code = main(["video", "a dog runs", *words, *more, "--out", str(tmp_path / name)])
+        return code, capsys.readouterr().err.strip()
+
+    assert made("a.mp4", "--frames", "24", "--free-noise", "8:4", "--noise", "freenoise")[0] == 0
+    stock = LongVideoPipeline.from_pipeline(animatediff((8, 4)))
+    wanted = stock(
+        "a dog runs", 24, num_inference_steps=2, height=64, width=64, initial_noise="freenoise", output_type="latent"
+    )
+    first = read_run(tmp_path / "a.mp4")[0]
+    assert (first - wanted.latents).abs().max() <= 1e-5
+    jobs = [
+        {"prompt": "a dog runs", "id": name, "parameters": {**small, "frames": frames, **more}}
+        for name, frames, more in (("b", 24, {"free_noise": "8:4", "noise": "freenoise"}), ("c", 12, {}))
+    ]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps({"modality": "video", **job}) + "\n" for job in jobs))
+    assert main(["batch", str(tmp_path / "jobs.jsonl"), "--out", str(tmp_path / "made")]) == 0, capsys.readouterr().err
+    assert torch.equal(read_run(tmp_path / "made" / "b.mp4")[0], first)
+    plain = LongVideoPipeline.from_pipeline(animatediff(None))
+    alone = plain("a dog runs", 12, num_inference_steps=2, height=64, width=64, output_type="latent").latents
+    # the same loaded model, off again
+    assert (read_run(tmp_path / "made" / "c.mp4")[0] - alone).abs().max() <= 1e-5
+    for more, line in (
+        (("--frames", "24"), "16 positions in time, but the video has 24 frames"),
+        (("--free-noise", "17:4"), "have at most 16 frames, the positions of this model"),
+        (("--free-noise", "8"), "--free-noise wants the frames of a window and how far apart"),
+        (("--free-noise", "8:4", "--prior", "kaykit-small"), "--free-noise is for AnimateDiff"),
+        (("--window", "4"), "takes scope None"),
+    ):
+        code, told = made("x.mp4", *more)
+        assert code == 2 and line in told.splitlines()[-1], told
+    said = Request.read({"modality": "video", "prompt": "a", "parameters": {**small, "free_noise": "8:4"}})
+    assert "--free-noise 8:4" in said.as_command("x") and "pipe.free_noise((8, 4))" in said.as_python("x")

@@ -221,7 +221,7 @@ def _masked_aside(call: Call, given: Given) -> Given:
     if not isinstance(mask, Tensor):
         return given
     if call.record.name == "HunyuanVideo15Transformer3DModel":
-        call.laid, call.text_mask = sorted_rows(call, given)
+        call.laid, call.text_mask, given = sorted_rows(call, given)
         return given
     call.text_mask = mask.bool()
     if call.record.name == "MochiTransformer3DModel":  # it drops padded rows, and texts would no longer be alike

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,16 @@ from longtake.video.run import Context
 from torch import Tensor
 
 # stock pipelines whose loop cannot be driven, and why
-_TWICE = "asks its scheduler twice a step"
 _EACH = "steps a scheduler of its own for each latent frame"
 _WINDOWS = "makes a long video itself, in windows, each with a loop of its own"
 _STAGES = "runs several loops one after the other"
 _REFERENCES = "steps tokens of conditions beside the video's frames (pictures in a film: hold=)"
 _PARTLY = "begins in the middle of the schedule, from a video's own latents"
+_UNTRIED = "is not tried here: its text encoder and guardrails are models of their own"
 UNDRIVEN = {
-    "CosmosTextToWorldPipeline": _TWICE, "CosmosVideoToWorldPipeline": _TWICE,
-    "SkyReelsV2DiffusionForcingPipeline": _EACH, "SkyReelsV2DiffusionForcingImageToVideoPipeline": _EACH,
+    "Cosmos2_5_PredictBasePipeline": _UNTRIED, "Cosmos2_5_TransferPipeline": _UNTRIED,
+    "ModularPipeline": "is made of blocks, each with a loop or a call of its own",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": _EACH,
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _EACH, "LTXI2VLongMultiPromptPipeline": _WINDOWS,
     "WanVideoToVideoPipeline": _PARTLY, "CogVideoXVideoToVideoPipeline": _PARTLY,
     "LTX2DFRPipeline": _STAGES, "LTX2DFRTemporalRefinePipeline": _STAGES,
@@ -54,6 +56,40 @@ def refuse_undriven(stock: Any) -> None:
                 f"{type(stock).__name__} {UNDRIVEN[base.__name__]}, so its loop cannot be driven; its "
                 "transformer can be: see parallelize"
             )
+    if type(stock).__name__ == "HunyuanVideoImageToVideoPipeline":
+        condition = stock.transformer.config.image_condition_type
+        if condition != "token_replace":
+            raise UserError(
+                f"HunyuanVideoImageToVideoPipeline with image_condition_type={condition} drops the film's first frames "
+                "after decoding: token_replace is driven"
+            )
+
+
+def asks_twice(stock: Any) -> bool:
+    """Whether a stock pipeline asks its scheduler for an estimate before each step (Cosmos 1)."""
+    return type(stock).__name__ in ("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline")
+
+
+def synchronous(stock: Any) -> Any:
+    """A pipeline whose loop can be driven, of the same components.
+
+    SkyReels-V2's diffusion forcing steps every latent frame with a scheduler of its own; where all of them are as noisy
+    (ar_step=0, its default) that is the loop of SkyReelsV2Pipeline with a timestep for each frame: see `forced`.
+    """
+    if type(stock).__name__ != "SkyReelsV2DiffusionForcingPipeline":
+        return stock
+    from diffusers import SkyReelsV2Pipeline
+
+    made = SkyReelsV2Pipeline(**stock.components)
+    made.set_progress_bar_config(**getattr(stock, "_progress_bar_config", {}))
+    return made
+
+
+def forced(given: Mapping[str, Any], frames: int, fps: float) -> dict[str, Any]:
+    """A call of a transformer as diffusion forcing makes it: a timestep for each of its frames, and its pace."""
+    time = given["timestep"]
+    pace = [0 if fps == 16 else 1] * len(time)
+    return {**given, "timestep": time[:, None].expand(-1, frames), "enable_diffusion_forcing": True, "fps": pace}
 
 
 def takes_of(stock: Any) -> Mapping[str, Any]:
@@ -88,12 +124,13 @@ def arguments_of(
         "prompt": timeline.prompts[0], "height": height, "width": width, "num_frames": preset.film(total),
         "output_type": "np",
     }  # fmt: skip
+    made = {key: value for key, value in made.items() if key in takes}
     if "guidance_scale" in takes:
         made["guidance_scale"] = preset.guidance if guidance is None else guidance
     elif guidance is not None and getattr(stock, "guider", None) is None:
         raise UserError(f"{name} takes no guidance_scale")
-    if "frame_rate" in takes:  # LTX: the pace that the positions stand for
-        made["frame_rate"] = fps
+    for key in {"frame_rate", "fps"} & set(takes):  # LTX, Cosmos: the pace that the positions stand for
+        made[key] = fps
     if negative is not None and "negative_prompt" in takes:
         made["negative_prompt"] = negative
     elif negative:
@@ -137,17 +174,13 @@ def pictured(stock: Any, context: Context, span: range, asked: Mapping[str, Any]
     Raises UserError where a picture is needed, or given for another frame.
     """
     given, name = dict(asked), type(stock).__name__
-    if makes_sound(stock) and context.latents is not None:
-        raise UserError(
-            f"{name} makes sound with the film, and the latents of an earlier run hold no sound: it cannot be "
-            "extended or redone"
-        )
     if "image" not in takes_of(stock):
         return given
-    embedded = given.get("image") is None and given.get("image_embeds") is not None
+    other = ("image_embeds", "video")  # what may stand in a picture's place
+    embedded = given.get("image") is None and any(given.get(key) is not None for key in other)
     if context.latents is None:
         if given.get("image") is None and not embedded:
-            raise UserError(f"{name} begins from a picture: give image=")
+            raise UserError(f"{name} begins from a picture: give image= (--first)")
         return given
     if span.start and (given.get("image") is not None or embedded):
         raise UserError(
@@ -159,14 +192,93 @@ def pictured(stock: Any, context: Context, span: range, asked: Mapping[str, Any]
     return given
 
 
+def size_by_picture(stock: Any, image: Any) -> tuple[int, int] | None:
+    """Height and width in pixels, where a stock pipeline takes none and chooses them by its picture."""
+    if "height" in takes_of(stock):
+        return None
+    width, height = image.size
+    made = stock.video_processor.calculate_default_height_width(height, width, stock.target_size)
+    return int(made[0]), int(made[1])
+
+
+@contextmanager
+def first_frames(stock: Any, context: Context) -> Iterator[list[Tensor]]:
+    """Kandinsky's last touch on its first four latent frames (I2V): a new film has it in its latents, which are what is
+    noted here; a run that joins another leaves that one's frames as they are.
+
+    Raises UserError for a film that has nothing behind those frames to even them out with.
+    """
+    made: list[Tensor] = []
+    touch = getattr(stock, "normalize_first_frame", None)
+    if touch is None:
+        yield made
+        return
+    if context.latents is None and context.stop < 5:
+        raise UserError(
+            f"{type(stock).__name__} evens its first 4 latent frames out with those behind them: at least 5 are "
+            f"needed, given {context.stop}"
+        )
+
+    def touched(latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        made.append(latents if context.latents is not None else touch(latents, *args, **kwargs))
+        return made[-1]
+
+    stock.__dict__["normalize_first_frame"] = touched
+    try:
+        yield made
+    finally:
+        del stock.__dict__["normalize_first_frame"]
+
+
 def _decoded_picture(stock: Any, latents: Tensor, index: int) -> Any:
     """The last film frame of a latent frame (F, c, h, w), as a picture; what lies before it is seen too."""
     from PIL import Image
 
     note = Caught()
     first = max(0, index - 3)
-    note.z = denormalised(stock.vae, latents[first : index + 1].transpose(0, 1)[None])
+    note.z = denormalised(stock, latents[first : index + 1].transpose(0, 1)[None], start=first)
     if getattr(stock.vae.config, "timestep_conditioning", False):
         note.args = (torch.zeros(1).to(note.z),)
     frames = np.concatenate(list(Decoder(stock.vae, note).chunks()))
     return Image.fromarray(frames[-1])
+
+
+def guarded(stock: Any, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Frames (n, H, W, 3) as the guardrail of a stock pipeline lets them pass (Cosmos), which has seen none of them.
+
+    Raises UserError where it lets none pass.
+    """
+    guard = getattr(stock, "safety_checker", None)
+    if guard is None or not hasattr(guard, "check_video_safety"):
+        yield from chunks
+        return
+    guard.to(stock._execution_device)
+    for chunk in chunks:
+        passed = guard.check_video_safety(chunk)
+        if passed is None:
+            raise UserError(f"the guardrail of {type(stock).__name__} does not let this film pass")
+        yield passed
+    guard.to("cpu")
+
+
+class quiet:
+    """The stock pipeline's progress bar only where somebody looks."""
+
+    def __init__(self, stock: Any, shown: bool) -> None:
+        self.stock, self.shown = stock, shown
+
+    def __enter__(self) -> None:
+        self.had = dict(getattr(self.stock, "_progress_bar_config", {}))
+        if not self.shown:
+            self.stock.set_progress_bar_config(disable=True)
+
+    def __exit__(self, *_: Any) -> None:
+        self.stock.set_progress_bar_config(**self.had)
+
+
+def repository(stock: Any) -> str | None:
+    """The Hub's name of a pipeline that was loaded by it; None for a folder or one made in memory."""
+    name = getattr(stock.config, "_name_or_path", None) or stock.config.get("_name_or_path")
+    if not name or Path(str(name)).exists() or str(name).count("/") != 1 or str(name).startswith(("/", ".")):
+        return None
+    return str(name)

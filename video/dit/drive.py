@@ -43,7 +43,10 @@ from longtake.distributed import Ranks
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.noise import noise
+from longtake.video.dit.asking import asks_twice
+from longtake.video.dit.latent_space import variance_explodes
 from longtake.video.dit.records import Record, record_of
+from longtake.video.dit.track import Track
 from torch import Tensor
 
 
@@ -105,7 +108,8 @@ class Drive:
     """One run of a stock pipeline.
 
     numbers: the frames' numbers, which name their noise. on_step, should_stop, journal: as for `longtake.denoising`.
-    sounds: whether a copy of the scheduler steps latents of sound after each step of the video.
+    track: the sound, where a copy of the scheduler steps latents of one after each step of the video. forced: diffusion
+    forcing writes a step's latents over those before it, which its multistep schedulers still hold.
     """
 
     pipe: Any
@@ -120,10 +124,12 @@ class Drive:
     should_stop: Callable[[], bool] | None = None
     kept: Kept | None = None
     at_step: Callable[[int], None] | None = None
-    sounds: bool = False
+    track: Track | None = None
+    forced: bool = False
     step: int = 0
     stopped: bool = False
     latents: Tensor | None = None  # frames first, after the newest step
+    sound: Tensor | None = None  # (A, C), after the newest step
     held_first: bool = False  # whether the pipeline holds its first frame itself
     _head: Tensor | None = None  # (1, c, h, w) that frame, as the transformer was last given it
     _audio: Tensor | None = None  # (1, A, C) sound as the transformer was last given it
@@ -134,6 +140,7 @@ class Drive:
     _skip: int = 0
     _found: tuple[int, list[Any]] | None = None
     _unit: Tensor | None = None
+    _unit_sound: Tensor | None = None  # (A, C)
     _draws: int = 0
     _total: int = 0
 
@@ -145,6 +152,14 @@ class Drive:
             self._skip = 0 if self._found is None else self._found[0]
         with self._noise_by_frame(), self._own_step():
             return self.pipe(num_inference_steps=self.steps, generator=self._generator(0), **arguments)
+
+    @property
+    def asks_twice(self) -> bool:
+        return asks_twice(self.pipe)
+
+    @property
+    def explodes(self) -> bool:
+        return variance_explodes(self.pipe)
 
     @property
     def skipping(self) -> bool:
@@ -169,13 +184,13 @@ class Drive:
             shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
         ) -> Tensor:
             own = self.layout.noise(tuple(shape), self.seed, self.numbers, self._draws)
-            if own is None and self.sounds and len(shape) == 4 and shape[0] == 1:  # (1, C, A, bins): by audio latent
-                times = range(shape[2])
-                own = noise(self.seed, 0, times, self._draws, (shape[1], shape[3])).transpose(0, 1)[None]
+            if own is None and self.track is not None and len(shape) == 4 and shape[0] == 1:  # (1, channels, A, bins)
+                own = self._noise_of_sound(self.track, shape)
             elif own is None:
                 own = torch.randn(tuple(shape), generator=self._generator(1 + self._draws))
             elif self._unit is None:
                 self._unit = own
+                own = self._begun(own)
             self._draws += 1
             return own.to(device=device, dtype=dtype)
 
@@ -186,6 +201,27 @@ class Drive:
         finally:
             for module, function in stock.items():
                 module.randn_tensor = function  # type: ignore[attr-defined]
+
+    def _begun(self, unit: Tensor) -> Tensor:
+        """The first noise; kept frames lie beneath it where a pipeline adds noise to latents as they are."""
+        if self.kept is None or not self.explodes:
+            return unit
+        frames = self.layout.first(unit).clone()
+        mask = self.kept.mask
+        frames[mask] += self.kept.clean[mask].to(frames) / float(self.pipe.scheduler.config.sigma_max)
+        return self.layout.back(frames, unit).reshape(unit.shape)
+
+    def _noise_of_sound(self, track: Track, shape: Any) -> Tensor:
+        """Each audio latent's from its own stream."""
+        if shape[2] != track.count:
+            raise UserError(
+                f"{type(self.pipe).__name__} makes {shape[2]} latents of sound where {track.count} were expected: say "
+                "the film's pace by fps"
+            )
+        numbers = range(track.first, track.first + track.count)
+        rows = noise(self.seed, 0, numbers, self._draws, (shape[1], shape[3]))
+        self._unit_sound = rows.flatten(1)
+        return rows.transpose(0, 1)[None]
 
     # ---- steps --------------------------------------------------------------------------------------------------
 
@@ -198,6 +234,8 @@ class Drive:
 
         def step(itself: Any, *args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
+            if drive.asks_twice and given.get("pred_original_sample") is None:  # an estimate, no step
+                return type(itself).step(itself, **given)
             plain = given.get("return_dict") is False
             if given.get("generator") is not None and itself is scheduler:
                 given["generator"] = drive._generator(1000 + drive.step)
@@ -255,9 +293,11 @@ class Drive:
                 own = told.latents[self._outside(told.latents, moved) :]
                 moved = self.layout.back(own.to(moved), moved).reshape(moved.shape)
         wants = any_rank(asked or (self.should_stop is not None and self.should_stop()), self.ranks)
+        if self.forced and getattr(scheduler, "last_sample", None) is not None:
+            scheduler.last_sample = moved.to(out.prev_sample.dtype, copy=True)
         if self.journal is not None and (self.step % self.checkpoint_every == 0 or self.step == self._total or wants):
             self._unsaved = (scheduler, moved)
-            if not self.sounds:
+            if self.track is None:
                 self._save()
         if wants and self.step < self._total:
             moved = self._estimate(scheduler, out, prediction, t, before)
@@ -275,18 +315,22 @@ class Drive:
             found, latents = self._found_sound
             self._found_sound = None
             vars(scheduler).update({name: value for name, value in vars(found).items() if name != "step"})
-            return latents.to(moved)
+            moved = latents.to(moved)
+        else:
+            moved = self._held_sound(moved, self.step if self.step < self._total else None, scheduler)
         if self._unsaved is not None:
             if not torch.isfinite(moved).all():
                 raise UserError(f"step {self.step} gave NaN or infinity in the sound, so the run ends here")
             self._carried["audio"] = moved
             self._save()
-        if not self.stopped:
-            return moved
-        if self._audio_done:
+        if self.stopped and self._audio_done:
             return before.to(moved.dtype)
-        self._audio_done = True
-        return (before - sigma_at(scheduler, self.step - 1) * prediction.to(before.dtype)).to(moved.dtype)
+        if self.stopped:
+            self._audio_done = True
+            clean = before - sigma_at(scheduler, self.step - 1) * prediction.to(before.dtype)
+            moved = self._held_sound(clean, None, scheduler).to(moved.dtype)
+        self.sound = moved[0].detach().float().cpu()
+        return moved
 
     # ---- a first frame that the pipeline holds ------------------------------------------------------------------
 
@@ -298,7 +342,9 @@ class Drive:
         name, _ = self.layout.record.sample
         sample = given[name]
         self.note(given, channels)
-        if not self.held_first and not (self.step == 0 and self.kept is not None):
+        given = self._heard(given, scheduler)
+        begins = self.step == 0 and self.kept is not None and not self.explodes
+        if not self.held_first and not begins:
             return given
         axis = self.layout.record.channels
         rows = []
@@ -306,13 +352,25 @@ class Drive:
             own = one.narrow(axis, 0, channels)
             rest = one.narrow(axis, channels, one.shape[axis] - channels)
             frames = self.layout.first(own)
-            if self.step == 0 and self.kept is not None:
+            if begins:
                 frames = self.layout.first(self._held(own, 0, scheduler))
             if self.held_first:
                 assert self._head is not None
                 frames = torch.cat([self._head.to(frames), frames[1:]])
             rows.append(torch.cat([self.layout.back(frames, own).to(one.dtype), rest], axis))
         return {**given, name: torch.cat(rows)}
+
+    def _heard(self, given: dict[str, Any], scheduler: Any) -> dict[str, Any]:
+        """The sound of a call: at its seconds, kept latents on their noise's path."""
+        if self.track is None:
+            return given
+        made = dict(given)
+        if self.track.shift:
+            made["audio_coords"] = given["audio_coords"] + self.track.shift
+        if self.step == 0 and self.track.known is not None:
+            rows = given["audio_hidden_states"].split(1)
+            made["audio_hidden_states"] = torch.cat([self._held_sound(row, 0, scheduler) for row in rows])
+        return made
 
     def note(self, given: Mapping[str, Any], channels: int) -> None:
         """What a call of the transformer tells of the loop: sound, and whether the first frame is held."""
@@ -338,7 +396,7 @@ class Drive:
 
     def _estimate(self, scheduler: Any, out: Any, prediction: Tensor, t: Any, before: Tensor) -> Tensor:
         """The clean latents that the step's prediction stands for."""
-        if is_flow(scheduler):
+        if is_flow(scheduler) and not self.asks_twice:
             return before - sigma_at(scheduler, self.step - 1) * prediction.to(before.dtype)
         return clean_estimate(scheduler, out, prediction, t, before)
 
@@ -358,9 +416,25 @@ class Drive:
         if index is not None and len(clean):
             assert self._unit is not None
             unit = self._frames_of(self._unit)[skip:].to(frames)[mask]
-            clean = noised(scheduler, clean, unit, index)
+            if self.explodes:
+                clean = clean + sigma_at(scheduler, index) * unit
+            else:
+                clean = noised(scheduler, clean, unit, index)
         frames[mask] = clean
         return self.layout.back(frames, x).reshape(x.shape)
+
+    def _held_sound(self, x: Tensor, index: int | None, scheduler: Any) -> Tensor:
+        """The same of the sound (1, A, C)."""
+        if self.track is None or self.track.known is None:
+            return x
+        known = self.track.known.to(x.device)
+        clean = self.track.clean.to(x)[known]
+        if index is not None and len(clean):
+            assert self._unit_sound is not None
+            clean = noised(scheduler, clean, self._unit_sound.to(x)[known], index)
+        made = x.clone()
+        made[0, known] = clean
+        return made
 
     def _frames_of(self, unit: Tensor) -> Tensor:
         """Noise as it was drawn, frames first: packed latents are drawn unpacked, (1, C, F, h, w)."""
@@ -389,7 +463,7 @@ class Drive:
 
     def _revived(self, scheduler: Any, like: Tensor) -> Tensor:
         assert self._found is not None
-        if self.sounds:
+        if self.track is not None:
             assert self._audio is not None
             self._carried["audio"] = self._audio
         state = self._state(like)
@@ -399,7 +473,7 @@ class Drive:
         scheduler.__dict__["step"] = own
         for name in self._carried:
             self._carried[name] = state.strands[name].latents.to(self._carried[name])
-        if self.sounds:
+        if self.track is not None:
             self._found_sound = (schedulers["audio"], state.strands["audio"].latents)
         self.latents = self._all(self.layout.first(state.latents).detach().float()).cpu()
         if self.at_step is not None:

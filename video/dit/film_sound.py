@@ -4,7 +4,7 @@
     film.save("dog.mp4")                     # picture and sound
     film.sound.shape, film.rate              # (96000, 2), 24000
 
-Legend: S samples, C channels.
+Legend: S samples, C channels; of latents: A of them, C channels times mel bins.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import wave
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from longtake.errors import UserError, explain_disk_errors
@@ -22,15 +22,20 @@ from longtake.journal import atomic_path
 from longtake.media import check_output
 from longtake.outputs import VideoOutput
 
+if TYPE_CHECKING:
+    import torch
+
 _BIT_RATE = 192_000
 
 
 @dataclass
 class SoundFilm(VideoOutput):
-    """A film with sound. sound: float32 (S, C) in [-1, 1], as long as the film; rate: samples a second."""
+    """A film with sound. sound: float32 (S, C) in [-1, 1], as long as the film (empty where the frames are); rate:
+    samples a second. sound_latents: (A, C) float32, what extend and redo start from."""
 
     sound: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32), kw_only=True)
     rate: int = field(default=24000, kw_only=True)
+    sound_latents: torch.Tensor | None = field(default=None, kw_only=True)
 
     def save(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, preview: str | os.PathLike[str] | None = None
@@ -48,15 +53,22 @@ class SoundFilm(VideoOutput):
         return path
 
 
-def with_sound(film: VideoOutput, waves: Any, rate: int, seconds: float) -> SoundFilm:
-    """A film with sound. waves: tensor (1, C, S) in [-1, 1], cut or filled with silence to so many seconds."""
+def with_sound(film: VideoOutput, latents: torch.Tensor, waves: Any, rate: int, seconds: float) -> SoundFilm:
+    """A film with sound. latents: (A, C). waves: tensor (1, channels, S) in [-1, 1], cut or filled with silence to so
+    many seconds; None where the film's frames are elsewhere too."""
+    made = SoundFilm(
+        film.frames, film.fps, film.latents, film.total_frames, info=film.info, rate=rate, sound_latents=latents
+    )
+    if waves is None:
+        return made
     sound = waves[0].detach().float().cpu().numpy().T
     if not np.isfinite(sound).all():
         raise UserError("the sound has NaN or infinity: the audio VAE or the vocoder does not fit these latents")
     length = round(seconds * rate)
-    sound = np.pad(sound[:length], ((0, max(0, length - len(sound))), (0, 0)))
-    info = {**film.info, "sound": {"rate": rate, "channels": sound.shape[1], "seconds": round(length / rate, 3)}}
-    return SoundFilm(film.frames, film.fps, film.latents, film.total_frames, info=info, sound=sound, rate=rate)
+    made.sound = np.pad(sound[:length], ((0, max(0, length - len(sound))), (0, 0)))
+    told = {"rate": rate, "channels": sound.shape[1], "seconds": round(length / rate, 3)}
+    made.info = {**film.info, "sound": told}
+    return made
 
 
 def write_wav(path: str | os.PathLike[str], sound: np.ndarray, rate: int, *, overwrite: bool = False) -> Path:

@@ -5,16 +5,17 @@ ranks; then every rank gets both results from its partner. With two ranks nothin
 that of one process, as it is when all ranks share both passes; fewer ranks share a frame's keys, so less travels.
 
     halves = Halves.of(ranks)                         # an even number of ranks
-    guided = Guided(halves, calls=2, sample="hidden_states")
+    guided = Guided(halves, [Pass(1), Pass(1)], "hidden_states", "WanPipeline")
     out = guided(model_forward, given, number, words)        # in place of model_forward(**given)
 
 Pipelines that call their transformer twice a step (Wan, SkyReels-V2) have their second call's text known from a probe;
-pipelines that stack both passes in one batch (LTX, CogVideoX, Mochi) have their rows parted.
+pipelines that stack both passes in one batch (LTX, CogVideoX, Mochi) have their rows parted. LTX-2 stacks too and calls
+twice more: for guidance by skipped layers, and by streams that do not hear each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,30 +62,56 @@ class Halves:
         return (mine, theirs) if self.number == 0 else (theirs, mine)
 
 
+_MODES = ("isolate_modalities", "spatio_temporal_guidance_blocks")  # LTX-2: how a call's pass differs from others'
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call of a step. batch: 2 where both passes of guidance are in it. modes: arguments that make it another pass
+    than calls with the same text."""
+
+    batch: int
+    modes: Given = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Given, sample: str) -> Pass:
+        return cls(int(given[sample].shape[0]), {name: given[name] for name in _MODES if name in given})
+
+
 @dataclass
 class Guided:
-    """The passes of one step. calls: how often the pipeline calls its transformer in a step. sample: name of the
-    latents' argument."""
+    """The passes of one step, by call. sample: name of the latents' argument; name: of the pipeline, for errors.
+
+    A call of batch 2 is parted by rows. Calls of batch 1 go in pairs, one after the other: at the first of them each
+    half computes one, at the second both results are there. Raises UserError for calls that do not go in pairs.
+    """
 
     halves: Halves
-    calls: int
+    passes: Sequence[Pass]
     sample: str
-    both: tuple[Tensor, Tensor] | None = field(default=None)
+    name: str
+    both: tuple[list[Tensor], list[Tensor]] | None = field(default=None)
+    firsts: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.firsts = firsts_of([one.batch for one in self.passes], self.name)
 
     def __call__(
         self, stock: Callable[..., Any], given: Given, number: int, words: Callable[[int, Given], Given]
     ) -> Any:  # fmt: skip
         """The answer to call `number` of the step. words(call, given): the arguments with the text of that call."""
-        if self.calls == 2:
-            if number == 0:
-                self.both = self.halves.exchange(_first(stock(**words(self.halves.number, given))))
+        if self.passes[number].batch == 1:
+            if number in self.firsts:
+                mine = number + self.halves.number
+                own = _parts(stock(**{**words(mine, given), **self.passes[mine].modes}))
+                pairs = [self.halves.exchange(part) for part in own]
+                self.both = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             assert self.both is not None
-            return _like(self.both[number], given)
+            return _like(self.both[0 if number in self.firsts else 1], given)
         given = words(number, given)
-        batch = given[self.sample].shape[0]
-        first = self.halves.number * batch // 2
-        own = {name: _rows(name, value, batch, first) for name, value in given.items()}
-        return _like(torch.cat(self.halves.exchange(_first(stock(**own)))), given)
+        first = self.halves.number
+        own_rows = {name: _rows(name, value, 2, first) for name, value in given.items()}
+        return _like([torch.cat(self.halves.exchange(part)) for part in _parts(stock(**own_rows))], given)
 
 
 def _rows(name: str, value: Any, batch: int, first: int) -> Any:
@@ -96,24 +123,39 @@ def _rows(name: str, value: Any, batch: int, first: int) -> Any:
     return value[first : first + batch // 2]
 
 
-def check_passes(calls: int, batch: int, name: str) -> None:
-    """Raise UserError unless a step has two passes that can be parted."""
-    if calls == 2 or (calls == 1 and batch == 2):
-        return
-    raise UserError(
-        f"guidance over ranks needs two passes a step; {name} makes {calls} call(s) of batch {batch} (guidance 1, or a "
-        "distilled model?)"
-    )
+def firsts_of(batches: Sequence[int], name: str) -> set[int]:
+    """Which calls of a step, by their batches, begin a pair. Raises UserError unless all passes go in pairs."""
+    firsts: set[int] = set()
+    number = 0
+    while number < len(batches):
+        if batches[number] == 1 and batches[number + 1 : number + 2] == [1]:
+            firsts.add(number)
+            number += 1
+        elif batches[number] != 2:
+            told = ", ".join(map(str, batches))
+            raise UserError(
+                f"guidance over ranks needs passes in pairs; {name} makes calls of batch {told} a step (guidance 1, a "
+                "distilled model, or guidance of three kinds?)"
+            )
+        number += 1
+    return firsts
 
 
-def _first(out: Any) -> Tensor:
-    sample: Tensor = out[0] if isinstance(out, tuple) else out.sample
-    return sample
+def _parts(out: Any) -> list[Tensor]:
+    """The video's prediction, and the sound's where a model has one."""
+    if isinstance(out, tuple):
+        return [part for part in out[:2] if isinstance(part, Tensor)]
+    sound = getattr(out, "audio_sample", None)
+    return [out.sample] if sound is None else [out.sample, sound]
 
 
-def _like(sample: Tensor, given: Given) -> Any:
+def _like(parts: list[Tensor], given: Given) -> Any:
     if given.get("return_dict") is False:
-        return (sample,)
+        return tuple(parts)
+    if len(parts) > 1:
+        from diffusers.models.transformers.transformer_ltx2 import AudioVisualModelOutput
+
+        return AudioVisualModelOutput(sample=parts[0], audio_sample=parts[1])
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-    return Transformer2DModelOutput(sample=sample)
+    return Transformer2DModelOutput(sample=parts[0])

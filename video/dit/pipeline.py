@@ -29,22 +29,31 @@ from longtake.timeline import Timeline
 from longtake.video.dit.asking import (
     arguments_of,
     checked,
+    first_frames,
+    forced,
+    guarded,
     guider_of,
     makes_sound,
     pictured,
+    quiet,
     refuse_undriven,
+    repository,
+    size_by_picture,
     steps_all_but_first,
+    synchronous,
+    takes_of,
 )
 from longtake.video.dit.decode import Caught, Decoder, caught
 from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
 from longtake.video.dit.film_sound import with_sound
-from longtake.video.dit.guidance import Guided, Halves, check_passes
-from longtake.video.dit.latent_space import awake, denormalised, normalised
+from longtake.video.dit.guidance import Guided, Halves, Pass
+from longtake.video.dit.latent_space import awake, denormalised, moments_of, normalised
 from longtake.video.dit.positions import Positions
 from longtake.video.dit.presets import Preset, preset_of
 from longtake.video.dit.prompts import frame_weights
 from longtake.video.dit.records import Record, record_of
 from longtake.video.dit.scopes import FrameScope, RotatingAnchors
+from longtake.video.dit.track import check_sound, decoded_sound, track_of
 from longtake.video.parallelize import Handle, parallelize
 from longtake.video.piece import Patches
 from longtake.video.run import Context, as_timeline, check_frames
@@ -54,6 +63,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from longtake.journal import Journal
 
+Probes = list[list[tuple[dict[str, Tensor], Pass]]]
 CONTEXT_FRAMES = 24  # latent frames of an earlier run that new ones see on each side
 _TRANSFORMERS = ("transformer", "transformer_2")
 # what stock pipelines call the film frames of a latent frame, and the pixels of a latent one
@@ -71,7 +81,8 @@ class TransformerVideoPipeline:
         refuse_undriven(stock)
         self.record: Record = record_of(stock.transformer)
         stride = _first_of(stock, _STRIDES)
-        self.stock, self.name = stock, name
+        self.stock, self.name = synchronous(stock), name
+        self._forced = self.stock is not stock
         self.preset = preset if stride is None else replace(preset, stride=stride)
         self._interrupt = False
 
@@ -82,7 +93,7 @@ class TransformerVideoPipeline:
         """Around a stock pipeline. name: its repository, by which the preset is found; preset: fields of it to name."""
         record = record_of(getattr(stock, "transformer", None))
         if name is None:
-            name = _repository(stock)
+            name = repository(stock)
         return cls(stock, preset_of(name, record, type(stock), **preset), name)
 
     @classmethod
@@ -114,6 +125,11 @@ class TransformerVideoPipeline:
         found = (getattr(self.stock, name, None) for name in _TRANSFORMERS)
         return [model for model in found if model is not None]
 
+    @property
+    def begins_from_a_picture(self) -> bool:
+        """Whether the stock pipeline takes its first frame as an image."""
+        return "image" in takes_of(self.stock)
+
     def stop(self) -> None:
         """Ask the run to end after the step at work; the result is then the estimate of the clean latents."""
         self._interrupt = True
@@ -133,17 +149,21 @@ class TransformerVideoPipeline:
 
     def context(
         self, latents: Tensor, *, frames: int | None = None, redo: tuple[int, int] | None = None,
-        before: str | None = None,
+        before: str | None = None, sound: Tensor | None = None,
     ) -> Context:  # fmt: skip
-        """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or film frames `redo`."""
+        """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or film frames `redo`.
+
+        sound: the latents of its sound (A, C), where it has one: `film.sound_latents`.
+        """
         if redo is None:
             assert frames is not None
-            return Context.extend(latents, -(-frames // self.preset.stride), before)
+            return replace(Context.extend(latents, -(-frames // self.preset.stride), before), sound=sound)
         film = self.preset.film(len(latents))
         start, stop = redo
         if not 0 <= start < stop <= film:
             raise UserError(f"cannot redo frames {start}:{stop} of a video of {film} frames")
-        return Context.redo(latents, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
+        made = Context.redo(latents, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
+        return replace(made, sound=sound)
 
     def latents(self, frames: int) -> int:
         """Latent frames that hold so many frames of film."""
@@ -155,6 +175,7 @@ class TransformerVideoPipeline:
         world: int = 1,
     ) -> Any:  # fmt: skip
         """How the latent frames are cut over ranks. Raises UserError for what cannot be made."""
+        check_sound(self.stock, context)
         span = context.window(CONTEXT_FRAMES) if span is None else span
         dual = scope if isinstance(scope, Scope) else None
         partition = check_frames(len(span), world, dual, sizes, new=context.stop - context.start)
@@ -236,25 +257,24 @@ class TransformerVideoPipeline:
             timeline, context, height=height, width=width, scope=scope, span=span, sizes=sizes,
             world=ranks.world // 2 if guidance_ranks and ranks.world > 1 else ranks.world,
         )  # fmt: skip
-        height, width = self._size(height, width, context)
+        given = pictured(self.stock, context, span, stock)
+        height, width = self._size(height, width, context, given.get("image"))
         kept = self._kept(context, span, hold, height, width)
         layout = Layout(self.record, len(span), self._pixels(height, width))
-        given = pictured(self.stock, context, span, stock)
+        track = track_of(self.stock, context, span, preset, fps) if makes_sound(self.stock) else None
         arguments = arguments_of(
             self.stock, preset, timeline, len(span), fps, guidance_scale, negative_prompt, height, width, given
         )
 
         with ExitStack() as stack:
             stack.enter_context(guider_of(self.stock, guidance_scale))
-            if guidance_ranks and makes_sound(self.stock):
-                raise UserError(f"guidance_ranks does not part the two streams of {self.record.name}")
             halves = Halves.of(ranks) if guidance_ranks and ranks.world > 1 else None
             if halves is not None:
                 transport: Transport = halves.inner
             else:
                 transport = Transport(ranks.group) if ranks.world > 1 else DryTransport(0, 1)
             told = halves is not None or self._several(timeline, context)
-            texts = self._texts(timeline, context, arguments) if told else None
+            probes = self._probes(timeline, context, arguments) if told else None
             handles = [
                 stack.enter_context(
                     parallelize(model, partition, scope, transport=transport, positions=positions, whole=True)
@@ -269,18 +289,23 @@ class TransformerVideoPipeline:
             drive = Drive(
                 self.stock, layout, range(span.start, span.stop), seed, steps, ranks, journal, checkpoint_every,
                 _watch(self, callback_on_step_end, callback_on_step_end_tensor_inputs), lambda: self._interrupt, kept,
-                at_step, sounds=makes_sound(self.stock), held_first=steps_all_but_first(self.stock),
+                at_step, track=track, held_first=steps_all_but_first(self.stock),
+                forced=self._forced,
             )  # fmt: skip
             for handle, model in zip(handles, self.transformers, strict=True):
                 handle.set_step(0)
-                self._guide(stack, model, handle, drive, texts, timeline, context, span, halves)
+                self._guide(stack, model, handle, drive, probes, timeline, context, span, halves, fps)
             note = stack.enter_context(caught(self.stock.vae))
-            stack.enter_context(_quiet(self.stock, ranks.is_main))
+            stack.enter_context(moments_of(self.stock, len(span)))
+            touched = stack.enter_context(first_frames(self.stock, context))
+            stack.enter_context(quiet(self.stock, ranks.is_main))
             made = checked(self.stock, lambda: drive.run(**arguments))
             if drive.latents is None:
                 raise UserError(
                     f"{type(self.stock).__name__} did not step the scheduler that it holds: its loop cannot be driven"
                 )
+            if touched:
+                drive.latents = layout.first(touched[-1]).detach().float().cpu()
             info: dict[str, Any] = {"run": handles[0].explain(), "traffic": handles[0].counter.as_dict()}
         whole = context.merge(drive.latents, span)
         info.update(
@@ -291,11 +316,11 @@ class TransformerVideoPipeline:
         output = self._output(
             whole, drive.latents, note, fps, film, ranks, info, output_type, int(drive.held_first), joined
         )
-        sound = getattr(made, "audio", None)
-        if not makes_sound(self.stock) or sound is None or output_type == "latent" or not ranks.is_main:
+        if track is None:
             return output
-        seconds = info["frames"] / fps
-        return with_sound(output, sound, int(self.stock.vocoder.config.output_sampling_rate), seconds)
+        assert drive.sound is not None
+        heard = None if context.latents is not None else made.audio
+        return self._sounding(output, track.merge(drive.sound), ranks, output_type, heard)
 
     # ------------------------------------------------------------------------------------------------------ its parts
 
@@ -307,9 +332,21 @@ class TransformerVideoPipeline:
             config.use_rotary_positional_embeddings
         )
 
-    def _size(self, height: int | None, width: int | None, context: Context) -> tuple[int, int]:
-        """Pixels: those of an earlier run, or given, or the preset's."""
+    def _size(
+        self, height: int | None, width: int | None, context: Context, picture: Any = None
+    ) -> tuple[int, int]:  # fmt: skip
+        """Pixels: those of an earlier run, or given, or the preset's; or those that a stock pipeline chooses."""
         scale = self._spatial()
+        chosen = None if picture is None else size_by_picture(self.stock, picture)
+        if chosen is not None:
+            if context.latents is not None:
+                height, width = (side * scale for side in context.latents.shape[-2:])
+            if (height or chosen[0], width or chosen[1]) != chosen:
+                raise UserError(
+                    f"{type(self.stock).__name__} chooses {chosen[1]} x {chosen[0]} pixels by its picture; "
+                    f"{width} x {height} were asked for"
+                )
+            return chosen
         if context.latents is not None:
             rows, columns = context.latents.shape[-2:]
             made = (rows * scale, columns * scale)
@@ -360,12 +397,11 @@ class TransformerVideoPipeline:
         rows = [min(max(frame - context.start, 0), new - 1) for frame in span]
         return weights[rows]
 
-    def _texts(
-        self, timeline: Timeline, context: Context, arguments: Mapping[str, Any]
-    ) -> list[list[dict[str, Tensor]]]:
-        """By prompt, by call of one step: the text arguments that the stock pipeline gives its transformer."""
-        probes = [self._probe({**arguments, "prompt": text}) for text in self._prompts(timeline, context)]
-        return [[texts_of(call) for call in probe] for probe in probes]
+    def _probes(self, timeline: Timeline, context: Context, arguments: Mapping[str, Any]) -> Probes:
+        """By prompt, by call of one step: the text arguments that the stock pipeline gives, and which pass it is."""
+        sample = self.record.sample[0]
+        probes = (self._probe({**arguments, "prompt": text}) for text in self._prompts(timeline, context))
+        return [[(texts_of(call), Pass.of(call, sample)) for call in probe] for probe in probes]
 
     def first_call(
         self, prompt: str, latents: int, *, height: int | None = None, width: int | None = None
@@ -404,7 +440,8 @@ class TransformerVideoPipeline:
             patches.forward(model, answer(model))
         self.stock.scheduler.__dict__["step"] = step
         try:
-            with caught(self.stock.vae), _quiet(self.stock, False):
+            latents = self.preset.latents(arguments["num_frames"])
+            with caught(self.stock.vae), quiet(self.stock, False), moments_of(self.stock, latents):
                 generator = torch.Generator().manual_seed(0)
                 checked(self.stock, lambda: self.stock(num_inference_steps=2, generator=generator, **arguments))
         except _Done:
@@ -416,8 +453,8 @@ class TransformerVideoPipeline:
         return calls
 
     def _guide(
-        self, stack: ExitStack, model: Any, handle: Handle, drive: Drive, texts: list[list[dict[str, Tensor]]] | None,
-        timeline: Timeline, context: Context, span: range, halves: Halves | None,
+        self, stack: ExitStack, model: Any, handle: Handle, drive: Drive, probes: Probes | None,
+        timeline: Timeline, context: Context, span: range, halves: Halves | None, fps: float,
     ) -> None:  # fmt: skip
         """Around the model's call: answer steps that need not be computed, hold kept frames at the start, give every
         frame its own text, part the passes of guidance over halves of the ranks."""
@@ -425,9 +462,12 @@ class TransformerVideoPipeline:
         stack.callback(patches.undo)
         stock = model.__dict__["forward"]
         names = names_of(model)
+        texts = None if probes is None else [[told for told, _ in probe] for probe in probes]
         weights = None if texts is None else self._weights(timeline, context, span)
         number = {"step": -1, "call": 0}
-        guided = None if halves is None or texts is None else Guided(halves, len(texts[0]), self.record.sample[0])
+        guided = None
+        if halves is not None and probes is not None:
+            guided = Guided(halves, [one for _, one in probes[0]], self.record.sample[0], type(self.stock).__name__)
         several = texts is not None and len(texts) > 1
         sides = [side_by_side(list(prompts)) for prompts in zip(*texts, strict=True)] if texts and several else []
 
@@ -442,6 +482,8 @@ class TransformerVideoPipeline:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
+            if self._forced:
+                given = forced(given, len(span), fps)
             sample = given[self.record.sample[0]]
             if drive.skipping:
                 drive.note(given, channels_of(model) or sample.shape[self.record.channels])
@@ -457,7 +499,6 @@ class TransformerVideoPipeline:
             number["call"] += 1
             if guided is None:
                 return stock(**words(call, given))
-            check_passes(len(texts[0]), sample.shape[0], type(self.stock).__name__)
             return guided(stock, given, call, words)
 
         patches.forward(model, forward)
@@ -478,21 +519,21 @@ class TransformerVideoPipeline:
             if not 0 <= place < film:
                 raise UserError(f"hold names frame {frame}; the film has {film} frames")
             latent = self.preset.latent_of(place)
-            told = self._encode(picture, height, width, first=latent == 0)
+            told = self._encode(picture, height, width, latent)
             clean = told.new_zeros((total, *told.shape)) if clean is None else clean
             mask[latent], clean[latent] = True, told.to(clean)
         assert clean is not None
         return Kept(mask, clean)
 
-    def _encode(self, picture: Any, height: int, width: int, first: bool) -> Tensor:
+    def _encode(self, picture: Any, height: int, width: int, place: int) -> Tensor:
         """The latent frame (c, h, w) of a still picture: the first of a film, or one within it."""
         vae = self.stock.vae
         image = self.stock.video_processor.preprocess(picture, height, width)  # (1, 3, H, W) in [-1, 1]
-        count = 1 if first else 1 + self.preset.stride
+        count = 1 if place == 0 else 1 + self.preset.stride
         weight = awake(vae)
         film = image.to(weight)[:, :, None].expand(-1, -1, count, -1, -1).contiguous()
         latent = vae.encode(film).latent_dist.mode()
-        return normalised(vae, latent)[0, :, -1].float().cpu()
+        return normalised(self.stock, latent[:, :, -1:], place)[0, :, 0].float().cpu()
 
     def _output(
         self, whole: Tensor, made: Tensor, note: Any, fps: float, film: int | None, ranks: Ranks,
@@ -509,17 +550,34 @@ class TransformerVideoPipeline:
         length = film or self.preset.film(len(latents))
         if len(latents) != len(made) or note.z is None or joined:  # the stock pipeline has seen a part of the film
             part = None if note.z is None else (made[outside:], note.z[:, :, outside:])
-            note.z = denormalised(self.stock.vae, latents.transpose(0, 1)[None], part)
+            note.z = denormalised(self.stock, latents.transpose(0, 1)[None], part)
         decoder = Decoder(self.stock.vae, note)
         info["decode"] = "exact" if decoder.exact else "pieces overlap and are cross-faded: not equal to one call"
         if kind == "stream":
-            return VideoOutput(decoder.chunks(length), fps, latents, length, info=info)
-        return VideoOutput(np.concatenate(list(decoder.chunks(length))), fps, latents, info=info)
+            return VideoOutput(guarded(self.stock, decoder.chunks(length)), fps, latents, length, info=info)
+        return VideoOutput(np.concatenate(list(guarded(self.stock, decoder.chunks(length)))), fps, latents, info=info)
 
-    def output(self, latents: Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str) -> VideoOutput:
-        """The film of latents that a finished run kept; info: "frames" of it, where it is not all that they hold."""
+    def _sounding(self, film: VideoOutput, sound: Tensor, ranks: Ranks, kind: str, waves: Any = None) -> VideoOutput:
+        """A film with the sound of its latents (A, C); waves: what they decode to, if that is known."""
+        if kind == "latent" or not ranks.is_main:
+            waves = None
+        elif waves is None:
+            waves = decoded_sound(self.stock, sound)
+        rate = int(self.stock.vocoder.config.output_sampling_rate)
+        return with_sound(film, sound, waves, rate, film.info["frames"] / film.fps)
+
+    def output(
+        self, latents: Tensor, fps: float, ranks: Ranks | None, info: dict[str, Any], kind: str,
+        sound: Tensor | None = None,
+    ) -> VideoOutput:  # fmt: skip
+        """The film of latents that a finished run kept, and of its sound's; info: "frames" of it, where it is not all
+        that they hold."""
         ranks = ranks or Ranks.single(self.device)
-        return self._output(latents, latents, Caught(), fps, info.get("frames"), ranks, info, kind)
+        made = self._output(latents, latents, Caught(), fps, info.get("frames"), ranks, info, kind)
+        if sound is None:
+            return made
+        made.info.setdefault("frames", self.preset.film(len(latents)))
+        return self._sounding(made, sound, ranks, kind)
 
     def film(self, latents: int, noted: Any = None) -> int:
         """Frames of film of so many latent frames: those that a run noted, where its last latent frame begins them."""
@@ -536,26 +594,3 @@ def _watch(pipe: Any, callback: Callback | None, inputs: Sequence[str]) -> Any:
     from longtake.pipeline import LongTakePipeline
 
     return LongTakePipeline.watcher(pipe, callback, inputs)
-
-
-class _quiet:
-    """The stock pipeline's progress bar only where somebody looks."""
-
-    def __init__(self, stock: Any, shown: bool) -> None:
-        self.stock, self.shown = stock, shown
-
-    def __enter__(self) -> None:
-        self.had = dict(getattr(self.stock, "_progress_bar_config", {}))
-        if not self.shown:
-            self.stock.set_progress_bar_config(disable=True)
-
-    def __exit__(self, *_: Any) -> None:
-        self.stock.set_progress_bar_config(**self.had)
-
-
-def _repository(stock: Any) -> str | None:
-    """The Hub's name of a pipeline that was loaded by it; None for a folder or one made in memory."""
-    name = getattr(stock.config, "_name_or_path", None) or stock.config.get("_name_or_path")
-    if not name or Path(str(name)).exists() or str(name).count("/") != 1 or str(name).startswith(("/", ".")):
-        return None
-    return str(name)

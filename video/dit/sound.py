@@ -108,8 +108,7 @@ class Sound:
             return
         ends = video_at[0, 0, :: piece.tokens, 1].double().cpu()
         middle = audio_at[0, 0].double().mean(-1).cpu()
-        frame = torch.searchsorted(ends.contiguous(), middle.contiguous(), right=True).clamp_max(piece.total - 1)
-        counts = torch.bincount(frame, minlength=piece.total).tolist()
+        counts = torch.bincount(frame_in_time(ends, middle), minlength=piece.total).tolist()
         offsets = [0]
         for count in counts:
             offsets.append(offsets[-1] + count)
@@ -143,6 +142,11 @@ class Sound:
             return (video, audio, *out[2:])
         out.sample, out.audio_sample = video, audio
         return out
+
+
+def frame_in_time(ends: Tensor, middle: Tensor) -> Tensor:
+    """In which frame each moment lies: int64, as long as `middle`. ends: seconds (F,) at which frames end."""
+    return torch.searchsorted(ends.contiguous(), middle.contiguous(), right=True).clamp_max(len(ends) - 1)
 
 
 def _narrowed(x: Tensor, axis: int, start: int, count: int) -> Tensor:

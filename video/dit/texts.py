@@ -81,34 +81,42 @@ def _pooled(embedder: Any, call: Call) -> Callable[..., Any]:
     return forward
 
 
-def sorted_rows(call: Call, given: Given) -> tuple[Tensor, Tensor]:
-    """Where HunyuanVideo 1.5 lays the rows of texts that stand side by side, by prompt: (B, P * L) and their mask.
+def sorted_rows(call: Call, given: Given) -> tuple[Tensor, Tensor, Given]:
+    """Where HunyuanVideo 1.5 lays the rows of texts that stand side by side, by prompt: (B, P * L), their mask, and the
+    arguments of the call.
 
-    It lays valid rows first: those of its second encoder, of its first one, then image rows, then padded rows in the
-    same order. L is the rows of both encoders of a prompt. Rows of an image belong to all prompts and are refused.
+    It lays valid rows first: those of an image, of its second encoder, of its first one; then the others in the same
+    order. L is the rows of both encoders of a prompt and of an image, which each prompt has for itself: an image row
+    sees the text beside it and the frames that hear that text.
     """
     assert call.prompts is not None
-    count = call.prompts.count
+    count, image = call.prompts.count, given["image_embeds"]
     first, second = given["encoder_attention_mask"].bool(), given["encoder_attention_mask_2"].bool()
-    if bool(given["image_embeds"].any()):
-        raise UserError("HunyuanVideo 1.5 with an image takes one prompt: image rows belong to no single one")
     if first.shape[1] % count or second.shape[1] % count:
         raise UserError(f"{count} prompts need texts of one length from both encoders, side by side")
+    shown = bool(image.any())
+    if shown:
+        image = image.repeat(1, count, 1)
     valid = second.sum(1, keepdim=True), first.sum(1, keepdim=True)
-    padded = valid[0] + valid[1] + given["image_embeds"].shape[1]
+    start = torch.full_like(valid[0], image.shape[1] if shown else 0)
+    padded = valid[0] + valid[1] + image.shape[1]
 
     def places(mask: Tensor, start: Tensor, behind: Tensor) -> Tensor:
         own, other = mask.long().cumsum(1) - 1, (~mask).long().cumsum(1) - 1
         return torch.where(mask, start + own, behind + other)
 
-    zero = torch.zeros_like(valid[0])
-    of_second = places(second, zero, padded)
-    of_first = places(first, valid[0], padded + second.shape[1] - valid[0])
-    parts = [
-        torch.cat([part for pair in zip(a.chunk(count, 1), b.chunk(count, 1), strict=True) for part in pair], 1)
-        for a, b in ((of_second, of_first), (second, first))
-    ]
-    return parts[0], parts[1]
+    laid = [places(second, start, padded), places(first, start + valid[0], padded + second.shape[1] - valid[0])]
+    masks = [second, first]
+    if shown:
+        laid.append(torch.arange(image.shape[1], device=first.device).expand(len(first), -1))
+        masks.append(torch.ones_like(laid[2], dtype=torch.bool))
+
+    def by_prompt(parts: list[Tensor]) -> Tensor:
+        return torch.cat(
+            [x for of_prompt in zip(*(p.chunk(count, 1) for p in parts), strict=True) for x in of_prompt], 1
+        )
+
+    return by_prompt(laid), by_prompt(masks), {**given, "image_embeds": image}
 
 
 def picked(x: Tensor, laid: Tensor) -> Tensor:
