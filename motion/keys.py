@@ -41,9 +41,10 @@ _LIMBS = {  # joint of a key: the limb that bends for it, from its root; what go
     "left_foot": (("left_hip", "left_knee", "left_ankle"), ("left_foot",)),
     "right_foot": (("right_hip", "right_knee", "right_ankle"), ("right_foot",)),
 }
+_LEAN = {"spine2": 0.2, "spine3": 0.3, "neck": 0.3, "head": 0.3}  # an arm alone would be stretched
 _PULLED = {  # joint of a key: what is drawn along, by which share
-    "left_wrist": {"left_wrist": 1.0, "left_elbow": 0.5},
-    "right_wrist": {"right_wrist": 1.0, "right_elbow": 0.5},
+    "left_wrist": {"left_wrist": 1.0, "left_elbow": 0.5, "left_shoulder": 0.5, "left_collar": 0.4, **_LEAN},
+    "right_wrist": {"right_wrist": 1.0, "right_elbow": 0.5, "right_shoulder": 0.5, "right_collar": 0.4, **_LEAN},
     "left_foot": {"left_foot": 1.0, "left_ankle": 1.0, "left_knee": 0.5},
     "right_foot": {"right_foot": 1.0, "right_ankle": 1.0, "right_knee": 0.5},
     "head": {"head": 1.0, "neck": 0.8, "spine3": 0.6, "spine2": 0.4},
