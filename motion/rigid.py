@@ -31,9 +31,10 @@ RIGID = 1e-5  # metres; joints this near to a rigid body's are one
 _FANS = ((1, 2, 3), (12, 13, 14))  # what turns with the pelvis; with the chest
 _BONES = (*_FANS[0], *_FANS[1], *(joint for joint in range(1, 22) if joint not in (*_FANS[0], *_FANS[1])))
 _CHUNK = 512  # frames of one solve: 15 kB each
-_STEPS = 15
+_STEPS = 10
 _SETTLED = 1e-9  # m2; a frame whose sum of squares falls by less is done
-_TIGHTER = (0.95, 0.8, 0.6)  # of the limit is aimed at, round after round
+_TIGHTER = (0.92, 0.7)  # of the limit is aimed at, round after round
+_HOPELESS = 1.5  # times the limit: what no round brings back (made motions: 1.1 at most)
 
 
 def _ways() -> torch.Tensor:
@@ -70,14 +71,14 @@ def settled(joints: torch.Tensor, fps: float, most: float = MOST_JERK) -> tuple[
     """A motion (F, 22, 3), metres, of a rigid person without pops, and how far (F, 22) each joint was moved.
 
     most: m/s3 that no frame exceeds (``smoothing``). Smoothing stretches bones and a rigid body jerks a little, so both
-    are done in turn, the limit tighter each time, until both hold; where they do not in three rounds, as with
-    joints that no body has, the bones are kept. The dtype stays.
+    are done in turn, the limit tighter each time, until both hold. Where they cannot, as with joints that no body has,
+    the bones are kept and the jerk is what it is. The dtype stays.
     """
     calm = limit_jerk(joints, fps, most).detach().cpu().double()
     person = measure(calm)
     found = nearest(calm, person)
     for share in _TIGHTER:
-        if worst(found, fps) <= most:
+        if not most < worst(found, fps) <= _HOPELESS * most:
             break
         found = nearest(limit_jerk(found, fps, share * most), person)
     return found.to(joints), (found - joints.detach().cpu().double()).norm(dim=-1)
