@@ -101,8 +101,8 @@ KNOBS = (
     ),
     Knob(
         name="keys", default=None, kind=str, argument="keys", metavar="KEYS",
-        help='hands, feet, head or pelvis at places (m), looks: "2s left_hand 0.3,1.4,0.5 | 4s look 0,1.6,9"',
-        page='Places to reach, in metres: "2s left_hand 0.3,1.4,0.5 | 4s pelvis 0,0.9,3"',
+        help='hands, feet, head, pelvis at places (m), looks, poses: "2s left_hand 0.3,1.4,0.5 | 3s pose 1.5"',
+        page='Places to reach, in metres, or poses: "2s left_hand 0.3,1.4,0.5 | 4s pelvis 0,0.9,3"',
     ),
     Knob(
         name="loop", default=False, kind=bool, argument="loop",
@@ -163,6 +163,12 @@ class MotionDomain(Domain):
             page="A finished motion to put on a skeleton instead (.npz)",
             kinds=(".npz",),
         ),
+        InputFile(
+            "pose",
+            'a finished motion with poses for keys: --keys "3s pose 1.5" has the body at 3 s as it is there at 1.5',
+            page="Poses for keys like 3s pose 1.5: a finished motion (.npz)",
+            kinds=(".npz",),
+        ),
     )
     OUT = "motion.bvh"
     USUAL = (".npz",)
@@ -200,6 +206,8 @@ class MotionDomain(Domain):
     def settle(self, request: Request) -> dict[str, Any]:
         settings = dict(request.settings)
         _check_files(request)
+        if "pose" in request.inputs and not settings["keys"]:
+            raise UserError('--pose is the file of poses that keys name: give --keys "3s pose 1.5"')
         if "from" in request.inputs:
             for name in _OF_MAKING:
                 if settings[name] is not None:
@@ -230,7 +238,7 @@ class MotionDomain(Domain):
         if settings["keys"] or settings["loop"] or settings["upper"]:
             from longtake.motion.held import refuse
 
-            refuse(settings, fps)
+            refuse(settings, fps, request.inputs.get("pose"))
         return settings
 
     def forecast(self, request: Request) -> Forecast:
@@ -298,6 +306,10 @@ class MotionDomain(Domain):
             told.append(_told_path(output.info))
         if given["lock_feet"]:
             told.append(output.lock_feet().text())
+            if given["keys"]:
+                from longtake.motion.held import meet_again
+
+                meet_again(output, given["keys"], request.inputs.get("pose"))
         if pipe is None and output.boundaries:
             told.append(output.seams().text())
         return output
@@ -313,15 +325,21 @@ class MotionDomain(Domain):
             said.arguments = {"frames": given["frames"], **said.arguments}
         if given["path"] is not None:
             said.arguments["path"] = path_points(given["path"])
+        pose = str(request.inputs["pose"]) if "pose" in request.inputs else None
         if any(given[name] for name in ("keys", "loop", "upper")):
             if said.pipe:
+                said.arguments |= {} if pose is None else {"pose": pose}
                 said.before += ["from functools import partial", "from longtake.motion.held import make"]
                 said.call = "partial(make, pipe)"
             else:
                 said.before.append("from longtake.motion.held import finish")
-                said.after.append(f"finish(out, keys={given['keys']!r}, loop={given['loop']!r})")
+                more = "" if pose is None else f", pose={pose!r}"
+                said.after.append(f"finish(out, keys={given['keys']!r}, loop={given['loop']!r}{more})")
         if given["lock_feet"]:
             said.after.append("out.lock_feet()")
+            if given["keys"]:
+                said.before.append("from longtake.motion.held import meet_again")
+                said.after.append(f"meet_again(out, {given['keys']!r}{'' if pose is None else f', {pose!r}'})")
         for name, field, usual in (
             ("unit", "unit", "m"), ("rig", "rig", "none"), ("fps", "rig_fps", None), ("up", "up", "y"),
         ):  # fmt: skip
@@ -342,6 +360,7 @@ def _made(
         request.times,
         given["frames"],
         keys=given["keys"],
+        pose=request.inputs.get("pose"),
         loop=given["loop"],
         upper=given["upper"],
         seed=request.seed,
@@ -368,7 +387,8 @@ def _finished(request: Request) -> MotionOutput:
     if request.settings["keys"] or request.settings["loop"]:
         from longtake.motion.held import finish
 
-        finish(output, keys=request.settings["keys"], loop=request.settings["loop"])
+        given = request.settings
+        finish(output, keys=given["keys"], pose=request.inputs.get("pose"), loop=given["loop"])
     return output
 
 

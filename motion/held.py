@@ -11,6 +11,7 @@ does it without training again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,9 +30,9 @@ STEPS = 30  # the pipeline's and the command's
 _OF_ONE_RUN = ("journal", "checkpoint_every", "callback_on_step_end")  # of the last run, not of the legs' before it
 
 
-def refuse(settings: Mapping[str, Any], fps: float) -> None:
+def refuse(settings: Mapping[str, Any], fps: float, pose: Path | None = None) -> None:
     """Raise UserError for keys, loops and body parts that cannot be read, or do not go with the rest. fps: of the
-    motion; settings["frames"] is None where the length is open."""
+    motion; settings["frames"] is None where the length is open; pose: the file of the poses of keys."""
     frames = settings["frames"]
     for name in ("keys", "loop", "upper"):
         if not settings[name]:
@@ -43,7 +44,7 @@ def refuse(settings: Mapping[str, Any], fps: float) -> None:
         if settings["path"] is not None and name != "loop":
             raise UserError(f"--{name} and --path both say where the body is: give one of them")
     if settings["keys"]:
-        keys = Keys.parse(settings["keys"], fps)
+        keys = Keys.parse(settings["keys"], fps, pose)
         if keys.looks and settings["rig"] == "none":
             raise UserError("a look is shown by a rig's head bone: it needs --rig")
         if frames is not None:
@@ -62,18 +63,19 @@ def make(
     frames: int | None = None,
     *,
     keys: str | None = None,
+    pose: Path | str | None = None,
     loop: bool = False,
     upper: str | None = None,
     num_inference_steps: int = STEPS,
     **call: Any,
 ) -> MotionOutput:
     """A pipeline's call with keys, a loop, or arms that follow a timeline of their own; other arguments as it has them.
-    Raises UserError."""
+    pose: the file (``rigs.takes``) of the poses that keys name. Raises UserError."""
     fps = float(pipe.space.config.fps)
     timeline = prompt if isinstance(prompt, Timeline) else Timeline.parse(prompt, fps=fps)
     hooks: list[Callable[[torch.Tensor, int], torch.Tensor]] = []
     if keys:
-        hooks.append(Keys.parse(keys, fps).guide(pipe.space, num_inference_steps))
+        hooks.append(Keys.parse(keys, fps, pose).guide(pipe.space, num_inference_steps))
     if loop:
         hooks.append(tie)
     call = {**call, "num_inference_steps": num_inference_steps, "hooks": hooks}
@@ -92,19 +94,29 @@ def make(
     if output.info["completed"]:
         if legs is not None:
             _both_captions(output, legs)
-        finish(output, keys=keys, loop=loop)
+        finish(output, keys=keys, pose=pose, loop=loop)
     return output
 
 
-def finish(output: MotionOutput, *, keys: str | None = None, loop: bool = False) -> None:
-    """Keys met and the loop closed, of a motion that is there; what it cost goes into ``info["told"]``. Raises
-    UserError."""
+def finish(
+    output: MotionOutput, *, keys: str | None = None, pose: Path | str | None = None, loop: bool = False
+) -> None:
+    """Keys met and the loop closed, of a motion that is there; what it cost goes into ``info["told"]``. pose: the file
+    of the poses that keys name. Raises UserError."""
     lines = output.info.setdefault("told", [])
     if keys:
-        asked = Keys.parse(keys, output.fps)
+        asked = Keys.parse(keys, output.fps, pose)
         lines.append(told(asked, asked.reach(output), output.fps))
     if loop:
         lines.append(close(output).text())
+
+
+def meet_again(output: MotionOutput, keys: str, pose: Path | str | None = None) -> None:
+    """Keys met once more after the feet were locked, which moves legs; told in place of what ``finish`` told of them.
+    Raises UserError."""
+    lines = output.info["told"]
+    lines[:] = [line for line in lines if not line.startswith("keys:")]
+    finish(output, keys=keys, pose=pose)
 
 
 def _both_captions(output: MotionOutput, legs: Timeline) -> None:

@@ -9,7 +9,8 @@ so that the net makes the body take part; the last steps are free. Afterwards ar
 which fades out over a third of a second around each key; what a limb cannot reach, the whole body is shifted by.
 
 Places are in the world of the result: x and z on the floor from where it begins, facing +z, y up, metres. A hand is its
-wrist, a foot its toe joint. "4s look 0,1.6,9" turns the head of a rig (``rigs.retarget``). Legend: F, N frames.
+wrist, a foot its toe joint. "4s look 0,1.6,9" turns the head of a rig (``rigs.retarget``). "3s pose 1.5" has the whole
+body as it is at second 1.5 of a file (``poses``), its pelvis where a key of that moment says. Legend: F, N frames.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from longtake.errors import UserError
 from longtake.motion.cleanup import bend
+from longtake.motion.export.rig import measure
 from longtake.motion.kinematics import HUMANML, quat_rotate
+from longtake.motion.poses import Poses, largest, on_rigid_bones, spread
 
 if TYPE_CHECKING:
     from longtake.motion.outputs import MotionOutput
@@ -35,15 +39,17 @@ NAMES = {
     "head": "head", "pelvis": "pelvis",
 }  # fmt: skip
 LOOK = "look"  # the head faces a place
+POSE = "pose"  # the whole body, of a file
 _LIMBS = {  # joint of a key: the limb that bends for it, from its root; what goes along with its end
     "left_wrist": (("left_shoulder", "left_elbow", "left_wrist"), ()),
     "right_wrist": (("right_shoulder", "right_elbow", "right_wrist"), ()),
     "left_foot": (("left_hip", "left_knee", "left_ankle"), ("left_foot",)),
     "right_foot": (("right_hip", "right_knee", "right_ankle"), ("right_foot",)),
 }
+_LEAN = {"spine2": 0.2, "spine3": 0.3, "neck": 0.3, "head": 0.3}  # an arm alone would be stretched
 _PULLED = {  # joint of a key: what is drawn along, by which share
-    "left_wrist": {"left_wrist": 1.0, "left_elbow": 0.5},
-    "right_wrist": {"right_wrist": 1.0, "right_elbow": 0.5},
+    "left_wrist": {"left_wrist": 1.0, "left_elbow": 0.5, "left_shoulder": 0.5, "left_collar": 0.4, **_LEAN},
+    "right_wrist": {"right_wrist": 1.0, "right_elbow": 0.5, "right_shoulder": 0.5, "right_collar": 0.4, **_LEAN},
     "left_foot": {"left_foot": 1.0, "left_ankle": 1.0, "left_knee": 0.5},
     "right_foot": {"right_foot": 1.0, "right_ankle": 1.0, "right_knee": 0.5},
     "head": {"head": 1.0, "neck": 0.8, "spine3": 0.6, "spine2": 0.4},
@@ -55,28 +61,38 @@ _LIMB_SECONDS, _BODY_SECONDS = 0.15, 0.4  # sigmas of how a shift comes and goes
 _GUIDED = 0.9  # share of the denoising steps that are guided
 _ROUNDS = 12
 _KEY = re.compile(r"\s*(\d+(?:\.\d+)?)s\s+(\w+)\s+([^,\s]+),([^,\s]+),([^,\s]+)\s*")
+_POSE = re.compile(r"\s*(\d+(?:\.\d+)?)s\s+pose\s+(\d+(?:\.\d+)?)s?\s*")
 
 
 @dataclass(frozen=True)
 class Keys:
     """frames, joints: numbers, one a key; places: (x, y, z) metres. looks: frames and places that the head faces, which
-    only a rig's head bone shows."""
+    only a rig's head bone shows. poses: of the whole body, None where there are none."""
 
     frames: tuple[int, ...]
     joints: tuple[int, ...]
     places: tuple[tuple[float, float, float], ...]
     looks: tuple[tuple[int, tuple[float, float, float]], ...] = ()
+    poses: Poses | None = None
 
     @classmethod
-    def parse(cls, text: str, fps: float) -> Keys:
-        """Keys of "SECONDs NAME x,y,z | ...". Raises UserError."""
+    def parse(cls, text: str, fps: float, pose: Path | str | None = None) -> Keys:
+        """Keys of "SECONDs NAME x,y,z | SECONDs pose SECOND | ...". pose: the file of the poses. Raises UserError."""
         frames, joints, places = [], [], []
         looks: list[tuple[int, tuple[float, float, float]]] = []
+        poses: list[tuple[int, float]] = []
         for part in text.split("|"):
+            whole = _POSE.fullmatch(part)
+            if whole is not None:
+                poses.append((round(float(whole[1]) * fps), float(whole[2])))
+                continue
             match = _KEY.fullmatch(part)
             if match is None or match[2] not in (*NAMES, LOOK):
                 known, shown = ", ".join((*NAMES, LOOK)), part.strip()[:60]
-                raise UserError(f'a key is "2s left_hand 0.3,1.4,0.5" with one of {known}; given {shown!r}')
+                raise UserError(
+                    f'a key is "2s left_hand 0.3,1.4,0.5" with one of {known}, or "3s pose 1.5" with a second of the '
+                    f"file of --pose; given {shown!r}"
+                )
             try:
                 place = (float(match[3]), float(match[4]), float(match[5]))
             except ValueError:
@@ -91,15 +107,17 @@ class Keys:
             places.append(place)
         if len({frame for frame, _ in looks}) < len(looks):
             raise UserError("two looks are at the same moment")
-        if len(frames) + len(looks) > MOST_KEYS:
-            raise UserError(f"a motion has at most {MOST_KEYS} keys; given {len(frames) + len(looks)}")
+        count = len(frames) + len(looks) + len(poses)
+        if count > MOST_KEYS:
+            raise UserError(f"a motion has at most {MOST_KEYS} keys; given {count}")
         if len(set(zip(frames, joints, strict=True))) < len(frames):
             raise UserError("two keys are of the same joint at the same moment")
-        return cls(tuple(frames), tuple(joints), tuple(places), tuple(looks))
+        return cls(tuple(frames), tuple(joints), tuple(places), tuple(looks), _poses(poses, frames, joints, pose))
 
     def check(self, frames: int, fps: float) -> None:
         """Raise UserError for keys beyond a motion of so many frames."""
-        late = [frame for frame in (*self.frames, *(frame for frame, _ in self.looks)) if frame >= frames]
+        whole = () if self.poses is None else self.poses.frames
+        late = [frame for frame in (*self.frames, *whole, *(frame for frame, _ in self.looks)) if frame >= frames]
         if late:
             raise UserError(
                 f"a key stands at {max(late) / fps:g} s, the motion ends after {(frames - 1) / fps:g} s: make it longer"
@@ -115,13 +133,18 @@ class Keys:
 
         def hook(clean: torch.Tensor, step: int) -> torch.Tensor:
             self.check(len(clean), fps)
-            if step >= _GUIDED * steps or not self.frames:
+            if step >= _GUIDED * steps or not (self.frames or self.poses):
                 return clean
             features = normalizer.denormalize(clean.double().cpu())
             joints = form.recover(features)
             heading, _ = form.root(features)
-            needs = self.gaps(joints)
-            needs = needs * (_MOST_PULL / needs.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1.0)
+            if self.poses is not None:
+                needs = _within(self.poses.gaps(joints, measure(joints), self._pelvis()))
+                width = _LIMB_SECONDS * fps
+                shifts = spread(self.poses.frames, needs.flatten(1), len(clean), width).unflatten(1, (-1, 3))
+                features[:, form.slices["root_height"]] += shifts[:, 0, 1:2]
+                features[:, form.slices["positions"]] += quat_rotate(heading[:, None], shifts)[:, 1:].flatten(1)
+            needs = _within(self.gaps(joints))
             for joint in set(self.joints):
                 mine = [number for number, other in enumerate(self.joints) if other == joint]
                 shift = quat_rotate(heading, self._field(mine, needs[mine], len(clean), fps, _LIMB_SECONDS))
@@ -134,28 +157,46 @@ class Keys:
 
     def gaps(self, joints: torch.Tensor) -> torch.Tensor:
         """What is missing (n, 3), metres, of joints (F, 22, 3)."""
+        if not self.frames:
+            return joints.new_zeros(0, 3)
         return torch.tensor(self.places).to(joints) - joints[list(self.frames), list(self.joints)]
 
     def reach(self, output: MotionOutput) -> list[float]:
-        """Bend the first person's limbs in ``joints`` until the keys are met; metres that each is off, also in
-        ``info["keys_off_m"]``. Raises UserError for keys beyond the end."""
+        """Bend the first person's limbs in ``joints`` until the keys are met, and give the whole body its poses; metres
+        that each key is off, then each pose (its farthest joint), also in ``info["keys_off_m"]``. Joints that are not
+        rigid become so for a pose. Raises UserError for keys beyond the end."""
         self.check(len(output.joints), output.fps)
         output.looks = self.looks
-        if not self.frames:
+        if not self.frames and self.poses is None:
             return []
-        points = torch.as_tensor(output.standard()[0]).double().clone()
+        points, person = torch.as_tensor(output.standard()[0]).double().clone(), None
+        if self.poses is not None:
+            points, person = on_rigid_bones(points, output.fps)
         self._even(points)
         for _ in range(_ROUNDS):
+            if self.poses is not None and person is not None:
+                points = self.poses.reach(points, output.fps, person, self._pelvis())
             self._bend(points, output.fps)
             missing = self.gaps(points)
-            if float(missing.norm(dim=-1).max()) < 0.1 * MET:
+            if float(missing.norm(dim=-1).amax(0) if len(missing) else 0.0) < 0.1 * MET:
                 break
-            points += self._field(range(len(self.frames)), missing, len(points), output.fps, _BODY_SECONDS).unsqueeze(1)
+            every = range(len(self.frames))
+            points = points + self._field(every, missing, len(points), output.fps, _BODY_SECONDS).unsqueeze(1)
         self._bend(points, output.fps)
         output.joints, output.pose = points.numpy().astype(np.float32), None  # rotations that were read are no more
         off = [round(gap, 4) for gap in self.gaps(points).norm(dim=-1).tolist()]
+        if self.poses is not None and person is not None:
+            off += largest(self.poses.gaps(points, person, self._pelvis()))
         output.info["keys_off_m"] = off
         return off
+
+    def _pelvis(self) -> dict[int, torch.Tensor]:
+        """Frame -> place (3,) that a key says for the pelvis."""
+        return {
+            frame: torch.tensor(place, dtype=torch.float64)
+            for frame, joint, place in zip(self.frames, self.joints, self.places, strict=True)
+            if joint == 0
+        }
 
     def _even(self, points: torch.Tensor) -> None:
         """Give the limbs of keys one length over all frames, in place: the net stretches what it was drawn by, and a
@@ -190,20 +231,30 @@ class Keys:
     ) -> torch.Tensor:
         """A shift (F, 3) that is what ``needs`` (n, 3) says at the moments of some keys and fades away from them; of
         keys at one moment the mean."""
-        moments = sorted({self.frames[number] for number in numbers})
-        wanted = torch.stack(
-            [
-                torch.stack(
-                    [need for number, need in zip(numbers, needs, strict=True) if self.frames[number] == moment]
-                ).mean(0)
-                for moment in moments
-            ]
-        )
-        time = torch.arange(frames, dtype=torch.float64)[:, None]
-        centre = torch.tensor(moments, dtype=torch.float64)
-        weights = torch.exp(-0.5 * ((time - centre) / (seconds * fps)) ** 2)
-        sizes = torch.linalg.solve(weights[moments] + 1e-6 * torch.eye(len(moments), dtype=torch.float64), wanted)
-        return weights @ sizes
+        return spread([self.frames[number] for number in numbers], needs, frames, seconds * fps)
+
+
+def _within(needs: torch.Tensor) -> torch.Tensor:
+    """Shifts (*, 3) of at most ``_MOST_PULL``."""
+    return needs * (_MOST_PULL / needs.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1.0)
+
+
+def _poses(
+    wanted: list[tuple[int, float]], frames: list[int], joints: list[int], file: Path | str | None
+) -> Poses | None:
+    """The poses that keys ask for. Raises UserError."""
+    if not wanted:
+        if file is not None:
+            raise UserError('--pose is the file of poses that keys name: give --keys "3s pose 1.5"')
+        return None
+    if file is None:
+        raise UserError('"3s pose 1.5" takes a pose of the file of --pose: give --pose FILE.npz')
+    moments = [frame for frame, _ in wanted]
+    if len(set(moments)) < len(moments):
+        raise UserError("two poses are at the same moment")
+    if any(frame in moments and joint for frame, joint in zip(frames, joints, strict=True)):
+        raise UserError("a pose says where the whole body is: of other keys only pelvis may be at its moment")
+    return Poses.read(file, wanted)
 
 
 def told(keys: Keys, off: list[float], fps: float) -> str:
@@ -211,7 +262,9 @@ def told(keys: Keys, off: list[float], fps: float) -> str:
     if not off:
         return f"keys: {len(keys.looks)} looks, which the head bone of a rig shows"
     lines = [f"keys: {sum(gap <= MET for gap in off)} of {len(off)} met within {100 * MET:g} cm"]
-    for frame, joint, gap in zip(keys.frames, keys.joints, off, strict=True):
+    names = [HUMANML.names[joint] for joint in keys.joints] + [POSE] * (len(off) - len(keys.joints))
+    moments = (*keys.frames, *(() if keys.poses is None else keys.poses.frames))
+    for frame, name, gap in zip(moments, names, off, strict=True):
         mark = "" if gap <= MET else " !"
-        lines.append(f"  {frame / fps:g} s {HUMANML.names[joint]}: {100 * gap:.1f} cm off{mark}")
+        lines.append(f"  {frame / fps:g} s {name}: {100 * gap:.1f} cm off{mark}")
     return "\n".join(lines)

@@ -5,8 +5,8 @@
 
 In every denoising step the first and last frames' features are drawn to each other (``tie``): they are relative to the
 root, so a walk comes back to its first pose, not to its first place. Afterwards the last frames of the joints take up
-what smoothing left (``close``). Played again from the end, with the root carried on, there is no seam. Legend: F, N
-frames; metres, y up.
+what smoothing left (``close``), with rigid bones where all frames have them. Played again from the end, with the root
+carried on, there is no seam. Legend: F, N frames; metres, y up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from longtake.errors import UserError
+from longtake.motion.export.rig import measure
 from longtake.motion.kinematics import HUMANML, quat_between, quat_inverse, quat_rotate
+from longtake.motion.rigid import is_rigid, nearest
 from longtake.motion.smoothing import frame_jerk
 
 if TYPE_CHECKING:
@@ -81,7 +83,10 @@ def _closed(points: torch.Tensor, fps: float) -> tuple[torch.Tensor, Closing]:
     before = float(gap.norm(dim=-1).max())
     pose = pose.clone()
     pose[-RAMP:] += _ramp(points)[:, None, None] * gap
-    closed = torch.cat([points[:-RAMP], _back(pose, turn, ground)[-RAMP:]])
+    end = _back(pose, turn, ground)[-RAMP:]
+    if is_rigid(points):
+        end = nearest(end, measure(points))
+    closed = torch.cat([points[:-RAMP], end])
     after = float((_at_origin(closed)[0][0] - _at_origin(closed)[0][-1]).norm(dim=-1).max())
     # the second time round, carried on from where the first one ended; its frame 0 is the last one
     carried = _back(pose[0], turn[-1], ground[-1]) - closed[-1]

@@ -1,15 +1,16 @@
 """The second table of ``longtake evaluate motion``: how a prior's people move, kind by kind, beside real clips.
 
 Each action, and walks and runs in the manners the data have, made under several seeds by the pipeline as a user gets
-it: root speed, foot skate (toes within 3 cm of their lowest place), how much bones change, the worst frame's jerk, how
-far seeds lie apart beside real clips, and whether the nearest real clip shows the action asked for.
+it: root speed, foot skate (toes within 3 cm of their lowest place), how much bones change (in the features: the joints
+of a result are a rigid body's), the worst frame's jerk, how far seeds lie apart beside real clips, and whether the
+nearest real clip shows the action asked for.
 Legend: F frames, D = 263 features, C clips.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,11 +87,12 @@ def moves(
         spread = None
         if len(real) > 2 and seeds > 1:
             spread = diversity(features, [middle(part) for part in features_of(real)])
+        stretched = Figures.of([pipe.space.form.recover(part) for part in features]).bones
         rows.append(
             Move(
                 one.name,
                 len(real),
-                Figures.of([torch.from_numpy(out.joints) for out in outs]),
+                replace(Figures.of([torch.from_numpy(out.joints) for out in outs]), bones=stretched),
                 Figures.of([middle(clip.joints) for clip in real]),
                 spread,
                 sum(nearest.action(part) == one.action for part in features) / seeds,

@@ -84,15 +84,17 @@ class MotionOutput(Output):
         the net made them. Raises UserError without the 22 joints of HumanML3D. See ``cleanup``."""
         import torch
         from longtake.motion.cleanup import lock_feet
+        from longtake.motion.rigid import is_rigid, settled
         from longtake.motion.smoothing import MOST_JERK, frame_jerk, limit_jerk
 
         self.standard()
         fixed, report = lock_feet(self.people[0], self.fps)
         locked = [fixed, *(lock_feet(joints, self.fps)[0] for joints in self.people[1:])]
         for place, (before, after) in enumerate(zip(self.people, locked, strict=True)):
-            # a motion without pops stays one, should a foot have been pulled too fast
-            if len(after) > 3 and float(frame_jerk(torch.from_numpy(before), self.fps).max()) <= MOST_JERK:
-                locked[place] = limit_jerk(after, self.fps)
+            # a motion without pops stays one, should a foot have been pulled too fast, and a rigid body too
+            given = torch.from_numpy(before)
+            if len(after) > 3 and float(frame_jerk(given, self.fps).max()) <= MOST_JERK:
+                locked[place] = settled(after, self.fps)[0] if is_rigid(given) else limit_jerk(after, self.fps)
         self.joints = locked[0].numpy()
         if self.second is not None:
             self.second = locked[1].numpy()

@@ -34,11 +34,12 @@ from longtake.motion.pace import frames_for, pace_of, prompt_speeds
 from longtake.motion.pair.model import ComMDM, decode_canon
 from longtake.motion.pair.pipeline import DEFAULT_BLOCK, PairTake, in_one_world, kept_block, pair_take
 from longtake.motion.path import FloorPath, PathControl, check_form
+from longtake.motion.rigid import finished
 from longtake.motion.row_plan import CHUNK_ROWS, Fade, Mode, RowPlan
 from longtake.motion.rows import HANDSHAKE, Hook, MotionRun, plan_of
 from longtake.motion.sampling import Schedule, TextDenoiser, betas
 from longtake.motion.second_take import Preset, held_share, sandwiches, second_take
-from longtake.motion.smoothing import MOST_JERK, frame_jerk, limit_jerk
+from longtake.motion.smoothing import MOST_JERK
 from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
 from longtake.priors import load_prior
 from longtake.timeline import Timeline
@@ -257,13 +258,13 @@ class LongMotionPipeline(LongTakePipeline):
         people: 2 see each other through ``block``, a shipped one's name or a folder or a ComMDM; both hear the same
         prompts, and a control is the first one's. path: floor points (x, z) in metres, walked at the prompts' own
         speeds; without a length, the last prompt ends where the path does. ``info`` tells path_deviation_m and
-        path_stretch (its speed over the prompts'). most_jerk: m/s3 that no frame exceeds (``smoothing``), None as the
-        net made it. control: features held, (N, J) normalised. hooks: each takes and returns the clean estimate (N, J)
-        before a step (one process). text: features of the different prompts (P, E) in place of the encoder's.
-        journal: an opened journal; the run goes on from its newest complete step. ranks: default the run this process
-        is in. callback_on_step_end(pipe, index, timestep, {"latents", "clean"}): of this rank and the first person,
-        (n, J); see ``LongTakePipeline.watcher``. output_type: "np"; "pt" gives tensors; "latent" normalised features
-        without joints. return_dict=False: a tuple of each person's joints, or of the features.
+        path_stretch (its speed over the prompts'). most_jerk: m/s3 that no frame exceeds, of bodies with rigid bones
+        (``rigid``); None as the net made it. control: features held, (N, J) normalised. hooks: each takes and returns
+        the clean estimate (N, J) before a step (one process). text: features of the different prompts (P, E) in place
+        of the encoder's. journal: an opened journal; the run goes on from its newest complete step. ranks: default the
+        run this process is in. callback_on_step_end(pipe, index, timestep, {"latents", "clean"}): of this rank and the
+        first person, (n, J); see ``LongTakePipeline.watcher``. output_type: "np"; "pt" gives tensors; "latent"
+        normalised features without joints. return_dict=False: a tuple of each person's joints, or of the features.
         Every rank gets the whole result, the same for any number of ranks. Raises UserError before it computes.
         """
         self.begin()
@@ -406,10 +407,10 @@ class LongMotionPipeline(LongTakePipeline):
     def _finish(
         self, output: MotionOutput, way: FloorPath | None, stretch: float | None, most_jerk: float | None
     ) -> None:
-        """Joints without pops, in the world of the path, and what is to be known about both."""
-        people, metre = [torch.from_numpy(joints) for joints in output.people], self.space.form.metre
-        if most_jerk is not None and people[0].numel():
-            people = [limit_jerk(joints, output.fps, metre * most_jerk) for joints in people]
+        """Joints of rigid bodies without pops, in the world of the path, and what is to be known about them."""
+        metre = self.space.form.metre
+        people, told = finished([torch.from_numpy(one) for one in output.people], output.fps, metre, most_jerk)
+        output.info.update(told)
         if way is not None:
             people = [way.place(joints, metre) for joints in people]
             gaps = [round(gap, 4) for gap in way.deviations(people[0], metre)]
@@ -418,9 +419,6 @@ class LongMotionPipeline(LongTakePipeline):
         output.joints = people[0].float().numpy()
         if output.second is not None:
             output.second = people[1].float().numpy()
-        if people[0].numel() and len(people[0]) > 3:
-            worst = max(float(frame_jerk(joints, output.fps).max()) for joints in people) / metre
-            output.info["worst_jerk"] = round(worst, 1)
 
     def _on_its_way(
         self,

@@ -27,6 +27,11 @@ def frame_jerk(joints: torch.Tensor, fps: float) -> torch.Tensor:
     return _lengths(joints, fps).mean(-1)
 
 
+def worst(joints: torch.Tensor, fps: float) -> float:
+    """The largest ``frame_jerk`` of joints (N, J, 3), or of a single joint over ``ONE_JOINT``; 0 below four frames."""
+    return float(_strain(joints, fps).max()) if len(joints) > 3 and joints.shape[1] else 0.0
+
+
 def limit_jerk(joints: torch.Tensor, fps: float, most: float = MOST_JERK) -> torch.Tensor:
     """Joint positions (N, J, 3), metres, whose ``frame_jerk`` is at most ``most`` everywhere, and no joint's own above
     ``ONE_JOINT`` times that. The dtype stays; a motion within the limits is returned as it is."""
@@ -36,8 +41,7 @@ def limit_jerk(joints: torch.Tensor, fps: float, most: float = MOST_JERK) -> tor
     weights = np.zeros(len(given) - 3)
     x = given
     for _ in range(_ROUNDS):
-        length = _lengths(torch.from_numpy(x).unflatten(1, (-1, 3)), fps)
-        over = torch.maximum(length.mean(-1), length.amax(-1) / ONE_JOINT).numpy() / (_BELOW * most)
+        over = _strain(torch.from_numpy(x).unflatten(1, (-1, 3)), fps).numpy() / (_BELOW * most)
         wrong = over > 1
         if not wrong.any():
             break
@@ -48,6 +52,12 @@ def limit_jerk(joints: torch.Tensor, fps: float, most: float = MOST_JERK) -> tor
         return joints
     new = torch.from_numpy(x).to(joints).unflatten(1, (-1, 3))
     return torch.where(changed[:, None, None], new, joints)
+
+
+def _strain(joints: torch.Tensor, fps: float) -> torch.Tensor:
+    """(N - 3,) m/s3: what is held below the limit."""
+    length = _lengths(joints, fps)
+    return torch.maximum(length.mean(-1), length.amax(-1) / ONE_JOINT)
 
 
 def _lengths(joints: torch.Tensor, fps: float) -> torch.Tensor:

@@ -135,7 +135,7 @@ def solve(joints: np.ndarray | torch.Tensor, rig: Rig | None = None) -> Pose:
     spine = {index[name]: parts for name, parts in _SPINE.items()}
     ankles = {index["left_ankle"], index["right_ankle"]}
     chest_kids = rig.children(index["spine3"])
-    chest = _fit(rig.offsets[chest_kids], points[:, chest_kids] - points[:, [index["spine3"]]])
+    chest = kabsch(rig.offsets[chest_kids], points[:, chest_kids] - points[:, [index["spine3"]]])
     none = points.new_tensor([1.0, 0.0, 0.0, 0.0]).expand(len(points), 4)
     world: list[torch.Tensor] = []
     local: list[torch.Tensor] = []
@@ -147,7 +147,7 @@ def solve(joints: np.ndarray | torch.Tensor, rig: Rig | None = None) -> Pose:
         if not kids:
             turn = none
         elif len(kids) > 1:
-            turn = quat_multiply(quat_inverse(above), _fit(rig.offsets[kids], points[:, kids] - place.unsqueeze(1)))
+            turn = quat_multiply(quat_inverse(above), kabsch(rig.offsets[kids], points[:, kids] - place.unsqueeze(1)))
         else:
             rest = F.normalize(rig.offsets[kids[0]], dim=0)
             # a foot is short: seen from where the solved ankle is, millimetres would be degrees
@@ -179,7 +179,7 @@ def continuous(quats: torch.Tensor) -> torch.Tensor:
     return quats * signs.unsqueeze(-1)
 
 
-def _fit(rest: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def kabsch(rest: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Quaternions (F, 4) that turn vectors (K, 3) best onto seen ones (F, K, 3): Kabsch."""
     u, _, vh = torch.linalg.svd(seen.transpose(-1, -2) @ rest)
     flip = torch.ones_like(u[..., 0])

@@ -64,53 +64,88 @@ def main() -> None:
 
 
 def draw(joints: np.ndarray, picture: Path) -> None:
-    """One motion on four rigs: at rest with each bone's axes, then at five moments."""
+    """One motion on four rigs: at rest with each bone's axes, then a stride, every quarter of a second."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, rows = plt.subplots(4, 1, figsize=(9.6, 9.2), dpi=84)
+    figure, rows = plt.subplots(4, 1, figsize=(10, 8.6), dpi=90)
     with tempfile.TemporaryDirectory() as folder:
         for axes, name in zip(rows, ("mixamo", "ue5", "vrm", "rigify"), strict=True):
-            take = retarget(joints, 20.0, RIGS[name], new_fps=30)
+            take = retarget(joints, 20.0, RIGS[name], new_fps=60)
             path = Path(folder) / "a.glb"
             write_rig_glb(path, [take], Layout("cm" if name == "ue5" else "m"), overwrite=True)
             still, moving = by_pygltflib(path, rest=True), by_pygltflib(path)
-            _figure(axes, still, 0, -1.6, take.table, 0.35, triads=True)
-            for number, frame in enumerate(np.linspace(0, len(moving.times) - 1, 6).round().astype(int)):
-                _figure(axes, moving, frame, 0.15 + 1.15 * number, take.table, 0.85)
-                label = f"{moving.times[frame]:.1f} s"
-                axes.text(0.15 + 1.15 * number, -0.16, label, ha="center", fontsize=7, color="#667")
+            axes.axhspan(-0.3, 0, color="#eef0f4")
+            _body(axes, still, 0, -1.2, take.table, 0.0)
+            _axes(axes, still, -1.2, take.table)
+            for number in range(8):
+                frame = 120 + 15 * number
+                _body(axes, moving, frame, 0.5 + 0.8 * number, take.table, 1.0)
+                label = f"{moving.times[frame]:.2f} s"
+                axes.text(0.5 + 0.8 * number, -0.2, label, ha="center", fontsize=8, color="#556")
             bones = [bone.name for bone in take.table.bones]
-            axes.text(-3.35, 1.62, f"{name}, {len(bones)} bones", fontsize=10, weight="bold")
+            axes.text(-3.55, 1.62, f"{name}, {len(bones)} bones", fontsize=11, weight="bold")
             for line, joint in enumerate(("pelvis", "spine1", "left_collar", "left_elbow", "left_knee", "right_foot")):
-                axes.text(-3.35, 1.38 - 0.21 * line, take.table.bone_of(joint), fontsize=8, color="#445")
-            axes.text(-1.6, -0.16, "at rest", ha="center", fontsize=7, color="#667")
-            axes.plot([-2.4, 6.4], [0, 0], color="#ccd", linewidth=1)
-            axes.set_xlim(-3.4, 6.5), axes.set_ylim(-0.2, 1.85)
+                axes.text(-3.55, 1.38 - 0.19 * line, take.table.bone_of(joint), fontsize=8.5, color="#445")
+            axes.text(-1.2, -0.2, "at rest", ha="center", fontsize=8, color="#556")
+            axes.set_xlim(-3.6, 6.5), axes.set_ylim(-0.3, 1.85)
             axes.set_aspect("equal"), axes.axis("off")
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99, hspace=0.02)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.995, hspace=0.03)
     figure.savefig(picture)
 
 
-def _figure(axes, read, frame: int, x: float, table, width: float, *, triads: bool = False) -> None:
-    """One pose, seen from the front at rest, else from its left."""
-    angle = 0.0 if triads else 0.7
-    look = np.array([[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0]])
+# joint: half the thickness of what ends in it, metres
+_THICK = {
+    "knee": 0.075, "ankle": 0.05, "foot": 0.035, "elbow": 0.042, "wrist": 0.032, "shoulder": 0.05, "collar": 0.06,
+    "hip": 0.08, "spine1": 0.1, "spine2": 0.1, "spine3": 0.1, "neck": 0.06, "head": 0.05,
+}  # fmt: skip
+
+
+def _look(angle: float) -> np.ndarray:
+    """(3, 3): to the right, up, towards whoever looks from so many radians to the person's left."""
+    return np.array([[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0], [np.sin(angle), 0, np.cos(angle)]])
+
+
+def _body(axes, read, frame: int, x: float, table, angle: float) -> None:
+    """One pose: what is farther away is drawn first and paler."""
+    from matplotlib.patches import Circle
+
     root = read.places[table.bone_of("pelvis")][frame] * [1, 0, 1]
-    seen = {bone.name: look @ (read.places[bone.name][frame] - root) + [x, 0] for bone in table.bones}
+    seen = {bone.name: _look(angle) @ (read.places[bone.name][frame] - root) for bone in table.bones}
+    parts = []
     for bone in table.bones:
         if bone.parent and bone.parent != "root":
-            side = (
-                "#1f5fbf" if bone.joint.startswith("left") else "#d9641e" if bone.joint.startswith("right") else "#444"
-            )
             a, b = seen[bone.parent], seen[bone.name]
-            axes.plot([a[0], b[0]], [a[1], b[1]], color=side, linewidth=2.6 * width + 0.8, solid_capstyle="round")
-        if triads and bone.share == 0:
-            for axis, colour in enumerate(("#d00", "#0a0", "#00d")):
-                tip = seen[bone.name] + look @ (0.07 * read.turns[bone.name][frame][:, axis])
-                axes.plot(*zip(seen[bone.name], tip, strict=True), color=colour, linewidth=0.9)
+            kind = bone.joint.split("_")[-1] if bone.joint else "spine1"
+            parts.append((0.5 * (a[2] + b[2]), a, b, bone.joint, _THICK.get(kind, 0.05)))
+    for depth, a, b, joint, thick in sorted(parts, key=lambda part: part[0]):
+        side = (0.12, 0.37, 0.75) if joint.startswith("left") else (0.85, 0.39, 0.12)
+        colour = np.array(side if joint.startswith(("left", "right")) else (0.3, 0.32, 0.36))
+        colour = colour + (1 - colour) * float(np.clip(0.3 - 1.4 * depth, 0.0, 0.5))
+        axes.plot(
+            [a[0] + x, b[0] + x],
+            [a[1], b[1]],
+            color=colour,
+            linewidth=2 * thick * 62,
+            solid_capstyle="round",
+            alpha=1.0,
+        )
+    top, neck = seen[table.bone_of("head")], seen[table.bone_of("neck")]
+    up = (top - neck) / np.linalg.norm(top - neck)
+    axes.add_patch(Circle((top[0] + x + 0.07 * up[0], top[1] + 0.07 * up[1]), 0.1, color="#4d525c", zorder=3))
+
+
+def _axes(axes, read, x: float, table) -> None:
+    """Each bone's own axes at rest: x red, y green, z blue."""
+    root = read.places[table.bone_of("pelvis")][0] * [1, 0, 1]
+    for bone in table.bones:
+        if bone.share == 0 and bone.parent:
+            at = read.places[bone.name][0] - root
+            for axis, colour in enumerate(("#e00", "#0b0", "#22f")):
+                tip = at + 0.09 * read.turns[bone.name][0][:, axis]
+                axes.plot([at[0] + x, tip[0] + x], [at[1], tip[1]], color=colour, linewidth=1.1, zorder=4)
 
 
 if __name__ == "__main__":

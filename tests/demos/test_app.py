@@ -19,7 +19,7 @@ from longtake.errors import UserError
 MOTION = {
     "timeline": "0s: walks | 1.5s: someone waves", "seconds": 3, "seed": 7, "steps": 2, "guidance": 2.5,
     "handshake": 20, "people": 1, "path": "", "lock_feet": False, "upper": "", "keys": "", "loop": False,
-    "rig": "none", "files": [".npz", ".bvh", ".glb", ".html", ".csv"], "from_": None,
+    "rig": "none", "files": [".npz", ".bvh", ".glb", ".html", ".csv"], "from_": None, "pose": None,
 }  # fmt: skip
 VIDEO = {
     "timeline": "0s: person running", "seconds": 1.5, "seed": 3, "steps": 2, "guidance": 2.0, "negative": "",

@@ -33,6 +33,7 @@ WALK = [
     "none",
     [".npz", ".html"],
     None,
+    None,
 ]
 RUNNER = ["person running", 1.5, 3, 1, 2.0, "blur", [".mp4"]]
 
@@ -238,7 +239,7 @@ def test_a_finished_motion_is_put_on_a_skeleton_from_the_page(bench, tmp_path) -
     last(form, WALK)
     take = shutil.copy(bench.keep / "motion-7-1" / "motion-7.npz", bench.folder / "take.npz")
     values = ["", *WALK[1:]]
-    values[-3:] = ["mixamo", [".glb", ".npz"], str(take)]
+    values[-4:] = ["mixamo", [".glb", ".npz"], str(take), None]
     line = form.line_of(values)
     assert "timeline" not in line and "frames" not in line["parameters"] and line["parameters"]["rig"] == "mixamo"
     _, _, _, files, settings, python, command = last(form, values)

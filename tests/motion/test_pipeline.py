@@ -143,7 +143,7 @@ def every_way(rank: int, world: int) -> dict[str, np.ndarray]:
         pipe = make_pipe(kind, **config)
         given = {"text": texts(), "num_inference_steps": 6, "chunk_rows": 1, **settings}
         out = pipe(TIMELINE, FRAMES, seed=1, ranks=ranks, **given)
-        found[name] = out.features
+        found[name], found[f"{name}, joints"] = out.features, out.joints
     if world > 1:
         try:
             make_pipe()("0: a", 40, text=texts(1), num_inference_steps=6, ranks=ranks)
