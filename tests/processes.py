@@ -9,6 +9,7 @@ A program that tests what Python itself or a launcher does at its start belongs 
 """
 
 import atexit
+import gc
 import io
 import multiprocessing
 import os
@@ -34,6 +35,7 @@ def context() -> ForkServerContext:
 
 
 def _child(words: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
+    gc.freeze()  # what the server loaded stays where it is
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

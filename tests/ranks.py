@@ -10,6 +10,7 @@ use one thread each, and are ended through their own handles. The function is fo
 module works whatever name pytest gave it.
 """
 
+import gc
 import importlib.util
 import inspect
 import os
@@ -42,6 +43,7 @@ def _load(file: str, name: str) -> Callable[..., Any]:
 
 
 def _child(folder: str, file: str, name: str, rank: int, world: int, timeout: float) -> None:
+    gc.freeze()  # what the server loaded stays where it is
     os.environ.update(
         OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank)
     )

@@ -1,5 +1,6 @@
 """Every strategy, layout and mask against the float64 truth, forward and backward (A1 to A9)."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -127,20 +128,20 @@ STRATEGIES = [("ring", "contiguous"), ("ring", "zigzag"), ("ulysses", "contiguou
 
 
 def shape_cases(world: int) -> list[dict[str, Any]]:
-    """Every length, heads and head size under every strategy in both dtypes; masks take turns."""
+    """Every length with every heads, head size and strategy; dtypes and masks take turns, so that each meets each."""
     cases = []
-    for dtype in (torch.float64, torch.float32):
-        for n in (192, 203, 7, 65):
-            for heads, kv_heads in ((6, 6), (6, 2), (5, 1)):
-                for dim in (32, 40, 80):
-                    for strategy, layout in TABLE:
-                        if (strategy == "none") != (world == 1 and (strategy, layout) == ("none", "contiguous")):
-                            continue
-                        cases.append({
-                            "mask": (Full(), Causal())[len(cases) % 2], "n": n, "heads": heads, "kv_heads": kv_heads,
-                            "dim": dim, "strategy": strategy, "layout": layout, "dtype": dtype, "block": 128,
-                            "degree": 2 if strategy == "usp" and world % 2 == 0 else None,
-                        })  # fmt: skip
+    for index, (n, (heads, kv_heads), dim) in enumerate(
+        itertools.product((192, 203, 7, 65), ((6, 6), (6, 2), (5, 1)), (32, 40, 80))
+    ):
+        for number, (strategy, layout) in enumerate(TABLE):
+            if (strategy == "none") != (world == 1 and (strategy, layout) == ("none", "contiguous")):
+                continue
+            turn = index + number
+            cases.append({
+                "mask": (Full(), Causal())[turn // 2 % 2], "n": n, "heads": heads, "kv_heads": kv_heads,
+                "dim": dim, "strategy": strategy, "layout": layout, "dtype": (torch.float64, torch.float32)[turn % 2],
+                "block": 128, "degree": 2 if strategy == "usp" and world % 2 == 0 else None,
+            })  # fmt: skip
     return cases
 
 

@@ -80,17 +80,17 @@ class Decoder:
             self.way = None
         self.exact = self.way is not None
 
+    @torch.no_grad()  # of a generator: on between its pieces, and when it is left
     def pieces(self) -> Iterator[Tensor]:
         """Frames (n, 3, H, W) in [-1, 1], in order."""
         assert self.note.z is not None
-        with torch.no_grad():
-            weight = awake(self.vae)
-            z = self.note.z.to(weight.device, weight.dtype)
-            if self.way is not None:
-                for piece in self.way(self.vae, z):
-                    yield piece[0].transpose(0, 1)
-                return
-            yield from self._overlapping(z)
+        weight = awake(self.vae)
+        z = self.note.z.to(weight.device, weight.dtype)
+        if self.way is not None:
+            for piece in self.way(self.vae, z):
+                yield piece[0].transpose(0, 1)
+            return
+        yield from self._overlapping(z)
 
     def chunks(self, frames: int | None = None) -> Iterator[np.ndarray]:
         """The same as uint8 (n, H, W, 3); at most `frames` of them."""
