@@ -300,11 +300,10 @@ class VideoDomain(Domain):
         """The earlier run that the frames must join; None for a new film."""
         if "extend" not in request.inputs:
             return None
-        latents, note = _latents().read_run(request.inputs["extend"])
+        latents, sound, note = _latents().read_take(request.inputs["extend"])
         given = request.settings
         redo = None if given["redo"] is None else _redo(given["redo"])
         before = _latents().last_prompt(note) if redo is None else None
-        sound = _latents().read_sound(request.inputs["extend"])
         if sound is not None and not _is_transformer(pipe):
             raise UserError(f"{request.inputs['extend']} has sound, and {given['prior']} makes none")
         more = {} if sound is None else {"sound": sound}
@@ -413,10 +412,9 @@ class VideoDomain(Domain):
         latents = _latents()
         if not (folder / latents.LATENTS).is_file():
             return None
-        clean, note = latents.read_run(folder / latents.LATENTS)
+        clean, sound, note = latents.read_take(folder / latents.LATENTS)
         frames = pipe.film(len(clean), note.get("film")) if _is_transformer(pipe) else len(clean)
         info = {"frames": frames, "steps": note.get("steps"), "completed": True, "note": note}
-        sound = latents.read_sound(folder / latents.LATENTS)
         more = {} if sound is None else {"sound": sound}
         return pipe.output(clean, request.settings["fps"], current(), info, "stream", **more)
 

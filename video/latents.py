@@ -55,8 +55,9 @@ def latents_file(path: Path) -> Path:
     raise UserError(f"there is no run at {shorten(str(path), 200)!r}: expected {shorten(str(places[0]), 200)}")
 
 
-def read_run(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Latents (F, c, h, w) float32 and the note of an earlier run, from its film, its folder or a latents file.
+def read_take(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    """Latents (F, c, h, w) float32, those of the sound (A, C) float32 where there is one, and the note of an earlier
+    run, from its film, its folder or a latents file.
 
     Raises UserError when there is no such run or its latents are missing, damaged, empty or not finite.
     """
@@ -65,26 +66,29 @@ def read_run(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
 
     file = latents_file(path)
     state = load_state(file)
-    latents = state.get("latents")
+    latents, sound = state.get("latents"), state.get("sound")
     if latents is None or latents.ndim != 4 or not latents.is_floating_point() or not len(latents):
         raise UserError(f"{file} holds no latents of a run: a tensor 'latents' (F, c, h, w) of floating-point numbers")
     if not torch.isfinite(latents).all():
         raise UserError(f"{file} holds latents with NaN or infinity")
-    return latents.float(), read_note(file)
+    if sound is not None:
+        if sound.ndim != 2 or not sound.is_floating_point() or not len(sound) or not torch.isfinite(sound).all():
+            raise UserError(
+                f"{file} holds damaged latents of sound: finite floating-point numbers (A, C) were expected"
+            )
+        sound = sound.float()
+    return latents.float(), sound, read_note(file)
+
+
+def read_run(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The latents of the picture and the note of ``read_take``."""
+    latents, _, note = read_take(path)
+    return latents, note
 
 
 def read_sound(path: Path) -> torch.Tensor | None:
-    """Latents (A, C) float32 of the sound of an earlier run; None where it has none. Raises UserError for damage."""
-    import torch
-    from longtake.weights import load_state
-
-    file = latents_file(path)
-    sound = load_state(file).get("sound")
-    if sound is None:
-        return None
-    if sound.ndim != 2 or not sound.is_floating_point() or not len(sound) or not torch.isfinite(sound).all():
-        raise UserError(f"{file} holds damaged latents of sound: finite floating-point numbers (A, C) were expected")
-    return sound.float()
+    """The latents of the sound of ``read_take``; None where there is none."""
+    return read_take(path)[1]
 
 
 def read_note(file: Path) -> dict[str, Any]:
@@ -110,9 +114,8 @@ def last_prompt(note: dict[str, Any]) -> str | None:
 
 def latents_mark(path: Path) -> str:
     """Hash (64 hex digits) of what of a run decides the frames that join it: its latents, sound and last prompt."""
-    latents, note = read_run(path)
+    latents, sound, note = read_take(path)
     digest = hashlib.sha256(latents.contiguous().numpy().tobytes())
-    sound = read_sound(path)
     if sound is not None:
         digest.update(sound.contiguous().numpy().tobytes())
     digest.update((last_prompt(note) or "").encode())

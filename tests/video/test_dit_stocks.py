@@ -2,6 +2,7 @@
 
 import sys
 import wave
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from longtake import LongVideoPipeline
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.noise import noise
+from longtake.video.dit.asking import guarded
 from longtake.video.scope import Scope
 from PIL import Image
 from video_prior import ranks_here
@@ -349,6 +351,19 @@ def test_d8_cosmos_takes_longer_films_than_its_vae_has_moments_for_and_its_guard
     pipe.stock.safety_checker.check_video_safety = lambda frames: frames if len(frames) == 1 else None
     with pytest.raises(UserError, match="the guardrail of CosmosTextToWorldPipeline does not let this film pass"):
         pipe("a dog runs", 21, **asked("cosmos"))
+
+
+def test_a_guardrail_leaves_the_device_when_the_film_ends_is_left_or_is_refused():
+    moved, frames = [], np.zeros((1, 8, 8, 3))
+    checker = SimpleNamespace(to=moved.append, check_video_safety=lambda chunk: None if chunk.any() else chunk)
+    stock = SimpleNamespace(safety_checker=checker, _execution_device="there")
+    assert len(list(guarded(stock, iter([frames, frames])))) == 2
+    left = guarded(stock, iter([frames, frames]))
+    next(left)
+    left.close()
+    with pytest.raises(UserError, match="does not let this film pass"):
+        list(guarded(stock, iter([frames, frames + 1])))
+    assert moved == ["there", "cpu"] * 3
 
 
 def test_d8_what_cannot_be_driven_or_given_is_refused_by_name():

@@ -253,12 +253,14 @@ def guarded(stock: Any, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield from chunks
         return
     guard.to(stock._execution_device)
-    for chunk in chunks:
-        passed = guard.check_video_safety(chunk)
-        if passed is None:
-            raise UserError(f"the guardrail of {type(stock).__name__} does not let this film pass")
-        yield passed
-    guard.to("cpu")
+    try:
+        for chunk in chunks:
+            passed = guard.check_video_safety(chunk)
+            if passed is None:
+                raise UserError(f"the guardrail of {type(stock).__name__} does not let this film pass")
+            yield passed
+    finally:  # whoever reads may leave before the end
+        guard.to("cpu")
 
 
 class quiet:
