@@ -31,6 +31,17 @@ EDGE = 1.3  # how far beyond [-1, 1] a value may lie
 
 
 @dataclass
+class Sight:
+    """What encoder and mean know. seen: (B, C, D, H, W) that a denoiser is told; the others as in ``Outlook``."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    seen: torch.Tensor
+    condition: torch.Tensor
+    size: tuple[int, int]
+
+
+@dataclass
 class Outlook:
     """What the net knows before a sample is drawn. mean, scale: (B, 1, D, H, W). told: (B * D, C, h, w) what the
     denoiser's first layer makes of what it sees beside the noise. condition: (B, E). size: H and W before they were
@@ -44,8 +55,8 @@ class Outlook:
 
 
 class LongitudinalNet(ModelMixin, ConfigMixin):
-    """See the module. width, heads, patch, features, maps, frequencies: of ``SequenceEncoder``. channels: of the
-    denoiser, mean_channels: of the mean's head. condition: E. stem: see ``UNet``.
+    """See the module. width, heads, patch, features, maps, frequencies: of ``SequenceEncoder``. channels, stem: of the
+    denoiser (see ``UNet``), mean_channels, mean_stem: of the mean's head. condition: E.
     """
 
     @register_to_config
@@ -59,17 +70,18 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         features: int = 4,
         maps: int = 4,
         frequencies: int = 4,
-        channels: Sequence[int] = (32, 64, 96, 128),
+        channels: Sequence[int] = (48, 64, 96),
         mean_channels: Sequence[int] = (32, 64, 96, 128),
         condition: int = 128,
-        stem: int = 2,
+        stem: int = 4,
+        mean_stem: int = 2,
     ) -> None:
         super().__init__()
         self.encoder = SequenceEncoder(
             width, heads, patch, frame_layers, place_layers, features, maps, condition, frequencies
         )
         self.kinds = nn.Embedding(SLOTS, condition)
-        self.expect = UNet(self.encoder.channels, 2, channels=mean_channels, condition=condition, stem=stem)
+        self.expect = UNet(self.encoder.channels, 2, channels=mean_channels, condition=condition, stem=mean_stem)
         self.noise = nn.Sequential(nn.Linear(17, condition), nn.SiLU(), nn.Linear(condition, condition))
         self.nothing = nn.Parameter(torch.randn(condition) * 0.02)
         self.denoiser = UNet(self.encoder.channels + 3, 1, channels=channels, condition=condition, stem=stem)
@@ -86,8 +98,19 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         team: Team | None = None,
     ) -> Outlook:
         """What is known of the target. visits: (B, K, D, H, W) of any size; kind: (B,) rows of the table of kinds;
-        the others as ``SequenceEncoder`` has
-        them."""
+        the others as ``SequenceEncoder`` has them."""
+        return self.entered(self.sight(visits, delta, observed, kind, valid, team))
+
+    def sight(
+        self,
+        visits: torch.Tensor,
+        delta: torch.Tensor,
+        observed: torch.Tensor,
+        kind: torch.Tensor,
+        valid: torch.Tensor | None = None,
+        team: Team | None = None,
+    ) -> Sight:
+        """The part of ``outlook`` that every denoiser of this encoder shares."""
         size = (visits.shape[3], visits.shape[4])
         visits = self.padded(torch.where(observed[:, :, None, None, None], visits, 0.0))
         there = None if valid is None else self.padded(valid.float()) > 0.5
@@ -98,8 +121,12 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         mean = (context.reference.float() + out[:, :1]).clamp(-EDGE, EDGE)
         scale = (USUAL + out[:, 1:]).clamp(LEAST, MOST).exp()
         seen = torch.cat([context.volume, mean.detach(), scale.detach().log() / 2], 1)
-        told = self.denoiser.entered(seen.to(self.denoiser.enter.weight.dtype))
-        return Outlook(mean, scale, told, condition, size)
+        return Sight(mean, scale, seen, condition, size)
+
+    def entered(self, sight: Sight) -> Outlook:
+        """With what this net's denoiser makes of it."""
+        told = self.denoiser.entered(sight.seen.to(self.denoiser.enter.weight.dtype))
+        return Outlook(sight.mean, sight.scale, told, sight.condition, sight.size)
 
     def padded(self, volume: torch.Tensor) -> torch.Tensor:
         """(..., H, W) grown by its edge values to sizes that the nets can halve."""

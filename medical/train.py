@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ JUDGE_EVERY = 250  # steps
 JUDGED = 4  # batches of each group, on those set aside
 DROPPED = 0.1  # of the rows: the denoiser must do without their visits
 BOUND = 4.0  # of the rest, in units of its scale
+LOOKS = 4  # noises of each row where a lighter denoiser is taught: knowing the visits costs more than one of them
 
 
 def groups(
@@ -105,12 +107,12 @@ def shares_of(found: Mapping[str, Group]) -> np.ndarray:
     return made
 
 
-def draw(group: Group, dice: Dice) -> tuple[torch.Tensor, ...]:
-    """A step's tensors: those of a batch, then noise (B, 1, D, H, W), times (B,) in 0..999, and which rows keep their
-    visits (B,)."""
+def draw(group: Group, dice: Dice, step: int, looks: int = 1) -> tuple[torch.Tensor, ...]:
+    """A step's tensors: those of a batch, then noise (N, 1, D, H, W), times (N,) in 0..999, and which of them keep
+    their visits (N,), N = B * looks, those of a row one after the other. H and W: the next multiples of ``step``."""
     batch = group.batch(dice)
-    rows = len(batch.target)
-    height, width = (side + -side % 16 for side in batch.target.shape[2:])
+    rows = len(batch.target) * looks
+    height, width = (side + -side % step for side in batch.target.shape[2:])
     noise = dice.normal(rows, 1, batch.target.shape[1], height, width)
     return (*batch.tensors(), noise, dice.times(rows), dice.uniform(rows) >= DROPPED)
 
@@ -135,14 +137,8 @@ def objective(
     from longtake.medical.diffusion import noisy, velocity
 
     look = model.outlook(visits, delta, observed, kind, valid)
-    truth = model.padded(target[:, None])
-    mask = (model.padded(scored[:, None].float()) > 0.5).float()
-    mask[..., target.shape[2] :, :] = 0.0
-    mask[..., target.shape[3] :] = 0.0
-    total = mask.sum().clamp_min(1.0)
-    drawn = mask * whole[:, None, None, None, None]  # a blend has the mean of blends, but neither their error nor grain
-    pure = drawn.sum().clamp_min(1.0)
-    error = truth - look.mean
+    error, mask, drawn = residual(model, look.mean, target, scored, whole)
+    total, pure = mask.sum().clamp_min(1.0), drawn.sum().clamp_min(1.0)
     unit = usual[kind][:, None, None, None, None]
     away = (error / unit).square() * 0.5 + 0.5 * (error / unit).abs()
     ratio = error.detach() / look.scale
@@ -157,6 +153,74 @@ def objective(
         "scale": 0.1 * ((likely * drawn).sum() / pure + 2),
         "rest": (wrong * drawn).sum() / pure,
     }
+
+
+def followed(
+    model: Any,
+    teacher: LongitudinalNet,
+    levels: torch.Tensor,
+    visits: torch.Tensor,
+    delta: torch.Tensor,
+    observed: torch.Tensor,
+    valid: torch.Tensor,
+    kind: torch.Tensor,
+    target: torch.Tensor,
+    scored: torch.Tensor,
+    whole: torch.Tensor,
+    noise: torch.Tensor,
+    time: torch.Tensor,
+    keep: torch.Tensor,
+) -> torch.Tensor:
+    """How far the denoiser's v is from the teacher's, mean square, on ``draw`` (distillation, Hinton et al., arXiv
+    1503.02531): the teacher's v is what the data's, of one truth and one noise each, scatter around. The model's
+    encoder and mean are the teacher's."""
+    import torch
+    from longtake.medical.diffusion import noisy
+
+    with torch.no_grad():
+        sight = teacher.sight(visits, delta, observed, kind, valid)
+        error, _, drawn = residual(teacher, sight.mean, target, scored, whole)
+        rest = (error / sight.scale).clamp(-BOUND, BOUND) * drawn
+    looks, depth = len(noise) // len(target), target.shape[1]
+    level = levels[time]
+    rest, drawn = (part.repeat_interleave(looks, 0) for part in (rest, drawn))
+    seen = noisy(rest, noise, level[:, None, None, None, None])
+
+    def said(net: Any, owner: LongitudinalNet) -> torch.Tensor:
+        look = owner.entered(sight)
+        told = look.told.unflatten(0, (-1, depth)).repeat_interleave(looks, 0).flatten(0, 1)
+        condition = look.condition.repeat_interleave(looks, 0)
+        found: torch.Tensor = net(seen, level, replace(look, told=told, condition=condition), keep=keep)
+        return found
+
+    with torch.no_grad():
+        wanted = said(teacher, teacher)
+    return ((said(model, model.net) - wanted).square() * drawn).sum() / drawn.sum().clamp_min(1.0)
+
+
+def lighter(teacher: LongitudinalNet) -> LongitudinalNet:
+    """A net with the teacher's encoder and mean, which do not learn, and a new denoiser of today's size."""
+    from longtake.medical.net import LongitudinalNet
+
+    same = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
+    net = LongitudinalNet(**{name: value for name, value in same.items() if name not in ("channels", "stem")})
+    old = {name: value for name, value in teacher.state_dict().items() if not name.startswith("denoiser.")}
+    net.load_state_dict({**net.state_dict(), **old})
+    for part in (net.encoder, net.kinds, net.expect):
+        part.requires_grad_(False)
+    return net
+
+
+def residual(
+    model: Any, mean: torch.Tensor, target: torch.Tensor, scored: torch.Tensor, whole: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(B, 1, D, H', W') each: what the mean leaves of the truth, where there is one, and where the diffusion learns
+    from it: a blend has the mean of blends, but neither their error nor grain."""
+    error = model.padded(target[:, None]) - mean
+    mask = (model.padded(scored[:, None].float()) > 0.5).float()
+    mask[..., target.shape[2] :, :] = 0.0
+    mask[..., target.shape[3] :] = 0.0
+    return error, mask, mask * whole[:, None, None, None, None]
 
 
 class Wrapped:
@@ -182,8 +246,9 @@ def train_model(
     seed: int = 0,
     rows: Mapping[str, int] | None = None,
     judge_every: int = 1,
+    teacher: LongitudinalNet | None = None,
 ) -> LongitudinalNet:
-    """Train (or resume) the net on ``subjects``.
+    """Train (or resume) the net on ``subjects``. teacher: the net that it is ``lighter`` of, whose denoiser it follows.
 
     At each checkpoint whose step is a multiple of ``judge_every``, so that the clock has no say, and at the last of
     ``settings.steps``, the terms are found on those set ``aside``, at the same visits, times and noise each time:
@@ -201,12 +266,17 @@ def train_model(
     known, unseen = groups(subjects, device, rows), groups(aside, device, rows, judged=True)
     names = list(known)
     odds = shares_of(known)
+    if teacher is not None:
+        teacher.to(device).eval()
 
     def drawn(step: int) -> tuple[torch.Tensor, ...]:
         name = names[int(batch_generator(seed + 1, step).choice(len(names), p=odds))]
-        return draw(known[name], Dice(seed + 1, step, device))
+        looks = 1 if teacher is None else LOOKS
+        return draw(known[name], Dice(seed + 1, step, device), model.step, looks)
 
     def value(network: Any, *tensors: torch.Tensor) -> torch.Tensor:
+        if teacher is not None:
+            return followed(Wrapped(network), teacher, table, *tensors)
         return torch.stack(list(objective(Wrapped(network), table, usual, *tensors).values())).sum()
 
     def judge(network: Any, step: int) -> dict[str, float]:
@@ -215,7 +285,8 @@ def train_model(
         found: dict[str, float] = {}
         judged = 0.0
         for (name, group), weight in zip(unseen.items(), shares_of(unseen), strict=True):
-            parts = [objective(network, table, usual, *draw(group, Dice(seed + 2, n, device))) for n in range(JUDGED)]
+            drawn = [draw(group, Dice(seed + 2, n, device), model.step) for n in range(JUDGED)]
+            parts = [objective(network, table, usual, *tensors) for tensors in drawn]
             for term in parts[0]:
                 value = sum(float(part[term]) for part in parts) / len(parts)
                 judged += value * float(weight)
@@ -264,6 +335,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate", action="store_true", help="no training: what is held back only measures --start-from anew"
     )
+    parser.add_argument(
+        "--lighter",
+        action="store_true",
+        help="keep encoder and mean of --start-from, and teach a new, small denoiser what the old one says",
+    )
     parser.add_argument("--rate", type=float, default=RATE, help=f"of learning, at its highest (default {RATE})")
     add_schedule(parser)
 
@@ -285,6 +361,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--judge-every must be 1 step or more, got {args.judge_every}")
     if args.calibrate and args.start_from is None:
         raise UserError("--calibrate measures a prior: name it with --start-from")
+    if args.lighter and (args.start_from is None or args.calibrate):
+        raise UserError("--lighter makes a new prior of another: name that with --start-from, without --calibrate")
     if args.prepare is not None and args.data is None:
         raise UserError("--prepare writes what --data holds: give --data, not --prepared")
     if args.prepare is not None:
@@ -303,7 +381,17 @@ def run(args: argparse.Namespace) -> int:
     if args.calibrate:
         print(f"prior written to {finished(net, aside, args.out / 'prior')}")
         return 0
-    model = train_model(net, train, aside, args.out, settings, seed=args.seed, judge_every=args.judge_every)
+    teacher = net if args.lighter else None
+    model = train_model(
+        net if teacher is None else lighter(teacher),
+        train,
+        aside,
+        args.out,
+        settings,
+        seed=args.seed,
+        judge_every=args.judge_every,
+        teacher=teacher,
+    )
     print(f"prior written to {finished(model, aside, args.out / 'prior')}")
     return 0
 

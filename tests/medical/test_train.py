@@ -8,12 +8,13 @@ import torch
 from longtake.errors import UserError
 from longtake.medical import corpus
 from longtake.medical.corpus import Group, Subject, held_back, history
+from longtake.medical.diffusion import levels
 from longtake.medical.held_out import calibration_of, forecasts
 from longtake.medical.net import LongitudinalNet
 from longtake.medical.pipeline import LongitudinalPipeline
-from longtake.medical.train import groups, train_model
+from longtake.medical.train import Wrapped, draw, followed, groups, lighter, train_model
 from longtake.train import Dice, Settings
-from medical_nets import SMALL
+from medical_nets import SMALL, random_net
 
 CPU = torch.device("cpu")
 
@@ -173,6 +174,39 @@ def test_s11_s12_it_learns_growth_beats_the_last_scan_needs_the_times_and_knows_
     assert likeness > 0.4
 
 
+def test_a_lighter_denoiser_learns_what_the_old_one_says_and_leaves_encoder_and_mean_alone(tmp_path):
+    people = [blob(n, (1, 16, 16)) for n in range(6)]
+    teacher = random_net(3, channels=(16, 16), stem=2)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    net = lighter(teacher)
+    assert net.denoiser.stem == 4 and [block.second.out_channels for block in net.denoiser.down] == [48, 64]
+
+    def away(student):
+        tensors = draw(groups(people, CPU, {"simulated-1": 6})["simulated-1"], Dice(5, 0, CPU), teacher.step, 2)
+        with torch.no_grad():
+            return float(followed(Wrapped(student), teacher, levels().float(), *tensors))
+
+    first = away(net)
+    run = {"rows": {"simulated-1": 4}, "teacher": teacher}
+    learned = train_model(net, people, people[:1], tmp_path / "whole", settings(16), **run)
+    assert away(learned) < 0.8 * first
+    for name, value in learned.state_dict().items():
+        if name.split(".")[0] in ("encoder", "kinds", "expect"):
+            assert torch.equal(value, before[name]), name
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+    def cut(folder, steps):
+        run_for = Settings(steps, 1e-3, warmup=100, checkpoint_every=2, graphs=False)
+        return train_model(lighter(teacher), people, people[:1], folder, run_for, **run).state_dict()
+
+    torch.manual_seed(1)
+    whole = cut(tmp_path / "whole again", 4)
+    torch.manual_seed(1)
+    cut(tmp_path / "cut", 2)
+    resumed = cut(tmp_path / "cut", 4)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_groups_keep_grids_apart():
     flat, deep = blob(0, (1, 16, 16)), blob(1)
     assert set(groups([flat, deep, blob(2)], CPU)) == {"simulated-1", "simulated-8"}
@@ -184,6 +218,6 @@ def test_prepare_needs_data(tmp_path):
     with pytest.raises(UserError, match="--data"):
         run(
             argparse.Namespace(
-                prepare=tmp_path / "x", data=None, simulated=0, rate=1e-3, judge_every=1, calibrate=False
+                prepare=tmp_path / "x", data=None, simulated=0, rate=1e-3, judge_every=1, calibrate=False, lighter=False
             )
         )

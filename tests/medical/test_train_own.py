@@ -157,6 +157,8 @@ def test_a_prior_is_measured_anew_without_training(here, small):
         (["--data", "study", "--simulated", "-1"], "--simulated"),
         (["--data", "study", "--start-from", "nowhere"], "nowhere"),
         (["--data", "study", "--calibrate"], "--start-from"),
+        (["--data", "study", "--lighter"], "--start-from"),
+        (["--data", "study", "--lighter", "--calibrate", "--start-from", "scans-small"], "without --calibrate"),
     ],
 )
 def test_a_training_that_cannot_be_is_one_line_and_leaves_nothing(here, small, capsys, words, told):
