@@ -15,7 +15,7 @@ from longtake.errors import UserError
 from processes import Started, run, start
 from ranks import free_port, run_ranks
 
-LIMIT_S = 20.0  # from a rank's end to the end of all others
+LIMIT_S = 120.0  # from a rank's end to the end of all others; unalarmed they would work for 300 s
 
 _WORKER = """
 import ctypes, os, signal, sys, time
@@ -49,7 +49,7 @@ with ranks:
         ranks.barrier()
     elif where == "compute":
         x, start = torch.randn(700, 700), time.time()
-        while time.time() - start < 60:
+        while time.time() - start < 300:
             x @ x
 print("clean end", flush=True)
 """
@@ -63,7 +63,7 @@ class End:
     seconds: float  # from the victim's end to this rank's
 
 
-def scene(folder: Path, what: str, victim: int, where: str, world: int = 3, timeout: float = 300) -> list[End]:
+def scene(folder: Path, what: str, victim: int, where: str, world: int = 3, timeout: float = 600) -> list[End]:
     script = folder / "worker.py"
     script.write_text(_WORKER)
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -158,7 +158,7 @@ def test_a_rank_that_finishes_early_alarms_nobody(tmp_path: Path, victim: int) -
 def test_a_rank_that_holds_pythons_lock_for_long_is_not_taken_for_dead(tmp_path: Path) -> None:
     ends = scene(tmp_path, "hold", 1, "collective")
     assert [(end.code, end.err) for end in ends] == [(0, "")] * 3
-    assert ends[0].seconds > LIMIT_S
+    assert ends[0].seconds > 20
 
 
 @pytest.mark.distributed
@@ -485,7 +485,7 @@ def test_ranks_end_soon_after_torchrun_was_killed(tmp_path: Path) -> None:
         pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
         agent.kill()
         agent.wait()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and any(map(_is_alive, pids)):
             time.sleep(0.1)
         assert not any(map(_is_alive, pids))
