@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,21 @@ _cache = tempfile.TemporaryDirectory(prefix="longtake-test-cache-")
 os.environ["LONGTAKE_CACHE"] = _cache.name  # removed with the process
 
 
+# Files of more than a minute, so that with `--no-loadscope-reorder` no worker begins one when the other has ended.
+LONG_FILES = (
+    "kernels/test_strategies.py", "gen/test_distributed.py", "gen/test_batch.py", "video/test_pipeline.py",
+    "medical/test_train.py", "video/test_command.py", "video/test_parallelize_unet.py", "video/test_dit_stocks.py",
+    "motion/test_pair_made.py", "video/test_dit_pipeline.py", "video/test_evaluate.py", "motion/test_path.py",
+    "gen/test_doors.py", "speech/test_valle_r_learns.py", "test_readme.py", "video/test_train.py",
+    "video/test_unet_motion.py", "kernels/test_acceptance.py", "demos/test_browser.py", "demos/test_app.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        here, last = Path(__file__).parent, len(LONG_FILES)
+        places = {here / name: place for place, name in enumerate(LONG_FILES)}
+        items.sort(key=lambda item: places.get(item.path, last))
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests:
         import torch

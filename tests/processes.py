@@ -23,7 +23,11 @@ from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-HEAVY = ("torch", "torch.distributed", "diffusers.models.unets.unet_3d_condition", "transformers", "peft", "av")
+HEAVY = (
+    "torch", "torch.distributed", "diffusers.models.unets.unet_3d_condition", "diffusers.pipelines.pipeline_utils",
+    "diffusers.models.autoencoders", "diffusers.schedulers.scheduling_ddpm", "transformers", "peft", "av",
+    "scipy.signal",
+)  # fmt: skip
 
 
 def context() -> ForkServerContext:

@@ -102,9 +102,8 @@ def test_a_reader_that_leaves_ends_the_run(bench, tmp_path: Path) -> None:
     ended: list[int] = []
     notes = start(bench, "me", walk(steps=1000, pause=0.02, ended=ended), tmp_path)
     next(notes)
-    started = time.monotonic()
     notes.close()
-    assert ended and ended[0] < 1000 and time.monotonic() - started < 15  # of 20
+    assert ended and ended[0] < 1000, "closing waits for the run, which ends early"
 
 
 def test_copies_never_replace_older_ones(bench, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from longtake.errors import UserError
 from processes import Started, run, start
 from ranks import free_port, run_ranks
 
-LIMIT_S = 20.0  # from a rank's end to the end of all others
+LIMIT_S = 120.0  # from a rank's end to the end of all others; unalarmed they would work for 300 s
 
 _WORKER = """
 import ctypes, os, signal, sys, time
@@ -49,7 +49,7 @@ with ranks:
         ranks.barrier()
     elif where == "compute":
         x, start = torch.randn(700, 700), time.time()
-        while time.time() - start < 60:
+        while time.time() - start < 300:
             x @ x
 print("clean end", flush=True)
 """
@@ -63,13 +63,14 @@ class End:
     seconds: float  # from the victim's end to this rank's
 
 
-def scene(folder: Path, what: str, victim: int, where: str, world: int = 3, timeout: float = 300) -> list[End]:
+def begin(folder: Path, what: str, victim: int, where: str, world: int = 3) -> list[Started]:
+    """The ranks of a scene, under way."""
     script = folder / "worker.py"
     script.write_text(_WORKER)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
+    return [
         start(
             *(script, what, victim, where, folder),
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -78,6 +79,10 @@ def scene(folder: Path, what: str, victim: int, where: str, world: int = 3, time
         )
         for rank in range(world)
     ]
+
+
+def scene(folder: Path, what: str, victim: int, where: str, world: int = 3, timeout: float = 600) -> list[End]:
+    processes = begin(folder, what, victim, where, world)
     ended: dict[int, float] = {}
     deadline = time.time() + timeout
     try:
@@ -102,6 +107,20 @@ def scene(folder: Path, what: str, victim: int, where: str, world: int = 3, time
         )
         for rank in range(world)
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def held(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, list[Started]]]:
+    """Ranks of which one holds Python's lock for 22 s: they wait while the other tests of this file work."""
+    folder = tmp_path_factory.mktemp("held")
+    wanted = any("holds_pythons_lock" in item.name for item in request.session.items)
+    processes = begin(folder, "hold", 1, "collective") if wanted else []
+    yield folder, processes
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.distributed
@@ -155,10 +174,12 @@ def test_a_rank_that_finishes_early_alarms_nobody(tmp_path: Path, victim: int) -
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_rank_that_holds_pythons_lock_for_long_is_not_taken_for_dead(tmp_path: Path) -> None:
-    ends = scene(tmp_path, "hold", 1, "collective")
-    assert [(end.code, end.err) for end in ends] == [(0, "")] * 3
-    assert ends[0].seconds > LIMIT_S
+def test_a_rank_that_holds_pythons_lock_for_long_is_not_taken_for_dead(held: tuple[Path, list[Started]]) -> None:
+    folder, processes = held
+    told = [process.communicate(600) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3
+    assert told == [("clean end\n", "")] * 3
+    assert (folder / "out0").stat().st_mtime - (folder / "end").stat().st_mtime > 20  # it was waited for
 
 
 @pytest.mark.distributed
@@ -303,7 +324,11 @@ def test_a_mistake_that_all_ranks_share_is_told_once(tmp_path: Path) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("victim", [0, 2])
-def test_a_rank_killed_at_birth_frees_the_others_with_a_reason(tmp_path: Path, victim: int) -> None:
+def test_a_rank_killed_at_birth_frees_the_others_with_a_reason(
+    tmp_path: Path, victim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if victim:  # once with the usual 15 s of waiting, once with less
+        monkeypatch.setenv("LONGTAKE_JOIN_TIMEOUT", "5")
     words, port = manifest(tmp_path), free_port()
     started = time.monotonic()
     processes = [start_cli(rank, 3, port, tmp_path, *words) for rank in range(3)]
@@ -311,7 +336,7 @@ def test_a_rank_killed_at_birth_frees_the_others_with_a_reason(tmp_path: Path, v
     processes[victim].kill()
     codes, lines = ends(processes, tmp_path)
     assert codes[victim] == -9 and all(code in (2, 75) for rank, code in enumerate(codes) if rank != victim)
-    assert time.monotonic() - started < 120  # 15 s of waiting, the rest is loading
+    assert time.monotonic() - started < 120
     told = "\n".join(lines)
     assert f"rank {victim} did not come" in told or f"rank {victim} of 3 was lost" in told
     assert "Traceback" not in told
@@ -337,7 +362,8 @@ def test_a_rank_killed_while_it_loads_frees_the_others_at_once(tmp_path: Path) -
 
 
 @pytest.mark.distributed
-def test_a_port_in_use_is_said_first_and_frees_all(tmp_path: Path) -> None:
+def test_a_port_in_use_is_said_first_and_frees_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGTAKE_JOIN_TIMEOUT", "5")
     words = manifest(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -485,7 +511,7 @@ def test_ranks_end_soon_after_torchrun_was_killed(tmp_path: Path) -> None:
         pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
         agent.kill()
         agent.wait()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and any(map(_is_alive, pids)):
             time.sleep(0.1)
         assert not any(map(_is_alive, pids))

@@ -80,7 +80,7 @@ together._side_by_side({{"one": [["train", "one"]]}}, Path({str(tmp_path)!r}))
     while not ((tmp_path / "child").exists() and (tmp_path / "child").read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
-    assert running.wait(30) == 128 + signal.SIGTERM
+    assert running.wait(120) == 128 + signal.SIGTERM
     assert not Path(f"/proc/{(tmp_path / 'child').read_text()}").exists()
 
 

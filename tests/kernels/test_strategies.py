@@ -128,21 +128,32 @@ STRATEGIES = [("ring", "contiguous"), ("ring", "zigzag"), ("ulysses", "contiguou
 
 
 def shape_cases(world: int) -> list[dict[str, Any]]:
-    """Every length with every heads, head size and strategy; dtypes and masks take turns, so that each meets each."""
+    """Every length with every heads and strategy; head sizes, dtypes and masks take turns, so that each meets each."""
     cases = []
-    for index, (n, (heads, kv_heads), dim) in enumerate(
-        itertools.product((192, 203, 7, 65), ((6, 6), (6, 2), (5, 1)), (32, 40, 80))
-    ):
+    for index, (n, (heads, kv_heads)) in enumerate(itertools.product((192, 203, 7, 65), ((6, 6), (6, 2), (5, 1)))):
         for number, (strategy, layout) in enumerate(TABLE):
             if (strategy == "none") != (world == 1 and (strategy, layout) == ("none", "contiguous")):
                 continue
             turn = index + number
+            dim = (32, 40, 80)[(index + index // 3 + number) % 3]
             cases.append({
                 "mask": (Full(), Causal())[turn // 2 % 2], "n": n, "heads": heads, "kv_heads": kv_heads,
                 "dim": dim, "strategy": strategy, "layout": layout, "dtype": (torch.float64, torch.float32)[turn % 2],
                 "block": 128, "degree": 2 if strategy == "usp" and world % 2 == 0 else None,
             })  # fmt: skip
     return cases
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_a1_a2_in_the_sweep_each_value_meets_each_other(world: int) -> None:
+    keys = ("n", "heads", "dim", "strategy", "layout", "dtype", "mask")
+    rows = [tuple(case[key] for key in keys) for case in shape_cases(world)]
+    met = {pair for row in rows for pair in itertools.combinations(enumerate(row), 2)}
+    values = [dict.fromkeys(column) for column in zip(*rows, strict=True)]
+    assert [len(values[place]) for place in (0, 1, 2, 5, 6)] == [4, 2, 3, 2, 2]
+    for (a, ones), (b, others) in itertools.combinations(enumerate(values), 2):
+        if (a, b) != (3, 4):  # what strategies have which layouts is TABLE's
+            assert all(((a, one), (b, other)) in met for one in ones for other in others), (keys[a], keys[b])
 
 
 @pytest.mark.distributed

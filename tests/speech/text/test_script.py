@@ -134,7 +134,7 @@ def test_thirty_thousand_words_are_read_in_seconds() -> None:
     """C2, its half of the reading: every word once and in order."""
     words = [f"word{'abcdefghij'[n % 10]}" for n in range(30_000)]
     text = " ".join(word + (". Then" if n % 12 == 11 else "," if n % 5 == 4 else "") for n, word in enumerate(words))
-    start = time.monotonic()
+    start = time.process_time()
     units = [unit.text.strip(".,") for sentence in read(text) for unit in sentence.units]
     assert [unit for unit in units if unit != "Then"] == words
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
