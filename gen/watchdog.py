@@ -315,7 +315,8 @@ class Watchdog:
             except OSError:
                 time.sleep(0.1)
                 continue
-            if self._is_welcome(connection):
+            itself = connection.getsockname() == connection.getpeername()  # nobody listens: it was given that very port
+            if not itself and self._is_welcome(connection):
                 self._silent_since = None
                 self._peers[0] = connection
                 return True

@@ -70,10 +70,10 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         features: int = 4,
         maps: int = 4,
         frequencies: int = 4,
-        channels: Sequence[int] = (48, 64, 96),
+        channels: Sequence[int] = (32, 64, 96, 128),
         mean_channels: Sequence[int] = (32, 64, 96, 128),
         condition: int = 128,
-        stem: int = 4,
+        stem: int = 2,
         mean_stem: int = 2,
     ) -> None:
         super().__init__()

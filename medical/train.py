@@ -47,6 +47,7 @@ USUAL_ERROR = (0.15, 0.3, 0.15, 0.2, 0.08, 0.08, 0.15, 0.15)  # of each row of t
 JUDGE_EVERY = 250  # steps
 JUDGED = 4  # batches of each group, on those set aside
 DROPPED = 0.1  # of the rows: the denoiser must do without their visits
+LIGHT: Mapping[str, Any] = {"channels": (48, 64, 96), "stem": 4}  # of a lighter denoiser
 BOUND = 4.0  # of the rest, in units of its scale
 LOOKS = 4  # noises of each row where a lighter denoiser is taught: knowing the visits costs more than one of them
 
@@ -199,11 +200,11 @@ def followed(
 
 
 def lighter(teacher: LongitudinalNet) -> LongitudinalNet:
-    """A net with the teacher's encoder and mean, which do not learn, and a new denoiser of today's size."""
+    """A net with the teacher's encoder and mean, which do not learn, and a new denoiser of ``LIGHT`` size."""
     from longtake.medical.net import LongitudinalNet
 
     same = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
-    net = LongitudinalNet(**{name: value for name, value in same.items() if name not in ("channels", "stem")})
+    net = LongitudinalNet(**{**same, **LIGHT})
     old = {name: value for name, value in teacher.state_dict().items() if not name.startswith("denoiser.")}
     net.load_state_dict({**net.state_dict(), **old})
     for part in (net.encoder, net.kinds, net.expect):

@@ -12,7 +12,7 @@ def tiny_prior(folder: Path) -> Path:
     from longtake.medical.pipeline import LongitudinalPipeline
 
     torch.manual_seed(0)
-    sizes = {"channels": (8, 8, 8, 8), "mean_channels": (8, 8, 8, 8), "condition": 16, "stem": 2}
+    sizes = {"channels": (8, 8, 8, 8), "mean_channels": (8, 8, 8, 8), "condition": 16}
     net = LongitudinalNet(width=16, heads=2, patch=8, frame_layers=1, place_layers=1, **sizes)
     return LongitudinalPipeline(net, name="tiny").save(folder)
 

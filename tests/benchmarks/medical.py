@@ -5,7 +5,8 @@
 Each side runs in processes of its own, one after the other, so that the peak memory is its own (``ru_maxrss`` above
 that of the loaded weights). Seconds are of the CPU, with OMP_NUM_THREADS=1 on a machine that others use. "step": one
 guided denoising step, two ways of the denoiser; "know": what is done once per target, the released conditioner or our
-encoder and mean. Weights are random: time and memory do not depend on them.
+encoder and mean. "light": the denoiser of
+``longtake train medical --lighter``. Weights are random: time and memory do not depend on them.
 """
 
 import argparse
@@ -25,13 +26,14 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def ours(know: bool, steps: int, half: bool = False) -> dict[str, float]:
+def ours(know: bool, steps: int, half: bool = False, light: bool = False) -> dict[str, float]:
     import torch
     from longtake.medical.net import LongitudinalNet, Outlook
     from longtake.medical.sampling import View, look
+    from longtake.medical.train import LIGHT
 
     torch.manual_seed(0)
-    net = LongitudinalNet().eval()
+    net = LongitudinalNet(**(LIGHT if light else {})).eval()
     kind_of = torch.bfloat16 if half else torch.float32
     net = torch.nn.Module.to(net, dtype=kind_of)
     if know:
@@ -86,13 +88,18 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        side = {"ours": ours, "ours-bf16": partial(ours, half=True), "released": released}[args.one[0]]
+        side = {
+            "ours": ours,
+            "ours-light": partial(ours, light=True),
+            "ours-bf16": partial(ours, half=True),
+            "released": released,
+        }[args.one[0]]
         print(json.dumps(side(args.one[1] == "know", args.steps)))
         return
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(args.rounds):
         for what in ("step", "know"):
-            for side in ("ours", "ours-bf16", "released"):
+            for side in ("ours", "ours-light", "ours-bf16", "released"):
                 command = [sys.executable, __file__, "--steps", str(args.steps), "--one", side, what]
                 out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 found.setdefault((side, what), []).append(json.loads(out.splitlines()[-1]))
@@ -101,7 +108,7 @@ def main() -> None:
     }
     for key, row in middle.items():
         print(*key, *(f"{name} {value:.2f}" for name, value in row.items()))
-    for side in ("ours", "ours-bf16"):
+    for side in ("ours", "ours-light", "ours-bf16"):
         for what in ("step", "know"):
             fast = middle["released", what][f"{what}_s"] / middle[side, what][f"{what}_s"]
             small = middle["released", what]["mb"] / max(middle[side, what]["mb"], 1e-9)

@@ -6,6 +6,7 @@ import socket
 import time
 
 import pytest
+from longtake.errors import RankFailure
 from longtake.watchdog import Watchdog
 
 TOKEN = "0123abcd"
@@ -53,6 +54,27 @@ def test_no_line_of_a_stranger_ends_a_run(line: str, monkeypatch: pytest.MonkeyP
         time.sleep(0.01)
     other.close()
     assert not ended
+
+
+def test_a_connection_that_met_itself_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[socket.socket] = []
+
+    def alone(_address: object, timeout: float) -> socket.socket:
+        """What a look for a port that nobody listens at may be given where it is one of the system's own choice."""
+        made.append(socket.socket())
+        made[-1].settimeout(timeout)
+        made[-1].bind(("127.0.0.1", 0))
+        made[-1].connect(made[-1].getsockname())
+        return made[-1]
+
+    monkeypatch.setattr(socket, "create_connection", alone)
+    monkeypatch.setattr("longtake.watchdog._SILENCE_S", 0.3)
+    rank = Watchdog.muster(1, 2, "127.0.0.1", 1, near=True)
+    with pytest.raises(RankFailure, match="rank 0 did not come"):
+        rank.wait_for_all(2.0)
+    rank._done.set()
+    rank.close()
+    assert len(made) > 1 and all(one.fileno() == -1 for one in made[:-1])
 
 
 def test_strangers_are_capped_in_number_and_keep_no_rank_out() -> None:
