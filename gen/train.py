@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from longtake.device import activate, choose_device, records
+from longtake.device import activate, choose_device, records, training_precision
 from longtake.errors import UserError, one_line
 from longtake.graphs import Graphs, Split
 from longtake.journal import atomic_path
@@ -125,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint-minutes", type=float, default=1.5, help="a checkpoint after so long (0: by steps alone)"
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    add_precision(parser)
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="let torch.compile make the steps"
     )
@@ -136,6 +136,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a GPU: record each step once and replay it (the same numbers, sooner)",
     )
     parser.add_argument("--seed", type=int, default=0)
+
+
+def add_precision(parser: argparse.ArgumentParser, help: str = "of the products") -> None:
+    """``--precision``, which ``precision_of`` reads."""
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default="auto",
+        help=f"{help} (default auto: the fastest that the device has, no: float32)",
+    )
+
+
+def precision_of(args: argparse.Namespace) -> str:
+    """One of ``PRECISIONS``."""
+    asked: str = args.precision
+    return training_precision(training_device()) if asked == "auto" else asked
 
 
 def count(steps: int | None, args: argparse.Namespace, default: int) -> int:
@@ -152,7 +168,7 @@ def schedule(args: argparse.Namespace, share: float = 1.0) -> dict[str, Any]:
         "ends_at": 0.0 if args.ends_at is None and args.minutes > 0 else args.ends_at,
         "checkpoint_minutes": args.checkpoint_minutes,
         "checkpoint_every": ENDLESS if args.checkpoint_minutes > 0 else 250,
-        "precision": args.precision,
+        "precision": precision_of(args),
         "compile": args.compile,
         "graphs": args.graphs,
     }

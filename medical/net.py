@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from longtake.medical.diffusion import guided
 from longtake.medical.encoder import Context, SequenceEncoder
 from longtake.medical.modalities import SLOTS
 from longtake.medical.ranks import Team
@@ -56,7 +57,8 @@ class Outlook:
 
 class LongitudinalNet(ModelMixin, ConfigMixin):
     """See the module. width, heads, patch, features, maps, frequencies: of ``SequenceEncoder``. channels, stem: of the
-    denoiser (see ``UNet``), mean_channels, mean_stem: of the mean's head. condition: E.
+    denoiser (see ``UNet``), mean_channels, mean_stem: of the mean's head. condition: E. ways: 2 where the denoiser says
+    in one pass what v is and what knowing the visits adds to it, 1 where guidance takes two.
     """
 
     @register_to_config
@@ -75,6 +77,7 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         condition: int = 128,
         stem: int = 2,
         mean_stem: int = 2,
+        ways: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = SequenceEncoder(
@@ -84,7 +87,7 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         self.expect = UNet(self.encoder.channels, 2, channels=mean_channels, condition=condition, stem=mean_stem)
         self.noise = nn.Sequential(nn.Linear(17, condition), nn.SiLU(), nn.Linear(condition, condition))
         self.nothing = nn.Parameter(torch.randn(condition) * 0.02)
-        self.denoiser = UNet(self.encoder.channels + 3, 1, channels=channels, condition=condition, stem=stem)
+        self.denoiser = UNet(self.encoder.channels + 3, ways, channels=channels, condition=condition, stem=stem)
         step = math.lcm(self.expect.stride, self.denoiser.stride, patch)
         self.step = step
 
@@ -144,16 +147,42 @@ class LongitudinalNet(ModelMixin, ConfigMixin):
         keep: torch.Tensor | None = None,
         team: Team | None = None,
         *,
-        blind: bool = False,
+        guidance: float | None = 1.0,
     ) -> torch.Tensor:
         """v of the rest, (B, 1, D, H', W') float32. noisy: (B, 1, D, H', W'), sizes padded as in ``outlook``; the
         outlook may be of one row for all. level: (B,), the share of the clean signal's variance. keep: (B,) bool, False
-        for a row that must not know its visits; None: all know them. blind: no row does."""
+        for a row that must not know its visits; None: all know them. guidance: scale of classifier-free guidance (Ho
+        and Salimans, arXiv 2207.12598), 1: none, 0: no row knows its visits; None: both ways, (B, 2, D, H', W'), first
+        v with the visits."""
+        told = noisy, level, outlook, keep, team
+        if self.config["ways"] == 2:
+            found = self._passed(*told)
+            known, blind = found[:, :1], found[:, :1] - found[:, 1:]
+            if keep is not None:
+                known = torch.where(keep[:, None, None, None, None], known, blind)
+            return torch.cat([known, blind], 1) if guidance is None else guided(blind, known, guidance)
+        if guidance == 1:
+            return self._passed(*told)
+        without = self._passed(*told, blind=True)
+        if guidance == 0:
+            return without
+        known = self._passed(*told)
+        return torch.cat([known, without], 1) if guidance is None else guided(without, known, guidance)
+
+    def _passed(
+        self,
+        noisy: torch.Tensor,
+        level: torch.Tensor,
+        outlook: Outlook,
+        keep: torch.Tensor | None,
+        team: Team | None,
+        blind: bool = False,
+    ) -> torch.Tensor:
         told: torch.Tensor | None = outlook.told
         condition = outlook.condition
         if blind:
             told, condition = None, self.nothing.to(condition.dtype).expand(len(noisy), -1)
-        elif keep is not None:
+        elif keep is not None and self.config["ways"] == 1:
             kept = keep.repeat_interleave(noisy.shape[2], output_size=len(outlook.told))
             told = torch.where(kept[:, None, None, None], outlook.told, 0.0)
             condition = torch.where(keep[:, None], condition, self.nothing.to(condition.dtype))

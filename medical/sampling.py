@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from longtake.denoising import frame_noise
-from longtake.medical.diffusion import guided, scheduler
+from longtake.medical.diffusion import scheduler
 from longtake.medical.net import EDGE, LongitudinalNet, Outlook
 from longtake.medical.ranks import Team
 from longtake.medical.windows import Windows
@@ -63,12 +63,7 @@ class View:
 
     def _through(self, x: torch.Tensor, level: float, guidance: float, outlook: Outlook) -> torch.Tensor:
         levels = torch.full((len(x),), level, device=x.device)
-        if guidance == 1:
-            return self.net(x, levels, outlook, team=self.team)
-        without = self.net(x, levels, outlook, team=self.team, blind=True)
-        if guidance == 0:
-            return without
-        return guided(without, self.net(x, levels, outlook, team=self.team), guidance)
+        return self.net(x, levels, outlook, team=self.team, guidance=guidance)
 
 
 def look(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,9 @@ from longtake.errors import UserError
 if TYPE_CHECKING:
     import torch
     from longtake.medical.corpus import Group, Subject
+    from longtake.medical.lesson import Drawn
     from longtake.medical.net import LongitudinalNet
-    from longtake.train import Dice, Settings
+    from longtake.train import Settings
 
 RECIPE = "medical"
 STEPS = 4000
@@ -46,10 +46,6 @@ ON_A_GPU = 8  # times as many rows
 USUAL_ERROR = (0.15, 0.3, 0.15, 0.2, 0.08, 0.08, 0.15, 0.15)  # of each row of the table of kinds
 JUDGE_EVERY = 250  # steps
 JUDGED = 4  # batches of each group, on those set aside
-DROPPED = 0.1  # of the rows: the denoiser must do without their visits
-LIGHT: Mapping[str, Any] = {"channels": (48, 64, 96), "stem": 4}  # of a lighter denoiser
-BOUND = 4.0  # of the rest, in units of its scale
-LOOKS = 4  # noises of each row where a lighter denoiser is taught: knowing the visits costs more than one of them
 
 
 def groups(
@@ -108,120 +104,28 @@ def shares_of(found: Mapping[str, Group]) -> np.ndarray:
     return made
 
 
-def draw(group: Group, dice: Dice, step: int, looks: int = 1) -> tuple[torch.Tensor, ...]:
-    """A step's tensors: those of a batch, then noise (N, 1, D, H, W), times (N,) in 0..999, and which of them keep
-    their visits (N,), N = B * looks, those of a row one after the other. H and W: the next multiples of ``step``."""
-    batch = group.batch(dice)
-    rows = len(batch.target) * looks
-    height, width = (side + -side % step for side in batch.target.shape[2:])
-    noise = dice.normal(rows, 1, batch.target.shape[1], height, width)
-    return (*batch.tensors(), noise, dice.times(rows), dice.uniform(rows) >= DROPPED)
-
-
-def objective(
-    model: Any,
-    levels: torch.Tensor,
-    usual: torch.Tensor,
-    visits: torch.Tensor,
-    delta: torch.Tensor,
-    observed: torch.Tensor,
-    valid: torch.Tensor,
-    kind: torch.Tensor,
-    target: torch.Tensor,
-    scored: torch.Tensor,
-    whole: torch.Tensor,
-    noise: torch.Tensor,
-    time: torch.Tensor,
-    keep: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """The terms of one batch's loss; levels: (1000,) clean shares; usual: the usual error by kind; then ``draw``."""
+def objective(model: Any, levels: torch.Tensor, usual: torch.Tensor, drawn: Drawn) -> dict[str, torch.Tensor]:
+    """The terms of one batch's loss; levels: (1000,) clean shares; usual: the usual error by kind."""
     from longtake.medical.diffusion import noisy, velocity
+    from longtake.medical.lesson import residual, rest_of
 
-    look = model.outlook(visits, delta, observed, kind, valid)
-    error, mask, drawn = residual(model, look.mean, target, scored, whole)
-    total, pure = mask.sum().clamp_min(1.0), drawn.sum().clamp_min(1.0)
-    unit = usual[kind][:, None, None, None, None]
+    look = model.outlook(drawn.visits, drawn.delta, drawn.observed, drawn.kind, drawn.valid)
+    error, mask, pure = residual(model, look.mean, drawn)
+    total, clear = mask.sum().clamp_min(1.0), pure.sum().clamp_min(1.0)
+    unit = usual[drawn.kind][:, None, None, None, None]
     away = (error / unit).square() * 0.5 + 0.5 * (error / unit).abs()
     ratio = error.detach() / look.scale
     likely = look.scale.log() + 0.5 * ratio.square()
-    rest = (error / look.scale).detach().clamp(-BOUND, BOUND) * drawn
-    level = levels[time]
+    rest = rest_of(error, look.scale, pure)
+    level = levels[drawn.time]
     broad = level[:, None, None, None, None]
-    found = model(noisy(rest, noise, broad), level, look, keep=keep)
-    wrong = (found - velocity(rest, noise, broad)).square()
+    found = model(noisy(rest, drawn.noise, broad), level, look, keep=drawn.keep)
+    wrong = (found - velocity(rest, drawn.noise, broad)).square()
     return {
         "mean": (away * mask).sum() / total,
-        "scale": 0.1 * ((likely * drawn).sum() / pure + 2),
-        "rest": (wrong * drawn).sum() / pure,
+        "scale": 0.1 * ((likely * pure).sum() / clear + 2),
+        "rest": (wrong * pure).sum() / clear,
     }
-
-
-def followed(
-    model: Any,
-    teacher: LongitudinalNet,
-    levels: torch.Tensor,
-    visits: torch.Tensor,
-    delta: torch.Tensor,
-    observed: torch.Tensor,
-    valid: torch.Tensor,
-    kind: torch.Tensor,
-    target: torch.Tensor,
-    scored: torch.Tensor,
-    whole: torch.Tensor,
-    noise: torch.Tensor,
-    time: torch.Tensor,
-    keep: torch.Tensor,
-) -> torch.Tensor:
-    """How far the denoiser's v is from the teacher's, mean square, on ``draw`` (distillation, Hinton et al., arXiv
-    1503.02531): the teacher's v is what the data's, of one truth and one noise each, scatter around. The model's
-    encoder and mean are the teacher's."""
-    import torch
-    from longtake.medical.diffusion import noisy
-
-    with torch.no_grad():
-        sight = teacher.sight(visits, delta, observed, kind, valid)
-        error, _, drawn = residual(teacher, sight.mean, target, scored, whole)
-        rest = (error / sight.scale).clamp(-BOUND, BOUND) * drawn
-    looks, depth = len(noise) // len(target), target.shape[1]
-    level = levels[time]
-    rest, drawn = (part.repeat_interleave(looks, 0) for part in (rest, drawn))
-    seen = noisy(rest, noise, level[:, None, None, None, None])
-
-    def said(net: Any, owner: LongitudinalNet) -> torch.Tensor:
-        look = owner.entered(sight)
-        told = look.told.unflatten(0, (-1, depth)).repeat_interleave(looks, 0).flatten(0, 1)
-        condition = look.condition.repeat_interleave(looks, 0)
-        found: torch.Tensor = net(seen, level, replace(look, told=told, condition=condition), keep=keep)
-        return found
-
-    with torch.no_grad():
-        wanted = said(teacher, teacher)
-    return ((said(model, model.net) - wanted).square() * drawn).sum() / drawn.sum().clamp_min(1.0)
-
-
-def lighter(teacher: LongitudinalNet) -> LongitudinalNet:
-    """A net with the teacher's encoder and mean, which do not learn, and a new denoiser of ``LIGHT`` size."""
-    from longtake.medical.net import LongitudinalNet
-
-    same = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
-    net = LongitudinalNet(**{**same, **LIGHT})
-    old = {name: value for name, value in teacher.state_dict().items() if not name.startswith("denoiser.")}
-    net.load_state_dict({**net.state_dict(), **old})
-    for part in (net.encoder, net.kinds, net.expect):
-        part.requires_grad_(False)
-    return net
-
-
-def residual(
-    model: Any, mean: torch.Tensor, target: torch.Tensor, scored: torch.Tensor, whole: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, 1, D, H', W') each: what the mean leaves of the truth, where there is one, and where the diffusion learns
-    from it: a blend has the mean of blends, but neither their error nor grain."""
-    error = model.padded(target[:, None]) - mean
-    mask = (model.padded(scored[:, None].float()) > 0.5).float()
-    mask[..., target.shape[2] :, :] = 0.0
-    mask[..., target.shape[3] :] = 0.0
-    return error, mask, mask * whole[:, None, None, None, None]
 
 
 class Wrapped:
@@ -259,6 +163,8 @@ def train_model(
     import torch
     from longtake.graphs import Split
     from longtake.medical.diffusion import levels
+    from longtake.medical.lesson import Drawn, draw
+    from longtake.medical.lighter import LOOKS, followed
     from longtake.train import Dice, batch_generator, fit, training_device
 
     device = training_device()
@@ -270,15 +176,15 @@ def train_model(
     if teacher is not None:
         teacher.to(device).eval()
 
-    def drawn(step: int) -> tuple[torch.Tensor, ...]:
+    def drawn(step: int) -> Drawn:
         name = names[int(batch_generator(seed + 1, step).choice(len(names), p=odds))]
         looks = 1 if teacher is None else LOOKS
         return draw(known[name], Dice(seed + 1, step, device), model.step, looks)
 
     def value(network: Any, *tensors: torch.Tensor) -> torch.Tensor:
         if teacher is not None:
-            return followed(Wrapped(network), teacher, table, *tensors)
-        return torch.stack(list(objective(Wrapped(network), table, usual, *tensors).values())).sum()
+            return followed(Wrapped(network), teacher, table, Drawn(*tensors))
+        return torch.stack(list(objective(Wrapped(network), table, usual, Drawn(*tensors)).values())).sum()
 
     def judge(network: Any, step: int) -> dict[str, float]:
         if not unseen or (step % judge_every and step != settings.steps):
@@ -286,8 +192,8 @@ def train_model(
         found: dict[str, float] = {}
         judged = 0.0
         for (name, group), weight in zip(unseen.items(), shares_of(unseen), strict=True):
-            drawn = [draw(group, Dice(seed + 2, n, device), model.step) for n in range(JUDGED)]
-            parts = [objective(network, table, usual, *tensors) for tensors in drawn]
+            batches = [draw(group, Dice(seed + 2, n, device), model.step) for n in range(JUDGED)]
+            parts = [objective(network, table, usual, batch) for batch in batches]
             for term in parts[0]:
                 value = sum(float(part[term]) for part in parts) / len(parts)
                 judged += value * float(weight)
@@ -339,7 +245,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lighter",
         action="store_true",
-        help="keep encoder and mean of --start-from, and teach a new, small denoiser what the old one says",
+        help="keep encoder and mean of --start-from, and teach its denoiser, made narrower, guidance in one pass",
     )
     parser.add_argument("--rate", type=float, default=RATE, help=f"of learning, at its highest (default {RATE})")
     add_schedule(parser)
@@ -350,6 +256,7 @@ def run(args: argparse.Namespace) -> int:
     needs."""
     import torch
     from longtake.medical import corpus
+    from longtake.medical.lighter import lighter
     from longtake.medical.net import LongitudinalNet
     from longtake.medical.pipeline import LongitudinalPipeline
     from longtake.train import Settings, count, schedule

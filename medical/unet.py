@@ -34,6 +34,8 @@ def within(volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class Taps(nn.Module):
     """Adds to each slice a linear function of its two neighbours."""
 
+    NAMES = ("before", "after")
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.before = nn.Conv2d(channels, channels, 1, bias=False)
@@ -56,20 +58,26 @@ class Taps(nn.Module):
         return x + self.before(below.flatten(0, 1)) + self.after(above.flatten(0, 1))
 
     def of(self, volume: torch.Tensor, part: slice, depth: int, below: torch.Tensor | None) -> torch.Tensor:
-        """The same of a few slices of one row alone; volume: (B * D, C, H, W), of which slices before them may have
-        been overwritten. below: (1, C, H, W), the one before them."""
+        """The same of a few slices of one row alone; volume: (B * D, C, H, W), channels last, of which slices before
+        them may have been overwritten. below: (1, C, H, W), the one before them."""
         own = volume[part]
         out = own.clone()
         if depth == 1:
             return out
         if part.start % depth and below is not None:
-            out[:1] += self.before(below)
+            add_product(out[:1], below, self.before)
         if len(own) > 1:
-            out[1:] += self.before(own[:-1])
+            add_product(out[1:], own[:-1], self.before)
         above = volume[part.start + 1 : part.stop + (part.stop % depth > 0)]
         if len(above):
-            out[: len(above)] += self.after(above)
+            add_product(out[: len(above)], above, self.after)
         return out
+
+
+def add_product(out: torch.Tensor, x: torch.Tensor, layer: nn.Conv2d) -> None:
+    """Add what a convolution of one pixel, without a bias, makes of ``x`` to ``out``, both channels last, in place."""
+    rows = [part.permute(0, 2, 3, 1).view(-1, part.shape[1]) for part in (out, x)]
+    rows[0].addmm_(rows[1], layer.weight.flatten(1).T)
 
 
 def pieces(rows: int, depth: int, numbers: int, most: int) -> list[slice]:
@@ -123,15 +131,20 @@ class Block(nn.Module):
 
     def begin(self, x: torch.Tensor) -> torch.Tensor:
         """Up to the first convolution."""
-        found: torch.Tensor = self.first(F.silu(self.first_norm(x)))
+        found: torch.Tensor = self.first(F.silu(self.first_norm(x), inplace=True))
         return found
 
     def end(self, x: torch.Tensor, middle: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        """From the taps on; told: (1 or as many as slices, 2 * outside)."""
-        scale, shift = told[:, :, None, None].chunk(2, 1)
-        middle = self.second_norm(middle) * (1 + scale) + shift
-        found: torch.Tensor = self.beside(x) + self.second(F.silu(middle))
-        return found
+        """From the taps on; told: (1 or as many as slices, 2 * outside). Of one row the norm scales and shifts."""
+        scale, shift = told.chunk(2, 1)
+        norm = self.second_norm
+        if len(told) == 1:
+            weight, bias = norm.weight * (1 + scale[0]), norm.bias * (1 + scale[0]) + shift[0]
+            middle = F.group_norm(middle, norm.num_groups, weight, bias, norm.eps)
+        else:
+            middle = norm(middle) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+        found: torch.Tensor = self.second(F.silu(middle, inplace=True))
+        return found.add_(self.beside(x))
 
     def by_pieces(
         self, x: Callable[[slice], torch.Tensor], condition: torch.Tensor, depth: int, parts: Sequence[slice]
@@ -281,9 +294,9 @@ class UNet(nn.Module):
             return found
         length = len(entered)  # of one row, for all, or of each
         if len(flat) > length:
-            return found + entered.repeat(len(flat) // length, 1, 1, 1)
-        return found + entered[part.start % length : (part.stop - 1) % length + 1]
+            return found.add_(entered.repeat(len(flat) // length, 1, 1, 1))
+        return found.add_(entered[part.start % length : (part.stop - 1) % length + 1])
 
     def _left(self, flat: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = F.pixel_shuffle(self.leave(F.silu(self.norm(flat))), self.stem)
+        found: torch.Tensor = F.pixel_shuffle(self.leave(F.silu(self.norm(flat), inplace=True)), self.stem)
         return found

@@ -127,6 +127,8 @@ class Plan:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake evaluate video``."""
+    from longtake.train import add_precision
+
     parser.add_argument("--data", type=Path, required=True, help="folder with the zips of clips, or one zip")
     parser.add_argument("--prior", default=None, help="shipped prior, folder or Hub id (default: the one that ships)")
     parser.add_argument(
@@ -169,7 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train-evaluator", action="store_true", help="train the evaluator anew, say how good it is, end"
     )
     parser.add_argument("--evaluator-steps", type=int, default=None, help="training steps of the evaluator")
-    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16", help="of the evaluator's training")
+    add_precision(parser, "of the evaluator's training")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -199,6 +201,7 @@ def run(args: argparse.Namespace) -> int:
     """Train or load the evaluator, make what is missing, judge, print the table and write it as JSON and markdown."""
     check(args)
     from longtake.priors import known_texts
+    from longtake.train import precision_of
     from longtake.video import table
     from longtake.video.evaluator import EvaluatorSettings, load_or_train
     from longtake.video.pipeline import DEFAULT_PRIOR
@@ -208,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
     clips = load_clips(args.data, corpus_of(folder, args.corpus))
     asked = Catalogue.of(clips, known_texts(folder))
     kaykit = any(clip.character for clip in clips)
-    wanted = EvaluatorSettings(precision=args.precision, steps=KAYKIT_STEPS if kaykit else EvaluatorSettings.steps)
+    wanted = EvaluatorSettings(precision=precision_of(args), steps=KAYKIT_STEPS if kaykit else EvaluatorSettings.steps)
     if args.evaluator_steps is not None:
         wanted = replace(wanted, steps=args.evaluator_steps)
     if args.train_evaluator:

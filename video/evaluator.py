@@ -43,7 +43,7 @@ class EvaluatorSettings:
     learning_rate: float = 2e-3
     widths: tuple[int, int, int] = (32, 64, 128)
     embedding: int = 128
-    precision: str = "bf16"
+    precision: str = "no"
     seed: int = 0
 
 

@@ -4,9 +4,9 @@
 
 Each side runs in processes of its own, one after the other, so that the peak memory is its own (``ru_maxrss`` above
 that of the loaded weights). Seconds are of the CPU, with OMP_NUM_THREADS=1 on a machine that others use. "step": one
-guided denoising step, two ways of the denoiser; "know": what is done once per target, the released conditioner or our
-encoder and mean. "light": the denoiser of
-``longtake train medical --lighter``. Weights are random: time and memory do not depend on them.
+guided denoising step; "know": what is done once per target, the released conditioner or our encoder and mean.
+"ours-light": the denoiser of ``longtake train medical --lighter``, as the prior that ships has it. Weights are random:
+time and memory do not depend on them.
 """
 
 import argparse
@@ -28,12 +28,13 @@ def peak() -> float:
 
 def ours(know: bool, steps: int, half: bool = False, light: bool = False) -> dict[str, float]:
     import torch
+    from longtake.medical.lighter import lighter
     from longtake.medical.net import LongitudinalNet, Outlook
     from longtake.medical.sampling import View, look
-    from longtake.medical.train import LIGHT
 
     torch.manual_seed(0)
-    net = LongitudinalNet(**(LIGHT if light else {})).eval()
+    net = LongitudinalNet()
+    net = (lighter(net) if light else net).eval()
     kind_of = torch.bfloat16 if half else torch.float32
     net = torch.nn.Module.to(net, dtype=kind_of)
     if know:

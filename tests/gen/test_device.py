@@ -8,6 +8,7 @@ from longtake.device import (
     group_backend,
     parse_device,
     parse_dtype,
+    training_precision,
 )
 from longtake.errors import UserError
 from longtake.kernels.backends.registry import backends
@@ -73,3 +74,9 @@ def test_on_a_gpu_each_local_rank_has_its_own_in_half_precision() -> None:
     assert group_backend(choice.device) == "cpu:gloo,cuda:nccl"
     with pytest.raises(UserError, match="start at most"):
         choose_device(local_rank=torch.cuda.device_count())
+
+
+def test_a_gpu_without_bfloat16_trains_in_float16(monkeypatch):
+    for has, usual in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        assert training_precision(torch.device("cuda")) == usual

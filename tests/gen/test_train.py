@@ -1,12 +1,13 @@
 """The training loop: a resumed run equals one never stopped, and a run that diverges keeps its last checkpoint."""
 
+import argparse
 import json
 
 import numpy as np
 import pytest
 import torch
 from longtake.errors import UserError
-from longtake.train import Average, Settings, batch_generator, fit
+from longtake.train import Average, Settings, add_arguments, batch_generator, fit, schedule
 from torch import nn
 
 
@@ -125,3 +126,12 @@ def test_settings_are_checked(bad):
 def test_batches_are_a_function_of_seed_and_step():
     a, b, c = (batch_generator(1, step).standard_normal(4) for step in (7, 7, 8))
     assert (a == b).all() and (a != c).all()
+
+
+@pytest.mark.parametrize(("tiles", "usual"), [(False, "no"), (True, "bf16")])
+def test_a_cpu_trains_in_bfloat16_only_where_it_has_tiles_for_it(tiles, usual, monkeypatch):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    assert schedule(parser.parse_args([]))["precision"] == usual
+    assert schedule(parser.parse_args(["--precision", "bf16"]))["precision"] == "bf16"

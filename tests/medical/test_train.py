@@ -7,14 +7,17 @@ import pytest
 import torch
 from longtake.errors import UserError
 from longtake.medical import corpus
+from longtake.medical import lighter as lighten
 from longtake.medical.corpus import Group, Subject, held_back, history
 from longtake.medical.diffusion import levels
 from longtake.medical.held_out import calibration_of, forecasts
+from longtake.medical.lesson import draw
+from longtake.medical.lighter import followed, kept, lighter, narrower
 from longtake.medical.net import LongitudinalNet
 from longtake.medical.pipeline import LongitudinalPipeline
-from longtake.medical.train import Wrapped, draw, followed, groups, lighter, train_model
+from longtake.medical.train import Wrapped, groups, train_model
 from longtake.train import Dice, Settings
-from medical_nets import SMALL, random_net
+from medical_nets import SMALL, random_net, visits
 
 CPU = torch.device("cpu")
 
@@ -174,17 +177,63 @@ def test_s11_s12_it_learns_growth_beats_the_last_scan_needs_the_times_and_knows_
     assert likeness > 0.4
 
 
+def known(net, count=2):
+    """What a net knows of some targets, with noise and its levels."""
+    torch.manual_seed(5)
+    shown = visits(count, shape=(2, 16, 16))
+    with torch.no_grad():
+        look = net.outlook(*shown, torch.zeros(count, dtype=torch.long))
+    return torch.randn(count, 1, 2, 16, 16), torch.rand(count), look
+
+
+def test_a_denoiser_whose_channels_are_all_kept_says_what_the_old_one_says(monkeypatch):
+    teacher = random_net(3, channels=(16, 24, 32))
+    monkeypatch.setattr(lighten, "KEPT", ())
+    net = lighter(teacher).eval()
+    told = known(teacher)
+    with torch.no_grad():
+        both = net(*told, guidance=None)
+        assert torch.equal(both[:, :1], teacher(*told)) and torch.equal(both[:, 1:], both[:, :1]), "nothing is learned"
+
+
+def test_the_channels_that_are_read_most_are_kept_in_each_group():
+    assert narrower((32, 64, 96, 128)) == (24, 48, 96, 128) and narrower((16, 8)) == (16, 8)
+    assert kept(torch.tensor([1.0, 5, 2, 9, 3, 4, 8, 7]), 4, 2).tolist() == [1, 3, 6, 7]
+    teacher = random_net(3, channels=(32, 32))
+    net = lighter(teacher)
+    assert [block.second.out_channels for block in net.denoiser.down] == [24] and net.denoiser.middle[
+        0
+    ].first.in_channels == 32
+    rows = {tuple(row.tolist()) for row in teacher.denoiser.enter.weight[:, :1, 1, 1]}
+    assert {tuple(row.tolist()) for row in net.denoiser.enter.weight[:, :1, 1, 1]} < rows
+
+
+def test_both_ways_of_guidance_are_one_pass(monkeypatch):
+    net = random_net(4, ways=2)
+    told, passes = known(net), []
+    forward = net.denoiser.forward
+    monkeypatch.setattr(net.denoiser, "forward", lambda *rest: passes.append(1) or forward(*rest))
+    with torch.no_grad():
+        both = net(*told, guidance=None)
+        for scale in (0.0, 1.0, 1.7, 3.0):
+            assert torch.allclose(
+                net(*told, guidance=scale), both[:, 1:] + scale * (both[:, :1] - both[:, 1:]), atol=1e-6
+            )
+        mixed = net(*told, keep=torch.tensor([True, False]))
+    assert torch.equal(mixed[0], both[0, :1]) and torch.equal(mixed[1], both[1, 1:])
+    assert len(passes) == 6 and not torch.allclose(both[:, :1], both[:, 1:])
+
+
 def test_a_lighter_denoiser_learns_what_the_old_one_says_and_leaves_encoder_and_mean_alone(tmp_path):
     people = [blob(n, (1, 16, 16)) for n in range(6)]
-    teacher = random_net(3, channels=(16, 16), stem=2)
+    teacher = random_net(3, channels=(32, 16), stem=2)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     net = lighter(teacher)
-    assert net.denoiser.stem == 4 and [block.second.out_channels for block in net.denoiser.down] == [48, 64]
 
     def away(student):
-        tensors = draw(groups(people, CPU, {"simulated-1": 6})["simulated-1"], Dice(5, 0, CPU), teacher.step, 2)
+        drawn = draw(groups(people, CPU, {"simulated-1": 6})["simulated-1"], Dice(5, 0, CPU), teacher.step, 2)
         with torch.no_grad():
-            return float(followed(Wrapped(student), teacher, levels().float(), *tensors))
+            return float(followed(Wrapped(student), teacher, levels().float(), drawn))
 
     first = away(net)
     run = {"rows": {"simulated-1": 4}, "teacher": teacher}
