@@ -123,11 +123,12 @@ def followed(model: Any, teacher: LongitudinalNet, levels: torch.Tensor, drawn: 
     """How far the denoiser's v, with and without the visits, is from the teacher's, mean square (distillation, Hinton
     et al., arXiv 1503.02531): the teacher's v is what the data's, of one truth and one noise each, scatter around.
     model: a ``Wrapped`` net whose encoder and mean are the teacher's."""
+    batch = drawn.batch
     with torch.no_grad():
-        sight = teacher.sight(drawn.visits, drawn.delta, drawn.observed, drawn.kind, drawn.valid)
-        error, _, counted = residual(teacher, sight.mean, drawn)
+        sight = teacher.sight(batch.visits, batch.delta, batch.observed, batch.kind, batch.valid)
+        error, _, counted = residual(teacher, sight.mean, batch)
         rest = rest_of(error, sight.scale, counted)
-    looks, depth = len(drawn.noise) // len(drawn.target), drawn.target.shape[1]
+    looks, depth = len(drawn.noise) // len(batch.target), batch.target.shape[1]
     level = levels[drawn.time]
     rest, counted = (part.repeat_interleave(looks, 0) for part in (rest, counted))
     seen = noisy(rest, drawn.noise, level[:, None, None, None, None])

@@ -109,10 +109,11 @@ def objective(model: Any, levels: torch.Tensor, usual: torch.Tensor, drawn: Draw
     from longtake.medical.diffusion import noisy, velocity
     from longtake.medical.lesson import residual, rest_of
 
-    look = model.outlook(drawn.visits, drawn.delta, drawn.observed, drawn.kind, drawn.valid)
-    error, mask, pure = residual(model, look.mean, drawn)
+    batch = drawn.batch
+    look = model.outlook(batch.visits, batch.delta, batch.observed, batch.kind, batch.valid)
+    error, mask, pure = residual(model, look.mean, batch)
     total, clear = mask.sum().clamp_min(1.0), pure.sum().clamp_min(1.0)
-    unit = usual[drawn.kind][:, None, None, None, None]
+    unit = usual[batch.kind][:, None, None, None, None]
     away = (error / unit).square() * 0.5 + 0.5 * (error / unit).abs()
     ratio = error.detach() / look.scale
     likely = look.scale.log() + 0.5 * ratio.square()
@@ -176,15 +177,15 @@ def train_model(
     if teacher is not None:
         teacher.to(device).eval()
 
-    def drawn(step: int) -> Drawn:
+    def drawn(step: int) -> tuple[torch.Tensor, ...]:
         name = names[int(batch_generator(seed + 1, step).choice(len(names), p=odds))]
         looks = 1 if teacher is None else LOOKS
-        return draw(known[name], Dice(seed + 1, step, device), model.step, looks)
+        return draw(known[name], Dice(seed + 1, step, device), model.step, looks).tensors()
 
     def value(network: Any, *tensors: torch.Tensor) -> torch.Tensor:
         if teacher is not None:
-            return followed(Wrapped(network), teacher, table, Drawn(*tensors))
-        return torch.stack(list(objective(Wrapped(network), table, usual, Drawn(*tensors)).values())).sum()
+            return followed(Wrapped(network), teacher, table, Drawn.of(tensors))
+        return torch.stack(list(objective(Wrapped(network), table, usual, Drawn.of(tensors)).values())).sum()
 
     def judge(network: Any, step: int) -> dict[str, float]:
         if not unseen or (step % judge_every and step != settings.steps):
