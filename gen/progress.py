@@ -23,7 +23,7 @@ class Progress:
         self.is_terminal = sys.stderr.isatty()
         self._bar: Any = None
         self._started = self._told = time.monotonic()
-        self._first: int | None = None
+        self._first: tuple[int, float] | None = None  # units done and seconds of the clock when the first was told
 
     def at(self, done: int, of: int) -> None:
         """``done`` of ``of`` units are done."""
@@ -37,11 +37,14 @@ class Progress:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
+        spent = now - self._started
         if self._first is None:  # a resumed run begins in the middle
-            self._first = done - 1
+            self._first = done, now
         if now - self._told >= LINE_SECONDS or done == of:
-            spent, made = now - self._started, done - self._first
-            left = "" if done == of or made < 1 else f", about {spent / made * (of - done):.0f} s left"
+            # the first unit waits for weights and compilers: those after it say how fast it goes
+            made, took = done - self._first[0], now - self._first[1]
+            each = took / made if made > 0 else spent
+            left = "" if done == of or made < 0 else f", about {each * (of - done):.0f} s left"
             print(f"{self.what}: {self.unit} {done} of {of}, {spent:.0f} s{left}", file=sys.stderr, flush=True)
             self._told = now
 
