@@ -489,7 +489,8 @@ def _is_alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_ranks_end_soon_after_torchrun_was_killed(tmp_path: Path) -> None:
     (tmp_path / "orphan.py").write_text(_ORPHAN)
-    launch = torchrun("--standalone", "--nproc-per-node", 2)
+    # ranks that the agent forks would get a signal from the kernel at its end, so these are processes of their own
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     agent = start(*launch, tmp_path / "orphan.py", tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     pids: list[int] = []
     try:
