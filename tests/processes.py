@@ -3,9 +3,13 @@
     run("-m", "longtake", "info", env={...}).stdout                        # as subprocess.run with text=True
     start("-c", code, "word", cwd=folder, stderr=folder / "err")           # as subprocess.Popen
 
-The processes are forked from a server that has loaded what is heavy and belongs to others (nothing of longtake), and
-run the words behind them as `python` would: own __main__, own environment and folder, own files for what they print.
-A program that tests what Python itself or a launcher does at its start belongs to `subprocess`.
+The processes are forked from a server that has loaded what is heavy and belongs to others (of longtake nothing but the
+kernels, which keep no state of a process and which most ranks need), and run the words behind them as `python` would:
+own __main__, own environment and folder, own files for what they print.
+A program that tests what Python itself or a launcher does at its start belongs to `subprocess`. A launch by torchrun
+whose ranks may begin with torch loaded is
+
+    run(*torchrun("--standalone", "--nproc-per-node", 3), script, "word")  # the agent is real, it forks its ranks
 """
 
 import atexit
@@ -26,8 +30,15 @@ from pathlib import Path
 HEAVY = (
     "torch", "torch.distributed", "diffusers.models.unets.unet_3d_condition", "diffusers.pipelines.pipeline_utils",
     "diffusers.models.autoencoders", "diffusers.schedulers.scheduling_ddpm", "transformers", "peft", "av",
-    "scipy.signal",
+    "scipy.signal", "diffusers.guiders", "diffusers.schedulers.scheduling_dpmsolver_multistep",
+    "diffusers.schedulers.scheduling_unipc_multistep", "transformers.models.bert.modeling_bert", "pytest",
+    "longtake.kernels.calls.api",
 )  # fmt: skip
+
+
+def torchrun(*options: object) -> list[object]:
+    """The words before a script's absolute path. Processes of the agent's own cost each rank the seconds of a start."""
+    return ["-m", "torch.distributed.run", *options, "--run-path", "--start-method", "fork"]
 
 
 def context() -> ForkServerContext:

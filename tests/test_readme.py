@@ -4,13 +4,13 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 from longtake.cli import main
+from processes import run, start
 
 ROOT = Path(__file__).parents[1]
 LINES = re.findall(r"^    (longtake .+|torchrun .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
@@ -75,8 +75,7 @@ def test_motion_commands_of_the_readme_run(tmp_path, monkeypatch):
 def test_torchrun_command_of_the_readme_runs(tmp_path):
     [line] = [line for line in LINES if line.startswith("torchrun") and "-m longtake video" in line]
     args = shlex.split(line)[1:]
-    command = [sys.executable, "-m", "torch.distributed.run", *args, "--steps", "1", "--frames", "24"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = run("-m", "torch.distributed.run", *args, "--steps", "1", "--frames", "24", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "long.mp4").stat().st_size > 1000
 
@@ -118,20 +117,14 @@ def test_demo_commands_of_the_readme_serve_a_page(tmp_path):
     assert len(demos) == 2
     place = tmp_path / "temporary"
     place.mkdir()
-    servers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "longtake", *args, "--port", "0"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TMPDIR": str(place)},
-        )  # fmt: skip
-        for args in demos
-    ]
+    env = {**os.environ, "TMPDIR": str(place)}
+    servers = [start("-m", "longtake", *args, "--port", "0", cwd=tmp_path, env=env) for args in demos]
     try:
         for args, server in zip(demos, servers, strict=True):
-            found = re.search(r"http://(\S+?):(\d+)", server.stdout.readline())
-            assert found, args
+            deadline = time.monotonic() + 300
+            while not (found := re.search(r"http://(\S+?):(\d+)", server.out.read_text())):
+                assert server.poll() is None and time.monotonic() < deadline, (args, server.err.read_text())
+                time.sleep(0.2)
             with urllib.request.urlopen(f"http://127.0.0.1:{found[2]}/") as page:
                 assert b"longtake" in page.read()
         assert (tmp_path / "results").is_dir()

@@ -182,14 +182,16 @@ sys.exit(main(["motion", *sys.argv[1:]]))
 
 @pytest.mark.distributed
 def test_under_torchrun_a_run_ends_cleanly_and_a_mistake_is_told_once(tmp_path: object) -> None:
+    from processes import run, torchrun  # the job imports this file, and has not this folder's parent on its path
+
     job = os.path.join(str(tmp_path), "job.py")
     with open(job, "w") as file:
         file.write(_TORCHRUN_JOB.format(folder=os.path.dirname(__file__)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", job]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", job]
     good = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert (good.returncode, good.stdout) == (0, "sum 1\n"), good.stderr
-    bad = subprocess.run([*command, "--frames", "0"], env=env, capture_output=True, text=True, timeout=600)
+    bad = run(*torchrun("--standalone", "--nproc-per-node", 2), job, "--frames", "0", env=env)
     assert bad.returncode != 0
     assert bad.stderr.count("longtake: error: 0 frames were asked for") == 1
     assert "rank 1 of 2 failed" not in bad.stderr

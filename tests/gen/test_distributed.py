@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from longtake.distributed import Ranks, check_same, current, setup
 from longtake.errors import UserError
-from processes import Started, run, start
+from processes import Started, run, start, torchrun
 from ranks import free_port, run_ranks
 
 LIMIT_S = 120.0  # from a rank's end to the end of all others; unalarmed they would work for 300 s
@@ -185,13 +185,10 @@ def test_a_rank_that_holds_pythons_lock_for_long_is_not_taken_for_dead(held: tup
 @pytest.mark.distributed
 def test_under_torchrun_a_killed_rank_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(_WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    result = subprocess.run(
-        [*command, tmp_path / "worker.py", "kill", "1", "collective", tmp_path],
+    result = run(
+        *torchrun("--standalone", "--nproc-per-node", 3),
+        *(tmp_path / "worker.py", "kill", "1", "collective", tmp_path),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
     )
     seconds = time.time() - (tmp_path / "end").stat().st_mtime
     assert result.returncode != 0 and seconds < LIMIT_S
@@ -444,10 +441,6 @@ def test_a_rank_that_needs_no_others_waits_for_none(tmp_path: Path, monkeypatch:
 # ------------------------------------------------------------------------------------------------ under torchrun
 
 
-def torchrun(world: int, script: Path, *words: object) -> list[object]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", world, script, *words]
-
-
 _MISTAKEN = """
 import os, sys
 from longtake.cli import main
@@ -467,13 +460,8 @@ def test_under_torchrun_every_mistake_is_told_once(tmp_path: Path, world: int, v
     manifest(tmp_path)
     script = tmp_path / "mistaken.py"
     script.write_text(_MISTAKEN)
-    result = subprocess.run(
-        [str(word) for word in torchrun(world, script, victim, tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    launch = torchrun("--standalone", "--nproc-per-node", world)
+    result = run(*launch, script, victim, tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     told = [line for line in result.stderr.splitlines() if line.startswith("longtake: error")]
     expected = f"longtake: error{who}: cannot read the manifest {tmp_path}/nothing.jsonl: it is not there"
     assert result.returncode != 0 and told == [expected]
@@ -501,8 +489,9 @@ def _is_alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_ranks_end_soon_after_torchrun_was_killed(tmp_path: Path) -> None:
     (tmp_path / "orphan.py").write_text(_ORPHAN)
-    words = [str(word) for word in torchrun(2, tmp_path / "orphan.py", tmp_path)]
-    agent = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    # ranks that the agent forks would get a signal from the kernel at its end, so these are processes of their own
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    agent = start(*launch, tmp_path / "orphan.py", tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     pids: list[int] = []
     try:
         deadline = time.monotonic() + 300
@@ -535,15 +524,11 @@ def test_two_agents_make_the_files_of_one_process(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [str(tmp_path / "jobs.jsonl"), "--out"]
     assert run("-m", "longtake.batch", *words, tmp_path / "one", env=environment).returncode == 0
+    (tmp_path / "job.py").write_text("import runpy; runpy.run_module('longtake.batch', run_name='__main__')")
     place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "two"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *place]
+    launch = torchrun("--nnodes", "2", "--nproc_per_node", "1", *place)
     agents = [
-        subprocess.Popen(
-            [*launcher, "-m", "longtake.batch", *words, str(tmp_path / "two")],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=open(tmp_path / f"err{node}", "w"),
-        )
+        start(*launch, tmp_path / "job.py", *words, tmp_path / "two", env=environment, stderr=tmp_path / f"err{node}")
         for node in range(2)
     ]
     codes, lines = ends(agents, tmp_path, 240)
