@@ -50,7 +50,7 @@ def lighter(teacher: LongitudinalNet) -> LongitudinalNet:
 
 @torch.no_grad()
 def prune(old: UNet, new: UNet) -> None:
-    """Copy what the channels of ``new`` need from ``old``, a U-Net of one output that is as wide or wider."""
+    """Copy what the channels of ``new`` need from ``old``, a U-Net as wide or wider; outputs it lacks are 0."""
     old_down, old_up, old_middle = (cast("list[Block]", list(part)) for part in (old.down, old.up, old.middle))
     new_down, new_up, new_middle = (cast("list[Block]", list(part)) for part in (new.down, new.up, new.middle))
     narrow, widen = (cast("list[torch.nn.Conv2d]", list(part)) for part in (old.narrow, old.widen))

@@ -5,8 +5,8 @@
 Each side runs in processes of its own, one after the other, so that the peak memory is its own (``ru_maxrss`` above
 that of the loaded weights). Seconds are of the CPU, with OMP_NUM_THREADS=1 on a machine that others use. "step": one
 guided denoising step; "know": what is done once per target, the released conditioner or our encoder and mean.
-"ours-light": the denoiser of ``longtake train medical --lighter``, as the prior that ships has it. Weights are random:
-time and memory do not depend on them.
+"ours": a net of the recipe; "ours-light": with the denoiser of ``--lighter``, as the prior that ships. Weights are
+random: time and memory do not depend on them.
 """
 
 import argparse
