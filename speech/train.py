@@ -133,7 +133,7 @@ def _vocoder(source: Prepared, args: argparse.Namespace, share: float) -> Path:
         count(args.vocoder_steps, args, 1000), VOCODER_RATE, warmup=50, ema=0.995, **schedule(args, share)
     )
     out = args.out / "vocoder"
-    model = train_vocoder(corpus, held_out, teacher, out, settings, batch=48 if large else 4, seed=args.seed)
+    model = train_vocoder(corpus, held_out, teacher, out, settings, batch=48 if large else 2, seed=args.seed)
     folder = vocoder.save(model, out / "prior")
     report(model, teacher, held_out, out)
     return folder

@@ -40,7 +40,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of a generator; the defaults are V1's. channels: before the first upsampling, halved by each."""
+    """Sizes of a generator; the defaults are V1's. channels: before the first upsampling, halved by each. hidden: those
+    between the two convolutions of each pair, stage by stage and block by block; none: as many as around them."""
 
     mels: int = BANDS
     channels: int = 512
@@ -48,18 +49,28 @@ class Config:
     kernels: tuple[int, ...] = (16, 16, 4, 4)
     blocks: tuple[int, ...] = (3, 7, 11)
     dilations: tuple[int, ...] = (1, 3, 5)
+    hidden: tuple[int, ...] = ()
+
+    def between(self, stage: int, block: int) -> tuple[int, ...]:
+        """Channels between the two convolutions of each pair of a block."""
+        pairs, count = len(self.dilations), len(self.blocks)
+        if not self.hidden:
+            return (self.channels >> (stage + 1),) * pairs
+        first = (stage * count + block) * pairs
+        return self.hidden[first : first + pairs]
 
 
 class Block(nn.Module):
-    """Residual pairs of convolutions, dilated and plain."""
+    """Residual pairs of convolutions, dilated and plain. hidden: channels between the two of each pair."""
 
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], hidden: tuple[int, ...]) -> None:
         super().__init__()
         half = kernel // 2
         self.convs1 = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, padding=half * gap, dilation=gap) for gap in dilations
+            nn.Conv1d(channels, size, kernel, padding=half * gap, dilation=gap)
+            for gap, size in zip(dilations, hidden, strict=True)
         )
-        self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=half) for _ in dilations)
+        self.convs2 = nn.ModuleList(nn.Conv1d(size, channels, kernel, padding=half) for size in hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for one, two in zip(self.convs1, self.convs2, strict=True):
@@ -78,10 +89,14 @@ class Vocoder(nn.Module):
         self.conv_pre = nn.Conv1d(c.mels, c.channels, 7, padding=3)
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
         width = c.channels
-        for rate, kernel in zip(c.rates, c.kernels, strict=True):
+        if c.hidden and len(c.hidden) != len(c.rates) * len(c.blocks) * len(c.dilations):
+            raise UserError(f"a generator's hidden channels are told for each pair or not at all, got {len(c.hidden)}")
+        for stage, (rate, kernel) in enumerate(zip(c.rates, c.kernels, strict=True)):
             self.ups.append(nn.ConvTranspose1d(width, width // 2, kernel, rate, (kernel - rate) // 2))
             width //= 2
-            self.resblocks.extend(Block(width, size, c.dilations) for size in c.blocks)
+            self.resblocks.extend(
+                Block(width, size, c.dilations, c.between(stage, block)) for block, size in enumerate(c.blocks)
+            )
         self.conv_post = nn.Conv1d(width, 1, 7, padding=3)
         self._quick: Quick | None = None
 
@@ -103,7 +118,11 @@ class Vocoder(nn.Module):
         """Sound (B, N) in -1..1 of log mels (B, 80, T)."""
         if self._quick is not None and mel.device.type == "cpu":
             return self._quick(mel)
-        x = self.conv_pre(mel)
+        return self.streams(mel)[1]
+
+    def streams(self, mel: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What each stage says, (B, C, n) with its own channels and rate, and the sound of all."""
+        x, said = self.conv_pre(mel), []
         count = len(self.config.blocks)
         for place, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, SLOPE))
@@ -112,7 +131,8 @@ class Vocoder(nn.Module):
             for part in parts[1:]:
                 found = found + part(x)
             x = found / count
-        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
+            said.append(x)
+        return said, torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
 
 
 class Quick:
@@ -187,9 +207,12 @@ def config_of(state: Mapping[str, torch.Tensor]) -> Config:
         kernels = tuple(state[f"ups.{n}.weight"].shape[2] for n in sorted(numbers))
         count = len({key.split(".")[1] for key in state if key.startswith("resblocks.")}) // max(1, len(kernels))
         blocks = tuple(state[f"resblocks.{n}.convs1.0.weight"].shape[2] for n in range(count))
+        pairs = [(n, p) for n in range(count * len(kernels)) for p in range(len(Config.dilations))]
+        inner = [tuple(state[f"resblocks.{n}.convs1.{p}.weight"].shape[:2]) for n, p in pairs]
     except (KeyError, ValueError) as error:
         raise UserError(f"this is no HiFi-GAN generator with residual blocks of kind 1: {error} is missing") from error
-    return Config(mels, channels, tuple(size // 2 for size in kernels), kernels, blocks)
+    hidden = () if all(between == around for between, around in inner) else tuple(between for between, _ in inner)
+    return Config(mels, channels, tuple(size // 2 for size in kernels), kernels, blocks, hidden=hidden)
 
 
 def from_state(state: Mapping[str, torch.Tensor], config: Config | None = None) -> Vocoder:
