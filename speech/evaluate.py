@@ -1,12 +1,14 @@
 """``longtake evaluate speech``: one table that sets made speech beside real recordings and their copy synthesis.
 
 Held-out sentences of the corpora, whose voices were trained on: word error rate by Whisper, similarity to another
-recording of the voice by resemblyzer, length against the real one. Then what can be set by hand and must be heard
+recording of the voice by resemblyzer, length against the real one. The same for sentences of a file, from their
+spelling on, by each of the known voices in turn; there is no real one. Then what can be set by hand and must be heard
 (``heard.py``): questions, contours, breaks. Priors of both kinds, ProsodyFM and VALL-E R, have rows.
 
     longtake evaluate speech --data DATA --prior runs/train-speech/prosody/prior
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 50
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --long 30
+    longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 0 --texts FILE
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from longtake.errors import UserError
+from longtake.errors import UserError, one_line
 from longtake.evaluation import Table, figure, told_command, write_table
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from longtake.speech.backends.own import OwnVoice
     from longtake.speech.data import Utterance
     from longtake.speech.judges import Acquaintance, Listener
+    from longtake.speech.pipeline import LongSpeechPipeline
 
 REFERENCES = 4  # recordings of a voice that its similarity is measured against
 
@@ -97,6 +100,23 @@ class Judges:
         rtf = math.nan if label == "real" else work / made_s
         return Row(label, len(told), word_error_rate(texts), float(np.mean(alike)), made_s / real_s, rtf)
 
+    def written(
+        self, label: str, told: Sequence[str], pipe: LongSpeechPipeline, voices: Sequence[str], steps: int
+    ) -> Row:
+        """Judge how a pipeline reads written sentences, each of ``voices`` in turn."""
+        from longtake.speech.judges import word_error_rate
+
+        texts, alike, made_s, work = [], [], 0.0, 0.0
+        for number, text in enumerate(told):
+            voice = voices[number % len(voices)]
+            start = time.perf_counter()
+            said = pipe(text, voice=voice, seed=number, num_inference_steps=steps)
+            work += time.perf_counter() - start
+            made_s += len(said.samples) / said.rate
+            texts.append((self.listener(said.samples, said.rate), text))
+            alike.append(self.acquaintance.alike(said.samples, said.rate, self.voice(voice)))
+        return Row(label, len(told), word_error_rate(texts), float(np.mean(alike)), math.nan, work / made_s)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``longtake evaluate speech``."""
@@ -109,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, nargs="*", default=[], help="noise of the voice (default: as the voice has it)"
     )
     parser.add_argument("--controls", type=int, default=20, help="sentences for contours and breaks (0: none)")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="judge sentences of a file too, one a line")
     parser.add_argument("--long", type=float, default=0, metavar="MINUTES", help="judge a text of so many, by minute")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/evaluate-speech"), help="the table, and the judges' cache"
@@ -129,7 +150,8 @@ def run(args: argparse.Namespace) -> int:
     places = [vocoder.find(path) for path in args.vocoder] or [vocoder.find()]
     rows: list[Row] = []
     facts: dict[str, Any] = {}
-    judges = Judges(Listener(args.out), Acquaintance(), known) if args.sentences or args.long else None
+    texts = sentences_of(args.texts)
+    judges = Judges(Listener(args.out), Acquaintance(), known) if args.sentences or args.long or texts else None
     some = told[: args.sentences]
     if judges is not None and some:
         rows.append(judges.row("real", some, lambda one: (one.wave(), data.RATE)))
@@ -146,6 +168,16 @@ def run(args: argparse.Namespace) -> int:
                 how += [] if heat is None else [f"temperature {heat:g}"]
                 label = ", ".join([f"{prior.parent.name}/{prior.name}", place.name, *how])
                 rows.append(judges.row(label, some, _maker(voice, steps, heat)))
+                print(TABLE.markdown(rows), flush=True)
+        for place in places if texts else ():
+            from longtake.speech.pipeline import LongSpeechPipeline
+
+            assert judges is not None
+            pipe = LongSpeechPipeline.from_prior(prior, vocoder=place)
+            for steps in args.steps:
+                label = f"{args.texts.name}: {prior.parent.name}/{prior.name}, {place.name}, {steps} steps"
+                speakers = _both(_voice(prior, place), voices)
+                rows.append(judges.written(label, texts, pipe, speakers, steps))
                 print(TABLE.markdown(rows), flush=True)
         voice = _voice(prior, places[0])
         if args.controls:
@@ -165,6 +197,19 @@ def run(args: argparse.Namespace) -> int:
     write_table(args.out, "speech", table, {**told_facts, "rows": TABLE.json(rows)})
     print(table)
     return 0
+
+
+def sentences_of(path: Path | None) -> list[str]:
+    """The lines of a file that are not empty; none of no file. Raises UserError where there are none."""
+    if path is None:
+        return []
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {one_line(error)}") from error
+    if not found:
+        raise UserError(f"{path} has no sentence: one a line")
+    return found
 
 
 def _voice(prior: Path, place: Path) -> OwnVoice:

@@ -1,6 +1,7 @@
 """How speech is judged: words, error rates, rises, gaps, with judges that stand in for the installed ones."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,6 +81,41 @@ def test_a_row_judges_each_sentence(tmp_path):
     row = judge.row("copy", told[:2], lambda one: (one.wave(), 24_000))
     assert row.sentences == 2 and row.similarity == 1.0 and row.length == pytest.approx(1.0) and row.rtf >= 0
     assert evaluate.TABLE.markdown([row]).count("copy") == 1
+
+
+def test_written_sentences_are_read_by_each_voice_in_turn(tmp_path):
+    known = load_zip(write_zip(tmp_path / "aligned_val.zip"), "val")
+    asked = []
+
+    class Same:
+        def vector(self, wave, rate):
+            return np.array([1.0, 0.0])
+
+        def alike(self, wave, rate, reference):
+            return float(reference[0])
+
+    def pipe(text, *, voice, seed, num_inference_steps):
+        asked.append((text, voice, num_inference_steps))
+        return SimpleNamespace(samples=np.zeros(22_050, np.float32), rate=22_050)
+
+    (tmp_path / "told.txt").write_text("one two\n\n  one five\none two\n")
+    told = evaluate.sentences_of(tmp_path / "told.txt")
+    judge = evaluate.Judges(lambda wave, rate: "one two", Same(), known)
+    voices = sorted({one.voice for one in known})
+    row = judge.written("read", told, pipe, voices, 4)
+    assert asked == [(text, voices[n % len(voices)], 4) for n, text in enumerate(["one two", "one five", "one two"])]
+    assert row.wer == pytest.approx(1 / 6) and row.similarity == 1.0 and np.isnan(row.length) and row.sentences == 3
+
+
+def test_a_file_of_sentences_that_is_none_is_refused(tmp_path):
+    assert evaluate.sentences_of(None) == []
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(UserError, match="has no sentence"):
+        evaluate.sentences_of(tmp_path / "empty.txt")
+    (tmp_path / "sound.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    for name in ("sound.txt", "nowhere.txt"):
+        with pytest.raises(UserError, match="cannot be read as text"):
+            evaluate.sentences_of(tmp_path / name)
 
 
 class Actor:
