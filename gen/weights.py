@@ -31,6 +31,7 @@ KeyMap = Callable[[str], str | None]
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+SCALE = "_scale"  # after the key of weights with eight bits a number
 WEIGHT_SUFFIXES = (".safetensors", ".json", *_TORCH_SUFFIXES)  # what decides a result: weights and configurations
 MOST_ENTRIES = 20_000  # files and folders; a model of a trillion weights has some hundreds
 _FOLDER_NAMES = (
@@ -166,6 +167,36 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     if path.suffix in _TORCH_SUFFIXES:
         return _load_torch(path)
     raise UserError(f"{path}: unknown kind of weights file; allowed are .safetensors, {', '.join(_TORCH_SUFFIXES)}")
+
+
+def eight_bits(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state whose weights of two dimensions or more have eight bits a number, and under KEY_scale what one step is in
+    each of their first dimension; all others as they are. ``whole`` gives it back, rounded."""
+    import torch
+
+    found: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        value = value.detach().float().cpu()
+        if not key.endswith("weight") or value.ndim < 2:
+            found[key] = value.contiguous()
+            continue
+        scale = value.flatten(1).abs().amax(1).clamp_min(1e-12) / 127
+        found[key + SCALE] = scale
+        found[key] = (value / scale.reshape(-1, *[1] * (value.ndim - 1))).round().to(torch.int8).contiguous()
+    return found
+
+
+def whole(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state in float32, with eight bits a number (``eight_bits``) or not."""
+    found = {}
+    for key, value in state.items():
+        if key.endswith(SCALE) and key.removesuffix(SCALE) in state:
+            continue
+        scale = state.get(key + SCALE)
+        found[key] = value.float()
+        if scale is not None:
+            found[key] = found[key] * scale.reshape(-1, *[1] * (value.ndim - 1))
+    return found
 
 
 def _load_shards(index: Path) -> dict[str, torch.Tensor]:

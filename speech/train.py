@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STAGES = ("prosody", "vocoder", "valle_r")
 SHARES = {"prosody": 0.5, "vocoder": 0.15, "valle_r": 0.35}  # of the minutes of ``whole``
 BESIDE = 0.3  # minutes a command spends before its first step and after its last
-PROSODY_RATE, VOCODER_RATE = 1.5e-3, 5e-4
+PROSODY_RATE, VOCODER_RATE = 1.5e-3, 1e-4
 
 
 def whole(prepared: Path, minutes: float, out: Path, vocoder: Path | None = None) -> list[list[str]]:
@@ -130,7 +130,7 @@ def _vocoder(source: Prepared, args: argparse.Namespace, share: float) -> Path:
     corpus = Corpus.of(source, "train", device)
     held_out = Corpus.of(source, "val", device, voices=corpus.voices)
     settings = Settings(
-        count(args.vocoder_steps, args, 1000), VOCODER_RATE, warmup=50, ema=0.995, **schedule(args, share)
+        count(args.vocoder_steps, args, 1000), VOCODER_RATE, warmup=20, ema=0.99, **schedule(args, share)
     )
     out = args.out / "vocoder"
     model = train_vocoder(corpus, held_out, teacher, out, settings, batch=48 if large else 2, seed=args.seed)

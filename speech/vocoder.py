@@ -27,7 +27,7 @@ from longtake.errors import UserError
 from longtake.journal import atomic_path
 from longtake.reading import read_json_object
 from longtake.speech.mel import BANDS, HOP
-from longtake.weights import load_state, shipped_priors
+from longtake.weights import eight_bits, load_state, shipped_priors, whole
 from torch import nn
 
 KIND = "HiFi-GAN"
@@ -252,7 +252,7 @@ def load(path: Path) -> Vocoder:
             config = Config(**sizes)
         except TypeError as error:
             raise UserError(f"{path / CONFIG} is no generator's: {error}") from error
-        return from_state(_unpacked(load_state(path / WEIGHTS)), config)
+        return from_state(whole(load_state(path / WEIGHTS)), config)
     return from_state(_public(path))
 
 
@@ -279,32 +279,11 @@ def save(vocoder: Vocoder, folder: Path) -> Path:
     from safetensors.torch import save as packed
 
     folder.mkdir(parents=True, exist_ok=True)
-    state: dict[str, torch.Tensor] = {}
-    for key, value in vocoder.state_dict().items():
-        value = value.detach().float().cpu()
-        if not key.endswith("weight"):
-            state[key] = value
-            continue
-        scale = value.flatten(1).abs().amax(1).clamp_min(1e-12) / 127
-        state[key + "_scale"] = scale
-        state[key] = (value / scale.reshape(-1, *[1] * (value.ndim - 1))).round().to(torch.int8)
     with atomic_path(folder / WEIGHTS) as partial:
-        partial.write_bytes(packed(state))
+        partial.write_bytes(packed(eight_bits(vocoder.state_dict())))
     with atomic_path(folder / CONFIG) as partial:
         partial.write_text(json.dumps({"kind": KIND, **asdict(vocoder.config)}, indent=1) + "\n")
     return folder
-
-
-def _unpacked(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    found = {}
-    for key, value in state.items():
-        if key.endswith("_scale"):
-            continue
-        scale = state.get(key + "_scale")
-        if scale is not None:
-            value = value.float() * scale.reshape(-1, *[1] * (value.ndim - 1))
-        found[key] = value.float()
-    return found
 
 
 def find(name: str | Path | None = None) -> Path:

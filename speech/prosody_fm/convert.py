@@ -21,7 +21,7 @@ from longtake.reading import read_json_object
 from longtake.speech.mel import NORMS
 from longtake.speech.prosody_fm.model import Config, ProsodyFM
 from longtake.speech.text.symbols import COMPAT_BREAK
-from longtake.weights import load_state
+from longtake.weights import eight_bits, load_state, whole
 
 KIND = "ProsodyFM"
 OURS = ("aligner.", "spk_net.", "spk_tone.")  # parts that the public layout does not know
@@ -117,13 +117,19 @@ def to_public(model: ProsodyFM) -> dict[str, torch.Tensor]:
     return {key: value for key, value in model.state_dict().items() if not key.startswith(OURS)}
 
 
-def save(model: ProsodyFM, folder: Path) -> Path:
-    """Write a prior: weights in float16, and the configuration. Files appear whole or not."""
+def save(model: ProsodyFM, folder: Path, bits: int = 8) -> Path:
+    """Write a prior, its weights in float16 or with 8 bits a number, and the configuration. Files appear whole or not.
+
+    Raises UserError for other ``bits`` than 8 and 16."""
+    if bits not in (8, 16):
+        raise UserError(f"a prior has 8 or 16 bits a weight, got {bits}")
     from safetensors.torch import save as packed
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    half = {key: value.half() if value.ndim else value.float() for key, value in state.items()}
+    if bits == 8:
+        state = eight_bits(state)
+    half = {key: value.half() if value.ndim and bits == 16 else value for key, value in state.items()}
     with atomic_path(folder / WEIGHTS) as partial:
         partial.write_bytes(packed({key: value.contiguous() for key, value in half.items()}))
     with atomic_path(folder / CONFIG) as partial:
@@ -138,5 +144,5 @@ def load(folder: Path) -> ProsodyFM:
     if told.pop("kind", None) != KIND:
         raise UserError(f"{folder / CONFIG} is not of a {KIND}")
     model = ProsodyFM(replace(Config.from_dict(told)))
-    fill(model, {key: value.float() for key, value in load_state(folder / WEIGHTS).items()}, f"prior {folder}")
+    fill(model, whole(load_state(folder / WEIGHTS)), f"prior {folder}")
     return model.eval()

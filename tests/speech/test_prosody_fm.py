@@ -264,10 +264,26 @@ def test_a_prior_comes_back_in_half_precision(tmp_path):
         **{**SMALL.to_dict(), "aligner": 16, "aligner_reads": True, "tone": True, "blanks": False, "voices": ("ä", "b")}
     )
     made = filled(config)
-    again = convert.load(convert.save(made, tmp_path / "prior"))
+    again = convert.load(convert.save(made, tmp_path / "prior", bits=16))
     assert again.config == config
     for key, value in made.state_dict().items():
         assert torch.allclose(again.state_dict()[key], value, atol=2e-3), key
+    with pytest.raises(UserError, match="8 or 16 bits a weight, got 4"):
+        convert.save(made, tmp_path / "prior", bits=4)
+
+
+def test_a_prior_comes_back_with_eight_bits_a_weight(tmp_path):
+    made = filled(SMALL)
+    folder = convert.save(made, tmp_path / "prior")
+    again, half = convert.load(folder), convert.save(made, tmp_path / "half", bits=16)
+    for key, value in made.state_dict().items():
+        gap = (again.state_dict()[key] - value).abs()
+        if key.endswith("weight") and value.ndim > 1:  # half a step of the row's largest over 127
+            assert (gap.flatten(1).amax(1) <= 0.51 / 127 * value.flatten(1).abs().amax(1)).all(), key
+        else:
+            assert torch.equal(again.state_dict()[key], value), key
+    one, two = ((path / "model.safetensors").stat().st_size for path in (folder, half))
+    assert one < 0.75 * two
 
 
 def test_settings_that_cannot_be_are_refused():
