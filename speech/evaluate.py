@@ -110,7 +110,7 @@ class Judges:
         for number, text in enumerate(told):
             voice = voices[number % len(voices)]
             start = time.perf_counter()
-            said = pipe(text, voice=voice, seed=number, num_inference_steps=steps)
+            said: Any = pipe(text, voice=voice, seed=number, num_inference_steps=steps)
             work += time.perf_counter() - start
             made_s += len(said.samples) / said.rate
             texts.append((self.listener(said.samples, said.rate), text))
