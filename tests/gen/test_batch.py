@@ -111,7 +111,7 @@ def long_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Jobs of which some can span ranks, and in `one` what one process makes of them."""
     folder = tmp_path_factory.mktemp("long")
     path = manifest(
-        folder, job("short"), job("long", parameters={"frames": 480, "steps": 2, "chunk_rows": 2}),
+        folder, job("short"), job("long", parameters={"frames": 900, "steps": 2, "chunk_rows": 2}),
         {**job("walk", parameters={"frames": 180, "steps": 2}), "prompt": "x"}
         | {"timeline": "0s: walks | 3s: runs | 6s: waves"},
         {"id": "film", "modality": "video", "prompt": "a dog", "seed": 1,
