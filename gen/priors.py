@@ -60,10 +60,10 @@ def strange_prompts(prompts: Sequence[str], folders: Sequence[Path], encoder: An
     known = tuple(text for folder in folders for text in known_texts(folder))
     if not known:
         return []
-    from longtake.text import outside
+    from longtake.text import kept_vectors, outside
 
     if known not in _VECTORS:
-        _VECTORS[known] = encoder.vectors(known) if hasattr(encoder, "vectors") else encoder.encode(known)[:, 0]
+        _VECTORS[known] = kept_vectors(encoder, known)
     told = (outside(prompt, known, encoder, _VECTORS[known]) for prompt in dict.fromkeys(prompts))
     return [line for line in told if line is not None]
 

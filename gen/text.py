@@ -145,6 +145,15 @@ class SentenceEncoder(ModelMixin, ConfigMixin):
         return cls(tokens=int(config["tokens"]), package=str(config["package"]))
 
 
+def kept_vectors(encoder: Any, texts: Sequence[str]) -> torch.Tensor:
+    """Sentence vectors (n, D) float32 of many texts by any text encoder; one that keeps them in the user's cache
+    reads them from there."""
+    if hasattr(encoder, "vectors"):
+        kept: torch.Tensor = encoder.vectors(texts)
+        return kept
+    return torch.stack([encoder.encode([text])[0, 0].float() for text in texts])
+
+
 def nearest(
     prompt: str, known: Sequence[str], encoder: SentenceEncoder, vectors: torch.Tensor | None = None
 ) -> list[tuple[str, float]]:

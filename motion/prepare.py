@@ -65,7 +65,9 @@ def pack(clips: Sequence[Clip], held_out: Sequence[Clip], encoder: Any) -> tuple
     texts = [text for pair in sorted(labels) for text in captions_of(*pair)]
     texts += [text for kind in KINDS.values() for text in kind.captions]
     texts = list(dict.fromkeys(texts))
-    vectors = np.stack([encoder.encode([text])[0, 0].float().numpy() for text in texts])
+    from longtake.text import kept_vectors
+
+    vectors = kept_vectors(encoder, texts).numpy()
     scales = np.maximum(np.abs(vectors).max(1), 1e-12) / 127
     facts = {"actions": list(ACTIONS), "styles": list(MANNERS), "texts": texts, "fps": FPS}
     arrays = {

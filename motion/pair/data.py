@@ -120,8 +120,11 @@ class Pairs:
     @classmethod
     def of(cls, clips: Sequence[Clip], space: MotionSpace, encoder: Any, *, mirror: bool) -> Pairs:
         """From labelled clips and, with ``mirror``, their mirror images; ``encoder`` encodes the captions."""
-        captions = [text for kind in KINDS.values() for text in kind.captions]
-        return cls.build(clips, space, {text: encoder.encode([text])[0, 0] for text in captions}, mirror=mirror)
+        from longtake.text import kept_vectors
+
+        captions = list(dict.fromkeys(text for kind in KINDS.values() for text in kind.captions))
+        texts = dict(zip(captions, kept_vectors(encoder, captions), strict=True))
+        return cls.build(clips, space, texts, mirror=mirror)
 
     @classmethod
     def build(

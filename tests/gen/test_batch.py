@@ -106,27 +106,37 @@ def spanned_run(rank: int, world: int, path: str, out: str, full_disk: bool) -> 
     return main(["batch", path, "--out", out])
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("world", [2, 3])
-def test_a_long_job_is_made_by_all_ranks_together_with_the_same_result(tmp_path: Path, world: int) -> None:
-    text = "0s: walks | 3s: runs | 6s: waves"
-    parameters = {"frames": 24, "steps": 1, "guidance": 1.0}
+@pytest.fixture(scope="module")
+def long_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Jobs of which some can span ranks, and in `one` what one process makes of them."""
+    folder = tmp_path_factory.mktemp("long")
     path = manifest(
-        tmp_path, job("short"), job("long", parameters={"frames": 900, "steps": 2, "chunk_rows": 2}),
-        {**job("walk", parameters={"frames": 180, "steps": 2}), "prompt": "x"} | {"timeline": text},
-        {"id": "film", "modality": "video", "prompt": "a dog", "seed": 1, "parameters": parameters},
+        folder, job("short"), job("long", parameters={"frames": 900, "steps": 2, "chunk_rows": 2}),
+        {**job("walk", parameters={"frames": 180, "steps": 2}), "prompt": "x"}
+        | {"timeline": "0s: walks | 3s: runs | 6s: waves"},
+        {"id": "film", "modality": "video", "prompt": "a dog", "seed": 1,
+         "parameters": {"frames": 24, "steps": 1, "guidance": 1.0}},
     )  # fmt: skip
     path.write_text(path.read_text().replace('"prompt": "x", ', ""))
-    assert main(["batch", str(path), "--out", str(tmp_path / "one")]) == 0
-    assert run_ranks(spanned_run, world, str(path), str(tmp_path / "all"), False) == [0] * world
+    assert main(["batch", str(path), "--out", str(folder / "one")]) == 0
+    return folder
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_long_job_is_made_by_all_ranks_together_with_the_same_result(
+    long_jobs: Path, tmp_path: Path, world: int
+) -> None:
+    assert run_ranks(spanned_run, world, str(long_jobs / "jobs.jsonl"), str(tmp_path / "all"), False) == [0] * world
     rows = results(tmp_path / "all")
     assert {name for name, row in rows.items() if row.get("ranks") == world} == {"film", "long"}, "rows cannot be cut"
     assert rows["film"]["files"] == ["film.mp4", "film.safetensors"]
+    one, every = long_jobs / "one", tmp_path / "all"
     for name in ("short", "long", "walk"):
-        one, other = (np.load(tmp_path / kind / f"{name}.npz")["features"] for kind in ("one", "all"))
-        assert one.shape == other.shape and np.abs(one - other).max() < 1e-4
-    one, other = (load_state(tmp_path / kind / "film.safetensors")["latents"] for kind in ("one", "all"))
-    assert float((one - other).abs().max()) < 1e-4
+        alone, shared = (np.load(folder / f"{name}.npz")["features"] for folder in (one, every))
+        assert alone.shape == shared.shape and np.abs(alone - shared).max() < 1e-4
+    alone, shared = (load_state(folder / "film.safetensors")["latents"] for folder in (one, every))
+    assert float((alone - shared).abs().max()) < 1e-4
 
 
 @pytest.mark.distributed

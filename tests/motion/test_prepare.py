@@ -76,15 +76,17 @@ def test_training_with_prepared_data_gives_the_weights_of_training_with_the_data
     assert cli.main([*common, "--data", str(data), "--out", str(tmp_path / "data")]) == 0
     from longtake.text import SentenceEncoder
 
-    encode = SentenceEncoder.encode
-    monkeypatch.setattr(SentenceEncoder, "encode", lambda *_: pytest.fail("a text was encoded"))
+    offers = {name: getattr(SentenceEncoder, name) for name in ("encode", "vectors")}
+    for name in offers:
+        monkeypatch.setattr(SentenceEncoder, name, lambda *_: pytest.fail("a text was encoded"))
     assert cli.main([*common, "--prepared", str(file), "--out", str(tmp_path / "file")]) == 0
     one, two = weights(tmp_path / "data/prior/model"), weights(tmp_path / "file/prior/model")
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
     block = ["--pairs", "--prior", str(tmp_path / "file/prior")]
     assert cli.main([*common, *block, "--prepared", str(file), "--out", str(tmp_path / "file")]) == 0
-    monkeypatch.setattr(SentenceEncoder, "encode", encode)
+    for name, offer in offers.items():
+        monkeypatch.setattr(SentenceEncoder, name, offer)
     assert cli.main([*common, *block, "--data", str(data), "--out", str(tmp_path / "data")]) == 0
     one, two = weights(tmp_path / "data/pair"), weights(tmp_path / "file/pair")
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -48,13 +48,27 @@ def run_pipe(rank, world, name, sizes=None):
     return out.latents, out.frames
 
 
+def every_run(rank, world, sizes):
+    runs = {name: run_pipe(rank, world, name, sizes) for name in SCHEDULERS}
+    runs["stock"] = stock_run(rank, world)
+    if world == 3:
+        runs["extended"] = extended(rank, world)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def over_ranks():
+    """By world, what each rank made of every run. One launch a world: ranks load what they need once."""
+    return {world: run_ranks(every_run, world, sizes) for world, sizes in ((2, None), (3, (10, 2, 7)))}
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a5_latents_do_not_depend_on_the_number_of_ranks(name):
+def test_a5_latents_do_not_depend_on_the_number_of_ranks(name, over_ranks):
     alone, frames = run_pipe(0, 1, name)
     assert torch.isfinite(alone).all() and frames.shape == (FRAMES, 64, 64, 3)
-    for world, sizes in ((2, None), (3, (10, 2, 7))):
-        answers = run_ranks(run_pipe, world, name, sizes)
+    for runs in over_ranks.values():
+        answers = [run[name] for run in runs]
         for latents, _ in answers:
             assert relative(latents, alone) <= 1e-4
         shown = answers[0][1]
@@ -93,10 +107,10 @@ def stock_run(rank, world):
 
 
 @pytest.mark.distributed
-def test_a5_stock_text_to_video_pipeline_with_a_stochastic_solver():
+def test_a5_stock_text_to_video_pipeline_with_a_stochastic_solver(over_ranks):
     start, alone = stock_run(0, 1)
-    for world in (2, 3):
-        answers = run_ranks(stock_run, world)
+    for runs in over_ranks.values():
+        answers = [run["stock"] for run in runs]
         assert torch.equal(torch.cat([own for own, _ in answers]), start)
         assert relative(torch.cat([part for _, part in answers], 2), alone) <= 1e-4
 
@@ -140,13 +154,28 @@ def run_until(rank, world, folder, crash_at, name):
     return out.latents
 
 
+def run_each_until(rank, world, folder, crash_at):
+    return {name: run_until(rank, world, Path(folder, name), crash_at, name) for name in RESUMED}
+
+
+RESUMED = ("ddim", "sde-dpmsolver++", "unipc")
+
+
+@pytest.fixture(scope="module")
+def ended_and_resumed(tmp_path_factory):
+    """What three ranks give that crash at step 3, then what two give that go on, each with every scheduler."""
+    folder = str(tmp_path_factory.mktemp("runs"))
+    return run_ranks(run_each_until, 3, folder, 3), run_ranks(run_each_until, 2, folder, None)
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["ddim", "sde-dpmsolver++", "unipc"])
-def test_a_run_that_ended_at_step_3_goes_on_with_another_number_of_ranks(name, tmp_path):
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_that_ended_at_step_3_goes_on_with_another_number_of_ranks(name, tmp_path, ended_and_resumed):
     whole = run_until(0, 1, tmp_path / "whole", None, name)
-    assert run_ranks(run_until, 3, str(tmp_path / "run"), 3, name) == [None] * 3
-    for latents in run_ranks(run_until, 2, str(tmp_path / "run"), None, name):
-        assert relative(latents, whole) <= 1e-4
+    ended, resumed = ended_and_resumed
+    assert [run[name] for run in ended] == [None] * 3 and len(resumed) == 2
+    for run in resumed:
+        assert relative(run[name], whole) <= 1e-4
 
 
 def test_resume_does_not_repeat_steps(tmp_path):
@@ -221,10 +250,11 @@ def extended(rank, world):
 
 
 @pytest.mark.distributed
-def test_a_fade_behind_a_border_does_not_depend_on_the_number_of_ranks():
+def test_a_fade_behind_a_border_does_not_depend_on_the_number_of_ranks(over_ranks):
     alone = extended(0, 1)
-    for latents in run_ranks(extended, 3):
-        assert relative(latents, alone) <= 1e-4
+    assert len(over_ranks[3]) == 3
+    for run in over_ranks[3]:
+        assert relative(run["extended"], alone) <= 1e-4
 
 
 def test_text_states_cannot_fade_out_of_a_prompt(pipe, first):
