@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from longtake.kernels.backends.registry import backends, declines
-from longtake.kernels.calls.compiled import compiled_attention
 from longtake.kernels.calls.request import Asked, check_plan, settle
 from longtake.kernels.calls.stock import is_stock, is_window, picked, stock_attention, window_attention
 from longtake.kernels.masks.basic import Mask
@@ -90,9 +89,12 @@ def attention(
         raise ValueError(f"layout must be 'bhsd' or 'bshd', given {layout!r}")
     compiling = torch.compiler.is_compiling()
     if compiling and (mesh is not None or plan is not None or strategy not in ("auto", "none") or debug or softcap):
-        return _outside_the_graph(
-            q, k, v, mask=mask, mesh=mesh, strategy=strategy, plan=plan, backend=backend, scale=scale, layout=layout,
-            return_lse=return_lse, enable_gqa=enable_gqa, softcap=softcap, dropout_p=dropout_p, debug=debug,
+        from longtake.kernels.calls.compiled import outside_the_graph
+
+        return outside_the_graph(
+            attention, q, k, v, mask=mask, mesh=mesh, strategy=strategy, plan=plan, backend=backend, scale=scale,
+            layout=layout, return_lse=return_lse, enable_gqa=enable_gqa, softcap=softcap, dropout_p=dropout_p,
+            debug=debug,
         )  # fmt: skip
     if layout == "bshd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -102,6 +104,8 @@ def attention(
         q, k, v, mask, strategy, plan, backend, scale, enable_gqa, softcap, dropout_p, debug, degree
     )  # fmt: skip
     if compiling:
+        from longtake.kernels.calls.compiled import compiled_attention
+
         asked.check()
         out, lse = compiled_attention(q, k, v, asked.wanted, backend, asked.scale_of_logits)
     else:
@@ -140,12 +144,6 @@ def _is_checked(rule: Callable[[Asked, Transport], bool], asked: Asked, transpor
         check_plan(asked.plan, asked.wanted, asked.strategy, transport, asked.q, asked.k)
     asked.wanted.check_lengths(asked.q.shape[2], asked.k.shape[2])
     return True
-
-
-@torch.compiler.disable
-def _outside_the_graph(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
-    """The call as it is without torch.compile, between two graphs; with fullgraph=True torch refuses it."""
-    return attention(q, k, v, **settings)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""Attention as one node of torch.compile's graph, for one process.
+"""What `attention` is to torch.compile: one node of its graph for one process, and else a break between two graphs.
 
-`attention` calls `compiled_attention` while a graph is being traced. The mask enters the graph as its digest, a
-constant; the node finds it again when it runs. A call with a mesh, a plan or a soft cap does not come here: it breaks
-the graph (`attention` in api.py).
+The mask enters the graph as its digest, a constant; the node finds it again when it runs. The module is imported while
+a graph is being traced, and only then: torch's compiler alone takes seconds to load.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from longtake.kernels.calls.request import Asked, Ready, settle
@@ -74,3 +76,9 @@ def compiled_attention(
     """(O, L) as one node. L's gradient is dropped by detaching it."""
     out, lse = _forward(q, k, v, _name_mask(mask), backend, scale)
     return out, lse.detach()
+
+
+@torch.compiler.disable
+def outside_the_graph(call: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
+    """The call as it is without torch.compile, between two graphs; with fullgraph=True torch refuses it."""
+    return call(q, k, v, **settings)
