@@ -79,8 +79,8 @@ KNOBS = (
         name="prior", default=PRIOR, kind=str, decides=False, help="a shipped prior, a local folder or a Hub id"
     ),
     Knob(
-        name="vocoder", default=None, kind=str, decides=False, metavar="FILE",
-        help="another HiFi-GAN generator, a file or a folder",
+        name="vocoder", default=None, kind=str, decides=False, metavar="NAME",
+        help="another HiFi-GAN generator: a shipped one, a file or a folder",
     ),
 )  # fmt: skip
 
@@ -176,6 +176,7 @@ class SpeechDomain(Domain):
 
     def weights(self, request: Request) -> list[Path]:
         """The prior and the vocoder. Raises UserError that says what to do when one is missing."""
+        from longtake.speech import vocoder as vocoders
         from longtake.speech.backends.load import needs_vocoder
         from longtake.speech.backends.own import vocoder_path
         from longtake.weights import shipped_priors
@@ -188,10 +189,7 @@ class SpeechDomain(Domain):
             )
         (folder,) = super().weights(request)
         if vocoder is not None:
-            path = Path(vocoder)
-            if not path.exists():
-                raise UserError(f"the vocoder {vocoder} does not exist")
-            return [folder, path]
+            return [folder, vocoders.find(vocoder)]
         return [folder, vocoder_path(folder)] if needs_vocoder(folder) else [folder]
 
     def input_mark(self, name: str, path: Path) -> str:

