@@ -267,12 +267,13 @@ def train_vocoder(
     begun = folder / "begun.pt"  # what training begins with takes a minute to find: a resumed one finds it here
     if begun.is_file():
         told = torch.load(begun, weights_only=True)
-        student = from_state(told["state"]).train().requires_grad_(True)
+        config = replace(teacher.config, hidden=tuple(told["hidden"]))
+        student = from_state(told["state"], config).train().requires_grad_(True)
     else:
         student = slimmed(teacher.cpu(), crops(corpus, 2_000_000, SEEN, torch.device("cpu")), share)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(begun) as partial:
-            torch.save({"state": student.state_dict()}, partial)
+            torch.save({"state": student.state_dict(), "hidden": student.config.hidden}, partial)
     model = Pupil(student).to(device)
     teacher, bank = teacher.to(device), front.filter_bank().to(device)
     inner = slice(EDGE * teacher.hop, (FRAMES - EDGE) * teacher.hop)
