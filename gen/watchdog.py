@@ -313,6 +313,7 @@ class Watchdog:
             try:
                 connection = socket.create_connection((host, port), timeout=_SEND_S)
             except OSError:
+                self._silent_since = None  # who answered is gone: rank 0, if it died before its welcome
                 time.sleep(0.1)
                 continue
             itself = connection.getsockname() == connection.getpeername()  # nobody listens: it was given that very port

@@ -77,6 +77,20 @@ def test_a_connection_that_met_itself_is_nobody(monkeypatch: pytest.MonkeyPatch)
     assert len(made) > 1 and all(one.fileno() == -1 for one in made[:-1])
 
 
+def test_who_answered_once_and_is_gone_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank 0 that dies between its listening and its welcome: nobody else answers there."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr("longtake.watchdog._SILENCE_S", 0.5)
+    rank = Watchdog.muster(1, 2, *listener.getsockname(), near=True)
+    connection, _ = listener.accept()
+    listener.close()
+    connection.close()
+    with pytest.raises(RankFailure, match="rank 0 did not come"):
+        rank.wait_for_all(2.5)
+    rank._done.set()
+    rank.close()
+
+
 def test_strangers_are_capped_in_number_and_keep_no_rank_out() -> None:
     hub = Watchdog.host(2, TOKEN, local_only=True)
     idle = [socket.create_connection(("127.0.0.1", hub.port)) for _ in range(200)]
