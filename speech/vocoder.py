@@ -118,11 +118,19 @@ class Vocoder(nn.Module):
         """Sound (B, N) in -1..1 of log mels (B, 80, T)."""
         if self._quick is not None and mel.device.type == "cpu":
             return self._quick(mel)
-        return self.streams(mel)[1]
+        x = mel
+        for x in self.stages(mel):  # noqa: B007, none but the last is kept
+            pass
+        return self._sound(x)
 
     def streams(self, mel: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """What each stage says, (B, C, n) with its own channels and rate, and the sound of all."""
-        x, said = self.conv_pre(mel), []
+        said = list(self.stages(mel))
+        return said, self._sound(said[-1])
+
+    def stages(self, mel: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What each stage says (B, C, n), one after the other."""
+        x = self.conv_pre(mel)
         count = len(self.config.blocks)
         for place, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, SLOPE))
@@ -131,8 +139,10 @@ class Vocoder(nn.Module):
             for part in parts[1:]:
                 found = found + part(x)
             x = found / count
-            said.append(x)
-        return said, torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
+            yield x
+
+    def _sound(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
 
 
 class Quick:

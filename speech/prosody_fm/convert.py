@@ -126,12 +126,13 @@ def save(model: ProsodyFM, folder: Path, bits: int = 8) -> Path:
     from safetensors.torch import save as packed
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    state = model.state_dict()
     if bits == 8:
-        state = eight_bits(state)
-    half = {key: value.half() if value.ndim and bits == 16 else value for key, value in state.items()}
+        small = eight_bits(state)
+    else:
+        small = {key: (value.half() if value.ndim else value.float()).cpu() for key, value in state.items()}
     with atomic_path(folder / WEIGHTS) as partial:
-        partial.write_bytes(packed({key: value.contiguous() for key, value in half.items()}))
+        partial.write_bytes(packed({key: value.contiguous() for key, value in small.items()}))
     with atomic_path(folder / CONFIG) as partial:
         told = {"kind": KIND, **model.config.to_dict()}
         partial.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
