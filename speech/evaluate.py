@@ -17,9 +17,10 @@ import argparse
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
+from itertools import cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,36 +87,40 @@ class Judges:
         """Judge what ``make`` gives, a wave and its rate, for each sentence."""
         from longtake.speech.data import RATE
 
-        texts, alike, made_s, real_s, work = [], [], 0.0, 0.0, 0.0
-        for one in told:
-            start = time.perf_counter()
-            wave, rate = make(one)
-            work += time.perf_counter() - start
-            made_s += len(wave) / rate
-            real_s += one.ends[-1] / RATE
-            texts.append((self.listener(wave, rate), one.text))
-            alike.append(self.acquaintance.alike(wave, rate, self.voice(one.voice)))
-        from longtake.speech.judges import word_error_rate
-
-        rtf = math.nan if label == "real" else work / made_s
-        return Row(label, len(told), word_error_rate(texts), float(np.mean(alike)), made_s / real_s, rtf)
+        asked = ((one.text, one.voice, partial(make, one)) for one in told)
+        wer, similarity, made_s, work = self._heard(asked)
+        length = made_s / sum(one.ends[-1] / RATE for one in told)
+        return Row(label, len(told), wer, similarity, length, math.nan if label == "real" else work / made_s)
 
     def written(
         self, label: str, told: Sequence[str], pipe: LongSpeechPipeline, voices: Sequence[str], steps: int
     ) -> Row:
         """Judge how a pipeline reads written sentences, each of ``voices`` in turn."""
+
+        def say(text: str, voice: str, seed: int) -> tuple[np.ndarray, int]:
+            said: Any = pipe(text, voice=voice, seed=seed, num_inference_steps=steps)
+            return said.samples, said.rate
+
+        turns = zip(told, cycle(voices), range(len(told)), strict=False)
+        asked = ((text, voice, partial(say, text, voice, seed)) for text, voice, seed in turns)
+        wer, similarity, made_s, work = self._heard(asked)
+        return Row(label, len(told), wer, similarity, math.nan, work / made_s)
+
+    def _heard(
+        self, asked: Iterable[tuple[str, str, Callable[[], tuple[np.ndarray, int]]]]
+    ) -> tuple[float, float, float, float]:
+        """Word error rate, mean similarity, seconds of sound and of work, of texts, who says them and what makes it."""
         from longtake.speech.judges import word_error_rate
 
         texts, alike, made_s, work = [], [], 0.0, 0.0
-        for number, text in enumerate(told):
-            voice = voices[number % len(voices)]
+        for text, voice, make in asked:
             start = time.perf_counter()
-            said: Any = pipe(text, voice=voice, seed=number, num_inference_steps=steps)
+            wave, rate = make()
             work += time.perf_counter() - start
-            made_s += len(said.samples) / said.rate
-            texts.append((self.listener(said.samples, said.rate), text))
-            alike.append(self.acquaintance.alike(said.samples, said.rate, self.voice(voice)))
-        return Row(label, len(told), word_error_rate(texts), float(np.mean(alike)), math.nan, work / made_s)
+            made_s += len(wave) / rate
+            texts.append((self.listener(wave, rate), text))
+            alike.append(self.acquaintance.alike(wave, rate, self.voice(voice)))
+        return word_error_rate(texts), float(np.mean(alike)), made_s, work
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
