@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from longtake.journal import write_tensors
 from longtake.speech import mel as front
-from longtake.speech.vocoder import SLOPE, Config, Vocoder, from_state
+from longtake.speech.vocoder import SLOPE, Config, Vocoder, from_state, load
 
 if TYPE_CHECKING:
     from longtake.speech.data import Corpus
@@ -240,40 +241,43 @@ class Pupil(torch.nn.Module):
         return self.net.streams(mel)
 
 
+def crops(source: Corpus, seed: int, step: int, rows: int) -> torch.Tensor:
+    """Log mels (B, 80, T) of a step, where the corpus is."""
+    from longtake.speech.data import MEL_DEVIATION, MEL_MEAN
+    from longtake.train import Dice
+
+    drawn = source.crops(Dice(seed, step, source.mels.device), rows, FRAMES)
+    return front.denormalise(drawn.mel, MEL_MEAN, MEL_DEVIATION).transpose(1, 2)
+
+
+def begin(corpus: Corpus, teacher: Vocoder, folder: Path, *, seed: int, share: float = SHARE) -> Vocoder:
+    """The generator that training begins with, on the CPU. It takes a minute to find: a resumed training finds it in
+    ``folder``/begun.safetensors."""
+    begun = folder / "begun.safetensors"
+    if not begun.is_file():
+        student = slimmed(teacher.cpu(), crops(corpus, seed, 2_000_000, SEEN).cpu(), share)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(begun, student.state_dict())
+    return load(begun).train().requires_grad_(True)
+
+
 def train_vocoder(
     corpus: Corpus,
     held_out: Corpus,
     teacher: Vocoder,
+    student: Vocoder,
     folder: Path,
     settings: Settings,
     *,
     batch: int,
     seed: int,
-    share: float = SHARE,
 ) -> Vocoder:
     """Train (or resume) the student on ``batch`` crops a step; the record has its distance on held-out mels."""
     from longtake.graphs import Split
-    from longtake.journal import atomic_path
-    from longtake.speech.data import MEL_DEVIATION, MEL_MEAN
     from longtake.train import Dice, fit, training_device
 
     torch.manual_seed(seed)
     device = training_device()
-
-    def crops(source: Corpus, step: int, rows: int, place: torch.device = device) -> torch.Tensor:
-        drawn = source.crops(Dice(seed, step, device), rows, FRAMES)
-        return front.denormalise(drawn.mel, MEL_MEAN, MEL_DEVIATION).transpose(1, 2).to(place)
-
-    begun = folder / "begun.pt"  # what training begins with takes a minute to find: a resumed one finds it here
-    if begun.is_file():
-        told = torch.load(begun, weights_only=True)
-        config = replace(teacher.config, hidden=tuple(told["hidden"]))
-        student = from_state(told["state"], config).train().requires_grad_(True)
-    else:
-        student = slimmed(teacher.cpu(), crops(corpus, 2_000_000, SEEN, torch.device("cpu")), share)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(begun) as partial:
-            torch.save({"state": student.state_dict(), "hidden": student.config.hidden}, partial)
     model = Pupil(student).to(device)
     teacher, bank = teacher.to(device), front.filter_bank().to(device)
     inner = slice(EDGE * teacher.hop, (FRAMES - EDGE) * teacher.hop)
@@ -285,7 +289,7 @@ def train_vocoder(
         return gap(wave[:, inner], target[:, inner], bank) + apart(said, wanted)
 
     def judge(network: Any, step: int) -> dict[str, float]:
-        mel = crops(held_out, 1_000_000, 16)
+        mel = crops(held_out, seed, 1_000_000, 16)
         (said, wave), (wanted, target) = network(mel), teacher.streams(mel)
         noise = (wave - target)[:, inner].square().sum() / target[:, inner].square().sum()
         mels = [front.log_mel(x[:, inner], bank) for x in (wave, target)]
@@ -297,7 +301,7 @@ def train_vocoder(
         }
 
     def draw(step: int) -> tuple[torch.Tensor, ...]:
-        mel = crops(corpus, step, batch)
+        mel = crops(corpus, seed, step, batch)
         dice = Dice(seed + 1, step, device)
         low, high = LOUDER
         louder = torch.where(dice.uniform(batch) < 0.5, low + (high - low) * dice.uniform(batch), 0.0)

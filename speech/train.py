@@ -121,7 +121,7 @@ def _prosody(source: Prepared, args: argparse.Namespace, share: float) -> Path:
 def _vocoder(source: Prepared, args: argparse.Namespace, share: float) -> Path:
     from longtake.speech import vocoder
     from longtake.speech.data import Corpus
-    from longtake.speech.distil import report, train_vocoder
+    from longtake.speech.distil import begin, report, train_vocoder
     from longtake.train import Settings, count, schedule, training_device
 
     device = training_device()
@@ -133,7 +133,9 @@ def _vocoder(source: Prepared, args: argparse.Namespace, share: float) -> Path:
         count(args.vocoder_steps, args, 1000), VOCODER_RATE, warmup=20, ema=0.99, **schedule(args, share)
     )
     out = args.out / "vocoder"
-    model = train_vocoder(corpus, held_out, teacher, out, settings, batch=48 if large else 2, seed=args.seed)
+    student = begin(corpus, teacher, out, seed=args.seed)
+    batch = 48 if large else 2
+    model = train_vocoder(corpus, held_out, teacher, student, out, settings, batch=batch, seed=args.seed)
     folder = vocoder.save(model, out / "prior")
     report(model, teacher, held_out, out)
     return folder

@@ -38,3 +38,13 @@ def write(folder: Path) -> Path:
     """The prior as `longtake train speech` would leave it, its vocoder beside it."""
     prosody().save_pretrained(folder)
     return folder
+
+
+def drawn(config: vocoders.Config, seed: int = 0) -> vocoders.Vocoder:
+    """A vocoder of random weights whose sound is neither silence nor noise."""
+    torch.manual_seed(seed)
+    net = vocoders.Vocoder(config).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, 1.0 / (parameter.numel() / len(parameter)) ** 0.5)
+    return net

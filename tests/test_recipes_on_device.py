@@ -210,7 +210,8 @@ def vocoder(data, out):
     from longtake.speech.vocoder import Config, Vocoder
 
     teacher = Vocoder(Config(channels=32)).requires_grad_(False)
-    distil.train_vocoder(*corpora(data), teacher, out, Settings(1), batch=2, seed=0)
+    student = Vocoder(Config(channels=32, hidden=tuple(max(8 >> stage, 1) for stage in range(4) for _ in range(9))))
+    distil.train_vocoder(*corpora(data), teacher, student, out, Settings(1), batch=2, seed=0)
 
 
 def watch_head(data, out):

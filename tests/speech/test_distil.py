@@ -3,18 +3,13 @@
 import pytest
 import torch
 from longtake.speech import distil, vocoder
+from speech_prior import drawn
 
 KERNEL = 3
 
 
 def made(channels=32):
-    """A generator whose sound is neither silence nor noise."""
-    torch.manual_seed(0)
-    net = vocoder.Vocoder(vocoder.Config(channels=channels)).eval().requires_grad_(False)
-    for parameter in net.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, 1.0 / (parameter.numel() / len(parameter)) ** 0.5)
-    return net
+    return drawn(vocoder.Config(channels=channels))
 
 
 def heard(channels=12, samples=200):

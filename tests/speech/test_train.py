@@ -83,7 +83,7 @@ def test_the_vocoder_stage_leaves_a_smaller_generator(folder, tmp_path, capsys):
     stays = sum(made.config.hidden) / sum(size >> stage for size in [16] for stage in range(4) for _ in range(9))
     assert made.config.blocks == teacher.config.blocks and 0.3 < stays < 1
     assert "stop figures of the vocoder" in capsys.readouterr().out
-    begun, record = tmp_path / "vocoder" / "begun.pt", (tmp_path / "vocoder" / "vocoder.jsonl").read_text()
+    begun, record = tmp_path / "vocoder" / "begun.safetensors", (tmp_path / "vocoder" / "vocoder.jsonl").read_text()
     written = begun.stat().st_mtime_ns
     assert main(["train", "speech", "--data", str(folder), *told, "--out", str(tmp_path)]) == 0
     assert begun.stat().st_mtime_ns == written and (tmp_path / "vocoder" / "vocoder.jsonl").read_text() == record

@@ -5,17 +5,13 @@ import torch
 from longtake import UserError
 from longtake.speech import vocoder
 from speech_golden import Case
+from speech_prior import drawn
 
 TINY = vocoder.Config(channels=32)
 
 
 def made(config=TINY, seed=0):
-    torch.manual_seed(seed)
-    net = vocoder.Vocoder(config).eval().requires_grad_(False)
-    for parameter in net.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, 1.0 / (parameter.numel() / len(parameter)) ** 0.5)
-    return net
+    return drawn(config, seed)
 
 
 @pytest.mark.parametrize("name", ["S7_hifigan_tiny", "S7_hifigan_v1"])
