@@ -3,12 +3,14 @@
 Held-out sentences of the corpora, whose voices were trained on: word error rate by Whisper, similarity to another
 recording of the voice by resemblyzer, length against the real one. The same for sentences of a file, from their
 spelling on, by each of the known voices in turn; there is no real one. Then what can be set by hand and must be heard
-(``heard.py``): questions, contours, breaks. Priors of both kinds, ProsodyFM and VALL-E R, have rows.
+(``heard.py``): questions, contours, breaks; and whether phonemes are left out or said twice (``skips.py``). Priors of
+both kinds, ProsodyFM and VALL-E R, have rows.
 
     longtake evaluate speech --data DATA --prior runs/train-speech/prosody/prior
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 50
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --long 30
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 0 --texts FILE
+    longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 0 --phonemes 1000
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, product
 from pathlib import Path
@@ -135,6 +137,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--controls", type=int, default=20, help="sentences for contours and breaks (0: none)")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="judge sentences of a file too, one a line")
+    parser.add_argument(
+        "--phonemes", type=int, default=0, metavar="N", help="sentences in which each phoneme is looked for (default 0)"
+    )
     parser.add_argument("--long", type=float, default=0, metavar="MINUTES", help="judge a text of so many, by minute")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/evaluate-speech"), help="the table, and the judges' cache"
@@ -146,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     from longtake.speech import data, heard, vocoder
     from longtake.speech.judges import Acquaintance, Listener
 
-    for name in ("sentences", "controls", "long"):
+    for name in ("sentences", "controls", "phonemes", "long"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} must be 0 or more; given {getattr(args, name):g}")
     known = data.load_zip(args.data / "aligned_train.zip", "train", REFERENCES)
@@ -159,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     judges = Judges(Listener(args.out), Acquaintance(), known) if args.sentences or args.long or texts else None
     some = told[: args.sentences]
     if judges is not None and some:
-        rows.append(judges.row("real", some, lambda one: (one.wave(), data.RATE)))
+        rows.append(judges.row("real", some, _recorded))
         for place in places:
             rows.append(judges.row(f"copy synthesis, {place.name}", some, _copier(place)))
             print(TABLE.markdown(rows), flush=True)
@@ -196,12 +201,49 @@ def run(args: argparse.Namespace) -> int:
 
             found = judged(voice, judges, _both(voice, voices)[0], args.long, [one.text for one in told], args.out)
             facts[f"{prior}, long"] = found
+    if args.phonemes:
+        facts["phonemes"] = _phonemes(args, places[0], voices)
     table = TABLE.markdown(rows) if rows else ""
     heard_by = None if judges is None else judges.listener.name
     told_facts = {"command": told_command("speech"), "judge": heard_by, "controls": facts}
     write_table(args.out, "speech", table, {**told_facts, "rows": TABLE.json(rows)})
     print(table)
     return 0
+
+
+def _phonemes(args: argparse.Namespace, place: Path, voices: Sequence[str]) -> list[dict[str, Any]]:
+    """Are all phonemes said once? Sentences of the corpora: the recordings, and each prior's, by the voice that comes
+    after the recorded one among those of its accent, so that it never read them."""
+    from longtake.speech import data, skips
+
+    listen = skips.Phonetician()
+    names = ("aligned_val.zip", "aligned_train.zip")
+    told = [one for name in names for one in data.load_zip(args.data / name, name) if one.voice in voices]
+    told = told[: args.phonemes]
+    table = [skips.judged("real", ((one.phones, partial(_recorded, one)) for one in told), listen)]
+    for prior in args.prior:
+        voice = _voice(prior, place)
+        able = _both(voice, voices)
+        for steps in args.steps if voice.kind == "ProsodyFM" else [None]:
+            make = _maker(voice, steps, None)
+            asked = ((one.phones, partial(make, replace(one, voice=_next(one.voice, able)))) for one in told)
+            label = f"{prior.parent.name}/{prior.name}, {place.name}" + ("" if steps is None else f", {steps} steps")
+            table.append(skips.judged(label, asked, listen))
+    print(skips.TABLE.markdown(table), flush=True)
+    return skips.TABLE.json(table)
+
+
+def _next(name: str, voices: Sequence[str]) -> str:
+    """The voice after ``name`` among those that begin with its letter, the mark of an accent, the first after the
+    last."""
+    alike = [one for one in voices if one[:1] == name[:1]] or list(voices)
+    return min((one for one in alike if one > name), default=alike[0])
+
+
+def _recorded(one: Utterance) -> tuple[np.ndarray, int]:
+    from longtake.speech.data import RATE
+
+    return one.wave(), RATE
 
 
 def sentences_of(path: Path | None) -> list[str]:

@@ -50,7 +50,8 @@ def word_error_rate(pairs: Sequence[tuple[str, str]]) -> float:
     return sum(errors(words(one), words(two)) for one, two in pairs) / told if told else float("nan")
 
 
-def _package(name: str, wanted: str) -> Path:
+def package(name: str, wanted: str) -> Path:
+    """The folder of an installed package. Raises UserError that says what to install."""
     spec = find_spec(name)
     for place in (spec.submodule_search_locations if spec else None) or []:
         return Path(place)
@@ -61,7 +62,7 @@ class Listener:
     """Whisper through faster-whisper, on the CPU in eight bits: base where its package is installed, else tiny."""
 
     def __init__(self, cache: Path, threads: int = 1) -> None:
-        _package("faster_whisper", "faster-whisper")
+        package("faster_whisper", "faster-whisper")
         self.name, folder = self._weights(cache)
         whisper: Any = import_module("faster_whisper")
         self.model = whisper.WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
@@ -69,8 +70,8 @@ class Listener:
     @staticmethod
     def _weights(cache: Path) -> tuple[str, Path]:
         if find_spec(PARTS[0]) is None and find_spec(SMALL) is not None:
-            return "whisper-tiny.en", _package(SMALL, SMALL) / "model"
-        parts = [_package(part, " ".join(PARTS).replace("_", "-")) / "data" for part in PARTS]
+            return "whisper-tiny.en", package(SMALL, SMALL) / "model"
+        parts = [package(part, " ".join(PARTS).replace("_", "-")) / "data" for part in PARTS]
         folder = cache / "whisper-base"
         model = folder / "model.bin"
         files = sorted(file for part in parts for file in part.glob("model.bin.part*"))
@@ -97,7 +98,7 @@ class Acquaintance:
     """resemblyzer's vectors of voices: cosine similarity, near 1 for one speaker."""
 
     def __init__(self) -> None:
-        _package("resemblyzer", "resemblyzer")
+        package("resemblyzer", "resemblyzer")
         judge: Any = import_module("resemblyzer")
         self.encoder = judge.VoiceEncoder("cpu", verbose=False)
         self.trim = judge.preprocess_wav

@@ -3,7 +3,7 @@ the place of the asked moments, beside uniform sampling.
 
     python tests/benchmarks/watch_hours.py DATA --minutes 6 60 --kill --out hours.json
 
-The film is three-second clips of DATA (shared/data/video), cut hard, scaled to --size, 12 frames a second;
+The film is three-second clips of DATA (shared/data/video), cut hard, scaled to --size, --fps frames a second;
 `--needles` of them stand once and are asked for, the first by the command, the others of its index. With --kill
 each film is run once more, killed when half its blocks stand, and run again. Seconds are processor seconds of one
 thread, wall clock beside.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-CLIP_SECONDS, FPS = 3.0, 12
+CLIP_SECONDS, FPS = 3.0, 12  # FPS: of the clips themselves
 MOST_MOMENTS = 10
 
 WATCH = """
@@ -84,17 +84,17 @@ def clips_of(data: Path, count: int, rng) -> list[tuple[str, str, np.ndarray]]:
     return [found[place] for place in rng.permutation(len(found))]
 
 
-def write(path: Path, clips, order, size: tuple[int, int]) -> None:
+def write(path: Path, clips, order, size: tuple[int, int], fps: int) -> None:
     """The film in H.264: each clip is encoded once, and its packets stand where `order` (places of `clips`) says."""
     import av
 
-    count, step = round(CLIP_SECONDS * FPS), Fraction(1, FPS)
+    count, step = round(CLIP_SECONDS * fps), Fraction(1, fps)
     for place in sorted(set(order)):
         with av.open(str(path.with_suffix(f".{place}.mp4")), "w") as container:
-            stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "threads": "1"})
+            stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "threads": "1"})
             stream.width, stream.height, stream.pix_fmt, stream.max_b_frames = *size, "yuv420p", 0
             for slot in range(count):
-                picture = np.ascontiguousarray(clips[place][2][slot % len(clips[place][2])])
+                picture = np.ascontiguousarray(clips[place][2][slot * FPS // fps % len(clips[place][2])])
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 container.mux(stream.encode(frame.reformat(width=size[0], height=size[1], format="yuv420p")))
             container.mux(stream.encode(None))
@@ -206,11 +206,11 @@ def measure(args: argparse.Namespace, minutes: float) -> dict:
     }
     with tempfile.TemporaryDirectory() as folder:
         film, index, out = Path(folder) / "film.mp4", Path(folder) / "index", Path(folder) / "answer.json"
-        write(film, clips, order, args.size)
+        write(film, clips, order, args.size, args.fps)
         first = asked["seen"][0][0]
         whole = ran(command(film, first, out, index, args.rate))
         row = {
-            "minutes": minutes, "size": args.size, "clips": len(clips), "rate": args.rate,
+            "minutes": minutes, "size": args.size, "fps": args.fps, "clips": len(clips), "rate": args.rate,
             "film_mb": round(film.stat().st_size / 2**20, 1), "looked": whole["looked"],
             "seconds": {key: round(whole[key], 1) for key in ("decode", "look", "segments", "all", "wall")},
             "peak_mb": round(whole["peak_mb"]),
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=2000, help="clips that differ; a longer film repeats them")
     parser.add_argument("--rate", type=float, default=2.0, help="of the command")
     parser.add_argument("--size", type=int, nargs=2, default=[640, 360])
+    parser.add_argument("--fps", type=int, default=FPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kill", action="store_true", help="run each film once more, with a kill half way")
     parser.add_argument("--out", type=Path, default=None)
