@@ -188,7 +188,8 @@ def test_under_torchrun_a_run_ends_cleanly_and_a_mistake_is_told_once(tmp_path: 
     with open(job, "w") as file:
         file.write(_TORCHRUN_JOB.format(folder=os.path.dirname(__file__)))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    good = run(*torchrun("--standalone", "--nproc-per-node", 2), job, env=env)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", job]
+    good = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert (good.returncode, good.stdout) == (0, "sum 1\n"), good.stderr
     bad = run(*torchrun("--standalone", "--nproc-per-node", 2), job, "--frames", "0", env=env)
     assert bad.returncode != 0
