@@ -22,7 +22,7 @@ Time of a sequence of s tokens on p ranks: (quadratic s^2 + linear s) / p, and c
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -160,11 +160,12 @@ def plan_batch(lengths: Sequence[int], world: int, cost: Cost, capacity: int, la
     if not lengths:
         return BatchPlan(lengths, world, capacity, cost, ())
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    prices = _priced(lengths, cost, capacity, sizes)
     candidates = [static_plan(lengths, world, cost, capacity, size) for size in sizes]
     for phases in (1, 2, 3):
         waves: list[tuple[Group, ...]] = []
         for batch in _phases(order, lengths, phases, cost):
-            waves += _best_waves(batch, lengths, world, cost, capacity, largest)
+            waves += _best_waves(batch, lengths, world, prices, capacity, largest)
         candidates.append(BatchPlan(lengths, world, capacity, cost, tuple(waves)))
     return min((plan for plan in candidates if plan is not None), key=lambda plan: plan.makespan)
 
@@ -173,7 +174,8 @@ def static_plan(lengths: Sequence[int], world: int, cost: Cost, capacity: int, s
     """The usual plan: groups of one size in every wave, longest first; None where a sequence does not fit."""
     lengths = tuple(lengths)
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    bins = _filled(order, lengths, cost, capacity, (size,) * (world // size))
+    prices = _priced(lengths, cost, capacity, [size])
+    bins = _filled(order, lengths, prices, capacity, (size,) * (world // size))
     return None if bins is None else BatchPlan(lengths, world, capacity, cost, tuple(bins.waves()))
 
 
@@ -236,27 +238,25 @@ def _cuts(world: int, largest: int, limit: int = 400) -> tuple[tuple[int, ...], 
 
 
 class _Bins:
-    """Groups being filled; `members` longest first."""
+    """Groups being filled; `members` longest first, `prices` as ``_priced`` has them."""
 
-    def __init__(self, cut: tuple[int, ...], lengths: Sequence[int], cost: Cost, capacity: int):
-        self.cut, self.lengths, self.cost, self.capacity = cut, lengths, cost, capacity
+    def __init__(self, cut: tuple[int, ...], lengths: Sequence[int], prices: Mapping[int, list[float]], capacity: int):
+        self.cut, self.lengths, self.capacity = cut, lengths, capacity
+        self.prices = [prices[size] for size in cut]
         self.members: list[list[int]] = [[] for _ in cut]
         self.times = [0.0] * len(cut)
 
-    def fits(self, index: int, bin: int) -> bool:
-        return _tokens([self.lengths[index]], self.cut[bin]) <= self.capacity
-
     def place(self, index: int) -> bool:
         """Into the group that would then be done first; False when it fits into none."""
-        options = [
-            (self.times[bin] + self.cost.time(self.lengths[index], size), bin)
-            for bin, size in enumerate(self.cut)
-            if self.fits(index, bin)
-        ]
-        if options:
-            self.times[min(options)[1]] = min(options)[0]
-            self.members[min(options)[1]].append(index)
-        return bool(options)
+        soonest, place = math.inf, -1
+        for bin, (time, price) in enumerate(zip(self.times, self.prices, strict=True)):
+            if time + price[index] < soonest:
+                soonest, place = time + price[index], bin
+        if place < 0:
+            return False
+        self.times[place] = soonest
+        self.members[place].append(index)
+        return True
 
     def improve(self) -> None:
         """Move one sequence away from the slowest group, as long as that shortens the plan."""
@@ -265,11 +265,12 @@ class _Bins:
             span = self.times[slow]
             best = (span * (1 - 1e-9), -1, -1)
             for index in self.members[slow]:
-                left = span - self.cost.time(self.lengths[index], self.cut[slow])
-                for bin, size in enumerate(self.cut):
-                    if bin != slow and self.fits(index, bin):
-                        then = max(left, self.times[bin] + self.cost.time(self.lengths[index], size))
-                        best = min(best, (then, index, bin))
+                left = span - self.prices[slow][index]
+                for bin, price in enumerate(self.prices):
+                    if bin != slow:
+                        then = max(left, self.times[bin] + price[index])
+                        if then <= best[0]:
+                            best = min(best, (then, index, bin))
             _, index, bin = best
             if bin < 0:
                 return
@@ -277,9 +278,7 @@ class _Bins:
             self.members[bin].append(index)
             for changed in (slow, bin):
                 self.members[changed].sort(key=lambda member: (-self.lengths[member], member))
-                self.times[changed] = sum(
-                    self.cost.time(self.lengths[member], self.cut[changed]) for member in self.members[changed]
-                )
+                self.times[changed] = sum(self.prices[changed][member] for member in self.members[changed])
 
     def waves(self) -> list[tuple[Group, ...]]:
         """Each group's sequences cut into runs that fit into its memory; the i-th runs of all groups are wave i."""
@@ -302,21 +301,38 @@ class _Bins:
         return [tuple(wave) for wave in waves]
 
 
+def _priced(lengths: Sequence[int], cost: Cost, capacity: int, sizes: Sequence[int]) -> dict[int, list[float]]:
+    """By the ranks of a group, the seconds that each sequence takes there; infinite where it does not fit."""
+    return {
+        size: [cost.time(length, size) if _tokens([length], size) <= capacity else math.inf for length in lengths]
+        for size in sizes
+    }
+
+
 def _filled(
-    batch: Sequence[int], lengths: Sequence[int], cost: Cost, capacity: int, cut: tuple[int, ...]
+    batch: Sequence[int],
+    lengths: Sequence[int],
+    prices: Mapping[int, list[float]],
+    capacity: int,
+    cut: tuple[int, ...],
 ) -> _Bins | None:
     """The batch, longest first, in the groups of one cut; None when a sequence fits into none of them."""
-    bins = _Bins(cut, lengths, cost, capacity)
+    bins = _Bins(cut, lengths, prices, capacity)
     return bins if all(bins.place(index) for index in batch) else None
 
 
 def _best_waves(
-    batch: Sequence[int], lengths: tuple[int, ...], world: int, cost: Cost, capacity: int, largest: int
+    batch: Sequence[int],
+    lengths: tuple[int, ...],
+    world: int,
+    prices: Mapping[int, list[float]],
+    capacity: int,
+    largest: int,
 ) -> list[tuple[Group, ...]]:
     """The batch with the cut that is done first."""
     best: _Bins | None = None
     for cut in _cuts(world, largest):
-        bins = _filled(batch, lengths, cost, capacity, cut)
+        bins = _filled(batch, lengths, prices, capacity, cut)
         if bins is not None:
             bins.improve()
             best = bins if best is None or max(bins.times) < max(best.times) else best

@@ -141,7 +141,7 @@ def test_a_long_job_is_made_by_all_ranks_together_with_the_same_result(
 
 @pytest.mark.distributed
 def test_what_rank_0_cannot_write_of_a_spanning_job_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
-    parameters = {"frames": 48, "steps": 1, "guidance": 1.0}
+    parameters = {"frames": 48, "steps": 1, "guidance": 1.0, "height": 32, "width": 32}
     film = {"id": "film", "modality": "video", "prompt": "a dog", "seed": 1, "parameters": parameters}
     path = manifest(tmp_path, film, job("short"))
     assert run_ranks(spanned_run, 3, str(path), str(tmp_path / "out"), True) == [1, 1, 1]
@@ -278,7 +278,7 @@ def test_what_cannot_be_begun_is_one_line(tmp_path: Path, capsys) -> None:
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_record(tmp_path: Path) -> None:
-    path = manifest(tmp_path, job("a"), job("b", parameters={"frames": 4000}))
+    path = manifest(tmp_path, job("a"), job("b", parameters={"frames": 600}))
     code = (
         "import resource, signal, sys; from longtake.cli import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -301,7 +301,7 @@ def test_a_torn_line_of_the_record_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.distributed
 def test_a_video_job_on_one_of_three_ranks_talks_to_no_other(tmp_path: Path) -> None:
     """The pipeline used the default group although its run was of one process, and refused."""
-    parameters = {"frames": 16, "steps": 1, "guidance": 1.0}
+    parameters = {"frames": 16, "steps": 1, "guidance": 1.0, "height": 32, "width": 32}
     line = {"id": "film", "modality": "video", "prompt": "a dog walks", "parameters": parameters}
     jobs = tmp_path / "film.jsonl"
     jobs.write_text("".join(json.dumps({**line, "id": f"film{n}", "seed": n}) + "\n" for n in range(2)))
@@ -313,7 +313,7 @@ def test_a_video_job_on_one_of_three_ranks_talks_to_no_other(tmp_path: Path) -> 
 
 def test_a_video_job_gives_a_film_and_latents_to_go_on_from(tmp_path: Path) -> None:
     line = {"id": "film", "modality": "video", "prompt": "a dog walks", "parameters": {"frames": 16, "steps": 1}}
-    line["parameters"] |= {"guidance": 1.0, "preview": True}
+    line["parameters"] |= {"guidance": 1.0, "preview": True, "height": 32, "width": 32}
     jobs, out = tmp_path / "film.jsonl", tmp_path / "out"
     jobs.write_text(json.dumps(line) + "\n")
     assert main(["batch", str(jobs), "--out", str(out)]) == 0
@@ -321,4 +321,4 @@ def test_a_video_job_gives_a_film_and_latents_to_go_on_from(tmp_path: Path) -> N
     assert main(["batch", str(jobs), "--out", str(out), "--resume"]) == 0
     assert len((out / "results.jsonl").read_text().splitlines()) == 1
     command = ["video", "a dog walks", "--extend", str(out / "film.safetensors"), "--frames", "8", "--steps", "1"]
-    assert main([*command, "--out", str(tmp_path / "more.mp4")]) == 0
+    assert main([*command, "--height", "32", "--width", "32", "--out", str(tmp_path / "more.mp4")]) == 0

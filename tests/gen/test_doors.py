@@ -14,7 +14,7 @@ from longtake.media import read_video
 from longtake.records import read
 from processes import run
 
-VIDEO = ["video", "a dog", "--frames", "10", "--steps", "1", "--guidance", "1"]
+VIDEO = ["video", "a dog", "--frames", "10", "--steps", "1", "--guidance", "1", "--height", "32", "--width", "32"]
 MOTION = ["motion", "a person walks", "--frames", "40", "--steps", "1", "--guidance", "1"]
 LONG = "9" * 20
 WRONG = {
@@ -286,7 +286,7 @@ def test_a_film_to_extend_is_an_input_of_a_job_and_part_of_what_it_is(tmp_path: 
     monkeypatch.chdir(tmp_path)
     assert main([*VIDEO, "--out", "dog.mp4"]) == 0
     line = {"id": "b", "modality": "video", "prompt": "a cat", "inputs": {"extend": "dog.mp4"}}
-    line["parameters"] = {"frames": 6, "steps": 1, "guidance": 1}
+    line["parameters"] = {"frames": 6, "steps": 1, "guidance": 1, "height": 32, "width": 32}
     jobs = manifest(tmp_path, line)
     assert main(["batch", jobs, "--out", "out"]) == 0
     assert len(read_video("out/b.mp4")[0]) == 16

@@ -48,7 +48,9 @@ def truth(q: Tensor, k: Tensor, v: Tensor, entering: Tensor, decay: Tensor | Non
 
 def groups(tokens: int, label: str = "fp32") -> tuple[int, int]:
     """Batch and heads. The interpreter runs them one by one, so several of both are in the first two sizes alone."""
-    return (2, 3) if label == "fp32" and tokens in (203, 7) else (1, 2)
+    if label != "fp32":
+        return 1, 2
+    return {203: (2, 2), 7: (2, 3), 65: (1, 1)}.get(tokens, (1, 2))
 
 
 def decay_shape(mode: str, batch: int, heads: int, tokens: int) -> tuple[int, ...]:

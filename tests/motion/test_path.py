@@ -45,9 +45,14 @@ def test_u2_a_path_is_passed_within_a_fifth_of_a_metre_and_ends_at_its_last_poin
     assert float(np.linalg.norm(np.diff(root, axis=0), axis=1).max()) * out.fps < 6, "nobody jumps"
 
 
+@pytest.fixture(scope="module")
+def free(pipe) -> list[float]:
+    """Speeds of the README's prompts without a path."""
+    return speeds(pipe(README[0], 200, seed=3))
+
+
 @pytest.mark.parametrize("frames", [None, 200])
-def test_u2_walking_and_running_have_their_own_speeds_on_a_path(pipe, frames) -> None:
-    free = speeds(pipe(README[0], 200, seed=3))
+def test_u2_walking_and_running_have_their_own_speeds_on_a_path(pipe, free, frames) -> None:
     with_path = pipe(README[0], frames, path=README[1], seed=3)
     walk, run = speeds(with_path)
     assert run > 2 * walk and free[1] > 2 * free[0]

@@ -37,7 +37,7 @@ def file(data):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(train, "MODEL", {**train.MODEL, "width": 32, "layers": 2})
+    monkeypatch.setattr(train, "MODEL", {**train.MODEL, "width": 32, "feedforward": 64, "layers": 2})
     monkeypatch.setattr(train, "FRAMES_A_STEP", 400)
 
 

@@ -25,7 +25,7 @@ def data(tmp_path_factory):
 def prior(data):
     """A prior of the recipe's own making, tiny and hardly trained."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "MODEL", {**train.MODEL, "width": 32, "layers": 1})
+        patch.setattr(train, "MODEL", {**train.MODEL, "width": 32, "feedforward": 64, "layers": 1})
         patch.setattr(train, "FRAMES_A_STEP", 400)
         command = ["train", "motion", "--data", str(data), "--out", str(data / "run"), "--precision", "no"]
         assert cli.main([*command, "--steps", "2"]) == 0

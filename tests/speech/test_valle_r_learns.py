@@ -161,7 +161,7 @@ def models():
 @pytest.mark.slow
 def test_b1_phonemes_come_once_and_without_the_rule_they_do_not(models):
     generator = torch.Generator().manual_seed(9)
-    usual, hard = texts(40, generator), texts(40, generator, low=9, doubled=0.0)
+    usual, hard = texts(40, generator), texts(12, generator, low=9, doubled=0.0)  # without the rule each is endless
     rate = error_rate(models["stay_go"], usual)
     kept = error_rate(models["identity"], hard)
     unruled = error_rate(models["identity"], hard, way=free)

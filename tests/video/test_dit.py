@@ -29,28 +29,42 @@ def causal_of(kind):
     return BlockCausal(3) if kind.endswith("causal") else None
 
 
-def compare(rank, world, kinds, scopes):
-    """Largest difference to the reference by kind and number of the scope, over cuts; whole inputs."""
+def frames_of(kind):
+    return 6 if kind == "skyreels-causal" else FRAMES
+
+
+@functools.cache
+def wanted_of(kind, scope):
+    """What ``compare`` is to find, worked out once for all ranks and worlds: stock (None) or the reference."""
+    model, given = make(kind), call_of(kind, frames_of(kind))
+    return run(model, given) if scope is None else reference(kind, model, given, scope, frames_of(kind))
+
+
+def compared(world, kinds, scopes):
+    """``compare`` on all ranks."""
+    wanted = {(kind, number): wanted_of(kind, scope) for kind in kinds for number, scope in enumerate(scopes)}
+    return run_ranks(compare, world, kinds, scopes, wanted)
+
+
+def compare(rank, world, kinds, scopes, wanted):
+    """Largest difference to what is wanted by kind and number of the scope, over cuts; whole inputs."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     worst = {}
     for kind in kinds:
         model = make(kind)
-        frames = FRAMES if kind != "skyreels-causal" else 6
+        frames = frames_of(kind)
         given = call_of(kind, frames)
         for number, scope in enumerate(scopes):
-            if scope is None:
-                wanted = run(model, given)
-            else:
-                wanted = reference(kind, model, given, scope, frames)
             cuts = UNEVEN[world] if frames == FRAMES else [list(Partition.even(frames, world).sizes)]
             for sizes in cuts:
                 with parallelize(model, Partition.from_sizes(sizes), scope, whole=True) as handle:
                     handle.set_timestep(500.0)
                     handle.set_through(True)  # not by torch's stock call, also where it would do
                     out = run(model, given)
-                assert out.shape == wanted.shape
-                worst[kind, number] = max(worst.get((kind, number), 0.0), (out - wanted).abs().max().item())
+                right = wanted[kind, number]
+                assert out.shape == right.shape
+                worst[kind, number] = max(worst.get((kind, number), 0.0), (out - right).abs().max().item())
     return worst
 
 
@@ -86,17 +100,14 @@ def part_of(kind, given, span):
     return made
 
 
-def compare_parts(rank, world):
+def compare_parts(rank, world, every):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     worst = {}
     partition = Partition.from_sizes([3, 0, 4])
     mine = partition.range(rank)
-    for kind in KINDS:
-        if kind == "skyreels-causal":
-            continue
+    for kind, wanted in every.items():
         model, given = make(kind), call_of(kind, FRAMES)
-        wanted = reference(kind, model, given, NARROW, FRAMES)
         with parallelize(model, partition, NARROW):
             out = run(model, part_of(kind, given, mine))
         axis = FRAME_AXIS.get(kind, 2)
@@ -109,14 +120,15 @@ def compare_parts(rank, world):
 
 @pytest.mark.distributed
 def test_d2_ranks_that_hold_their_own_frames_alone_compute_the_same():
-    for worst in run_ranks(compare_parts, 3):
+    every = {kind: wanted_of(kind, NARROW) for kind in KINDS if kind != "skyreels-causal"}
+    for worst in run_ranks(compare_parts, 3, every):
         assert len(worst) == 16 and max(worst.values()) <= TOLERANCE, worst
 
 
 @functools.cache
 def in_every_class(world):
     """`compare` on all ranks, once for the lines that read it: stock and all frames in scope, then two scopes."""
-    return run_ranks(compare, world, KINDS, [None, Scope(FRAMES, 0, gate="off"), NARROW, SOFT])
+    return compared(world, KINDS, [None, Scope(FRAMES, 0, gate="off"), NARROW, SOFT])
 
 
 def worst_of(world, numbers):
@@ -146,7 +158,7 @@ def test_d6_the_family_of_scopes_is_masked_dense_attention_for_any_ranks(world):
         RotatingAnchors(reference=6, window=1), Decay(reference=4, factor=0.7), Sinks(1, 2), BlockCausal(2),
         Both(BlockCausal(2), NARROW),
     ]  # fmt: skip
-    for worst in run_ranks(compare, world, ("wan", "hunyuan", "cogvideox", "ltx"), scopes):
+    for worst in compared(world, ("wan", "hunyuan", "cogvideox", "ltx"), scopes):
         assert max(worst.values()) <= TOLERANCE, worst
 
 

@@ -100,14 +100,15 @@ def test_d8_within_the_training_length_the_film_is_that_of_the_stock_pipeline(na
 def test_d8_each_goes_on_from_a_film_and_from_its_picture(name):
     pipe = pipe_of(name)
     frames, stride = pipe.preset.film(6), pipe.preset.stride
-    film = pipe("a dog runs", frames, **asked(name))
+    short = {"num_inference_steps": 2}
+    film = pipe("a dog runs", frames, **asked(name, **short))
     earlier = {"latents": film.latents, "sound": getattr(film, "sound_latents", None)}
-    longer = pipe("a dog runs", context=pipe.context(**earlier, frames=2 * stride), **asked(name, image=False))
+    longer = pipe("a dog runs", context=pipe.context(**earlier, frames=2 * stride), **asked(name, image=False, **short))
     assert torch.equal(longer.latents[:6], film.latents) and len(longer.frames) == frames + 2 * stride
     assert torch.isfinite(longer.latents).all() and longer.latents[6:].std() > 0.01
     again = pipe(
         "a cat swims", context=pipe.context(**earlier, redo=(1 + stride, 2 * stride)),
-        **asked(name, image=False, seed=5),
+        **asked(name, image=False, seed=5, **short),
     )  # fmt: skip
     moved = (again.latents - film.latents).abs().amax((1, 2, 3)) > 0
     assert moved.tolist() == [False, False, True, False, False, False]
@@ -117,8 +118,9 @@ def test_d8_each_goes_on_from_a_film_and_from_its_picture(name):
 def test_d8_each_follows_a_timeline_of_prompts_of_any_length(name):
     pipe = pipe_of(name)
     frames = pipe.preset.film(5)
-    plain = pipe("a dog runs", frames, **asked(name, scope=ALL))
-    told = pipe(f"0: a dog runs | {frames // 2}: a red cat swims over the sea", frames, **asked(name, scope=ALL))
+    given = asked(name, scope=ALL, num_inference_steps=2)
+    plain = pipe("a dog runs", frames, **given)
+    told = pipe(f"0: a dog runs | {frames // 2}: a red cat swims over the sea", frames, **given)
     moved = (told.latents - plain.latents).abs().amax((1, 2, 3))
     assert moved[-1] > 1e-4
     if name.startswith("ltx2"):
