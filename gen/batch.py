@@ -70,7 +70,7 @@ class Job:
         marks = {
             name: self.request.domain.input_mark(name, path) for name, path in self.request.inputs.items()
         }  # fmt: skip
-        plan = self.request.plan(maker.weights(self.request), marks)
+        plan = self.request.plan(maker.weights(self.request), marks, maker.dtype)
         return fingerprint({"id": self.id, "job": plan, "version": version("longtake")})
 
     def told(self) -> dict[str, Any]:

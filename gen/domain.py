@@ -13,7 +13,7 @@ Its module must import nothing heavy at its top: `longtake --help` reads every d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -201,6 +201,10 @@ class Domain:
         from longtake.priors import strange_prompts
 
         return strange_prompts(request.timeline.prompts, self.weights(request), getattr(pipe, "text_encoder", None))
+
+    def beside(self, pipe: Any, outputs: Sequence[Path]) -> list[Path]:
+        """Files that saving a result writes besides those that were named."""
+        return []
 
     def most_ranks(self, pipe: Any, request: Request) -> int:
         """How many ranks can share the request."""

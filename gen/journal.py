@@ -361,6 +361,9 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     if key == "weights":  # a hash says nothing to a reader
         return f"it was made with the weights of another prior: name that one with --prior{more}"
+    if key == "dtype":
+        was, now = (plan.get(key, "float32") for plan in (old, new))
+        return f"it was made in {was}, this is {now}: say --dtype {was}{more}"
     return f"{key} was {_brief(old.get(key))}, is {_brief(new.get(key))}{more}"
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -38,12 +38,14 @@ CHECKPOINT_SECONDS = 5.0  # of a request that no one watches: the most that a ki
 @dataclass(frozen=True)
 class Targets:
     """Where the files of a request go. outputs: in the order of ``request.outputs``; sides: by name. run: folder of the
-    record, None keeps none; keep: whether the record stays when the run is complete."""
+    record, None keeps none; keep: whether the record stays when the run is complete. beside: what is written
+    besides."""
 
     outputs: tuple[Path, ...]
     sides: Mapping[str, Path] = field(default_factory=dict)
     run: Path | None = None
     keep: bool = True
+    beside: tuple[Path, ...] = ()
 
     @classmethod
     def of_stem(cls, request: Request, stem: Path, *, run: bool = True) -> Targets:
@@ -54,12 +56,13 @@ class Targets:
     @property
     def files(self) -> list[Path]:
         """All of them."""
-        return [*self.outputs, *self.sides.values()]
+        return [*self.outputs, *self.sides.values(), *self.beside]
 
     def unfinished(self, domain: Domain) -> Targets:
         """The names of what a stopped run leaves: walk.unfinished.bvh."""
         sides = {name: _marked(path, domain.side(name).suffix) for name, path in self.sides.items()}
-        return Targets(tuple(_marked(path, domain.suffix_of(path) or "") for path in self.outputs), sides)
+        outputs = tuple(_marked(path, domain.suffix_of(path) or "") for path in self.outputs)
+        return Targets(outputs, sides, beside=tuple(_marked(path, path.suffix) for path in self.beside))
 
 
 @dataclass
@@ -101,6 +104,11 @@ class Maker:
                 self._pipes[key] = pipe
             return self._pipes[key]
 
+    @property
+    def dtype(self) -> str:
+        """The arithmetic of this maker's ranks, e.g. "bfloat16"."""
+        return str(self.ranks.choice.dtype).removeprefix("torch.")
+
     def weights(self, request: Request) -> str:
         """Hash of all weights that decide the result. Raises UserError when some are missing."""
         from longtake.weights import WEIGHT_SUFFIXES, file_hash
@@ -117,7 +125,7 @@ class Maker:
 
         def take() -> dict[str, Any]:
             marks = {name: request.domain.input_mark(name, path) for name, path in request.inputs.items()}
-            return request.plan(self.weights(request), marks)
+            return request.plan(self.weights(request), marks, self.dtype)
 
         return on_main(self.ranks, take)
 
@@ -148,6 +156,7 @@ class Maker:
         if say is not None:
             for warning in warnings:
                 say(warning)
+        targets = self._with_beside(domain, pipe, targets, resume or overwrite)
         if targets.run is None:
             output = domain.generate(pipe, request, ranks, None, on_step)
             files = self._write(domain, output, request, targets)
@@ -172,6 +181,18 @@ class Maker:
             record.leave()
             raise
         return Made(files, output, _is_complete(output), time.monotonic() - started, warnings)
+
+    def _with_beside(self, domain: Domain, pipe: Any, targets: Targets, may_stand: bool | str) -> Targets:
+        """With what saving writes besides the files that were named. Raises UserError for such a file that stands."""
+        beside = tuple(path for path in domain.beside(pipe, targets.outputs) if path not in targets.files)
+
+        def check() -> None:
+            for path in () if may_stand else beside:
+                if os.path.lexists(path):
+                    raise UserError(f"{path} exists, and the result writes it too: choose another name, or --overwrite")
+
+        on_main(self.ranks, check)
+        return replace(targets, beside=beside)
 
     def _write(self, domain: Domain, output: Output, request: Request, targets: Targets) -> list[Path]:
         """Every file, on rank 0; the other ranks give it what they hold of a stream."""
@@ -327,6 +348,8 @@ def _is_whole(domain: Domain, targets: Targets, path: Path) -> bool:
     try:
         if path in targets.outputs:
             domain.file_kinds()[domain.suffix_of(path) or ""].whole(path)
+        elif path in targets.beside:
+            return path.is_file()  # whole with the file that it stands beside
         else:
             name = next(name for name, side in targets.sides.items() if side == path)
             domain.side(name).whole(path)

@@ -24,11 +24,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from longtake.errors import UserError, explain_disk_errors
+from longtake.errors import UserError, explain_disk_errors, one_line
 from longtake.journal import atomic_path, partial_path
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 _CRF = 18  # x264's constant rate factor; 18 is visually lossless, 23 is x264's default
 _BT709 = 1  # H.273 code for the colour primaries, transfer and matrix of HD video
@@ -324,15 +325,25 @@ def check_film(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path} is not a whole film: {found} frames can be read")
 
 
-def check_picture(path: str | os.PathLike[str]) -> None:
-    """Read a picture whole. Raises UserError when it is missing or damaged."""
+def read_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture in RGB; transparent parts are black, of several pictures the first. Raises UserError when it is missing
+    or damaged."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as opened:
+            opened.load()
+            picture: Image.Image = opened
+            if picture.mode.startswith("I;16"):  # Pillow cuts 16 bits off, where grey is meant
+                picture = picture.point(lambda value: value / 257).convert("L")
+            return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a readable picture: {error}") from error
+        raise UserError(f"{path} is not a readable picture: {one_line(error)}") from error
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Read a picture whole. Raises UserError when it is missing or damaged."""
+    read_picture(path)
 
 
 class _Delays(list[int]):

@@ -144,9 +144,10 @@ class Request:
 
     # ------------------------------------------------------------------------------------------------------ what it is
 
-    def plan(self, weights: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    def plan(self, weights: str, inputs: Mapping[str, str], dtype: str = "float32") -> dict[str, Any]:
         """All that decides the result, and nothing else, as JSON values: a run may go on with other ranks, another
-        name, other files. weights: hash of the weights; inputs: hash of each input file."""
+        name, other files. weights: hash of the weights; inputs: hash of each input file; dtype: of the arithmetic,
+        told where it is not float32."""
         domain = self.domain
         plan: dict[str, Any] = {"modality": self.modality}
         if self.timeline is not None:
@@ -158,6 +159,8 @@ class Request:
         if inputs:
             plan["inputs"] = dict(inputs)
         plan["weights"] = weights
+        if dtype != "float32":
+            plan["dtype"] = dtype
         return plan
 
     def as_command(self, stem: str, sides: Mapping[str, str] | None = None) -> str:

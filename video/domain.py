@@ -10,7 +10,7 @@ stay as they are, so the fade lies behind the border and its middle half a blend
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ KNOBS = (
     ),
     Knob(
         name="window", default=None, kind=int, least=0, most=MOST_FRAMES,
-        help="frames seen on each side of a frame (default 8)",
+        help="frames seen on each side of a frame (default 8); of a video transformer latent frames, as below",
     ),
     Knob(
         name="global_frames", default=16, kind=int, least=0, most=MOST_FRAMES, help="frames seen by every frame"
@@ -100,7 +100,7 @@ KNOBS = (
         help="video transformers: where frames stand in time beyond the training length (auto: clip)",
     ),
     Knob(
-        name="length", default=None, kind=int, least=1, most=100_000,
+        name="length", default=None, kind=int, least=3, most=100_000,
         help="video transformers: training length in latent frames, where no preset knows it",
     ),
     Knob(
@@ -160,8 +160,11 @@ class VideoDomain(Domain):
     def usual(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Mapping[str, Any]:
         preset = self._preset(settings, inputs)
         if preset is None:
-            return {"fps": FPS, "steps": STEPS, "guidance": GUIDANCE}
-        return {"fps": preset.fps, "steps": preset.steps, "guidance": float(preset.guidance)}
+            found = {"fps": FPS, "steps": STEPS, "guidance": GUIDANCE}
+        else:
+            found = {"fps": preset.fps, "steps": preset.steps, "guidance": float(preset.guidance)}
+        noted = self._noted(inputs).get("fps")  # a film that goes on goes on at its own pace
+        return found | ({"fps": noted} if isinstance(noted, (int, float)) and 0.1 <= noted <= 240 else {})
 
     def _model(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Any:
         """What the files of a video transformer on this machine say; None for other priors."""
@@ -196,6 +199,8 @@ class VideoDomain(Domain):
             if "extend" not in request.inputs:
                 raise UserError("--redo needs --extend RUN: the run whose frames are to be made anew")
             start, stop = _redo(settings["redo"])
+            if settings["seconds"] is not None or settings["frames"] not in (None, stop - start):
+                raise UserError("--redo A:B says how many frames are made: leave --frames and --seconds out")
             settings["frames"] = stop - start
         elif settings["seconds"] is not None:
             settings["frames"] = max(1, round(settings["seconds"] * settings["fps"]))
@@ -245,14 +250,19 @@ class VideoDomain(Domain):
             return str(super().input_mark(name, path))
         return str(_latents().latents_mark(path))
 
+    @staticmethod
+    def _noted(inputs: Mapping[str, Path]) -> dict[str, Any]:
+        """What an earlier run notes; nothing without one."""
+        if "extend" not in inputs:
+            return {}
+        note: dict[str, Any] = _latents().read_note(_latents().latents_file(inputs["extend"]))
+        return note
+
     def _recorded(self, inputs: Mapping[str, Path]) -> str | None:
         """The prior that an earlier run notes, when it is on this machine. Raises UserError for any other."""
         from longtake.weights import shipped_priors
 
-        if "extend" not in inputs:
-            return None
-        note = _latents().read_note(_latents().latents_file(inputs["extend"]))
-        prior = note.get("prior")
+        prior = self._noted(inputs).get("prior")
         if prior is None:
             return None
         known = isinstance(prior, str) and len(prior) < 1000 and "\0" not in prior
@@ -280,7 +290,11 @@ class VideoDomain(Domain):
         from longtake.video.scope import Scope
 
         given = request.settings
-        total = given["frames"] if context is None else len(context.window())
+        if context is None:
+            model = self._model(given, request.inputs)
+            total = given["frames"] if model is None else model.preset.latents(given["frames"])
+        else:
+            total = len(context.window())
         window = min(8, total) if given["window"] is None else given["window"]
         bias = 10.0 if given["gate"] == "soft" else 0.0
         return Scope(window=window, global_frames=given["global_frames"], gate=given["gate"], bias=bias)
@@ -306,7 +320,9 @@ class VideoDomain(Domain):
         before = _latents().last_prompt(note) if redo is None else None
         if sound is not None and not _is_transformer(pipe):
             raise UserError(f"{request.inputs['extend']} has sound, and {given['prior']} makes none")
-        more = {} if sound is None else {"sound": sound}
+        more: dict[str, Any] = {} if sound is None else {"sound": sound}
+        if _is_transformer(pipe):
+            more["film"] = note.get("film")
         made: Context = pipe.context(latents, frames=given["frames"], redo=redo, before=before, **more)
         return made
 
@@ -318,6 +334,10 @@ class VideoDomain(Domain):
         for name in ("first", "last"):
             if name in request.inputs and not transformer:
                 raise UserError(f"--{name} is for video transformers: {given['prior']} is a UNet")
+            if name in request.inputs:
+                _media().read_picture(request.inputs[name])
+                if context is not None and (context.start if name == "first" else context.stop < context.total):
+                    raise UserError(f"--{name} is a frame of the earlier film here, and that is kept: leave it out")
         usual = {"positions": "auto", "length": None, "guidance_ranks": False}
         if not transformer and any(given[name] != value for name, value in usual.items()):
             raise UserError(
@@ -344,7 +364,31 @@ class VideoDomain(Domain):
             pipe.free_noise(None if named is None else _free_noise(named))
 
     def warn(self, pipe: Any, request: Request) -> list[str]:
-        return [] if _is_transformer(pipe) else super().warn(pipe, request)
+        given, found = request.settings, [] if _is_transformer(pipe) else super().warn(pipe, request)
+        if given["guidance"] <= 1 and given["negative"]:
+            found.append(f"guidance {given['guidance']:g} is off: what the video should not show is not heeded")
+        made = self._noted(request.inputs).get("prior")
+        if made is not None and made != given["prior"] and not (_is_folder(made) and _same(made, given["prior"])):
+            found.append(f"{request.inputs['extend']} is of the prior {made}, and goes on with {given['prior']}")
+        if _is_transformer(pipe) and given["base"] is not None:
+            found.append("--base is for bare UNets: it does nothing here")
+        if _is_transformer(pipe) and given["redo"] is not None:
+            context = self.context(request, pipe)
+            assert context is not None
+            first, last = (pipe.preset.film(one) for one in (context.start, context.stop))
+            first, last = (0 if context.start == 0 else first), min(last, context.film or last)
+            found.append(
+                f"whole latent frames are made anew, frames {first} to {last - 1}; later ones may change a little, "
+                "where the VAE remembers earlier frames"
+            )
+        return found
+
+    def beside(self, pipe: Any, outputs: Sequence[Path]) -> list[Path]:
+        if not _is_transformer(pipe) or not pipe.makes_sound:
+            return []
+        from longtake.video.dit.film_sound import wav_beside
+
+        return list(dict.fromkeys(path for path in map(wav_beside, outputs) if path is not None))
 
     def most_ranks(self, pipe: LongVideoPipeline, request: Request) -> int:
         """Every rank needs a frame."""
@@ -363,13 +407,12 @@ class VideoDomain(Domain):
         self._windows(pipe, request)
         more: dict[str, Any] = {}
         if _is_transformer(pipe):
-            from PIL import Image
-
             more |= {"positions": given["positions"], "guidance_ranks": given["guidance_ranks"]}
             ends = {"first": 0, "last": -1}
-            held = {place: Image.open(request.inputs[name]) for name, place in ends.items() if name in request.inputs}
+            given_ends = {place: request.inputs[name] for name, place in ends.items() if name in request.inputs}
+            held = {place: _media().read_picture(path) for place, path in given_ends.items()}
             if 0 in held and context is None and pipe.begins_from_a_picture:
-                more["image"] = held.pop(0).convert("RGB")
+                more["image"] = held.pop(0)
             more["hold"] = held or None
         output = pipe(
             request.times,
@@ -439,6 +482,7 @@ class VideoDomain(Domain):
             else:
                 asked = f"redo={_redo(given['redo'])}"
             asked += f", sound=read_sound({run!r})" if has_sound else ""
+            asked += ", film=note['film']" if "film" in self._noted(request.inputs) else ""
             said.before.append(f"context = pipe.context(latents, {asked})")
             said.arguments["context"] = _Name("context")
         return said
@@ -446,6 +490,11 @@ class VideoDomain(Domain):
 
 def _is_transformer(pipe: Any) -> bool:
     return hasattr(pipe, "record")
+
+
+def _same(one: str, two: str) -> bool:
+    """Whether two names are one folder."""
+    return Path(one).absolute() == Path(two).absolute()
 
 
 def _is_animatediff(pipe: Any) -> bool:

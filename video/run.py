@@ -29,6 +29,7 @@ class Context:
     before: the prompt that the earlier run ended with. The kept frames hear it, and the new ones fade out of it behind
         the border (see ``Timeline.after``); None: the kept frames hear the new prompt too, which begins at once.
     sound: latents (A, C) of the earlier run's sound, where it has one.
+    film: frames of film that the finished video has, where its last latent frame holds more of them; None: all.
     """
 
     latents: torch.Tensor | None
@@ -36,6 +37,7 @@ class Context:
     stop: int
     before: str | None = None
     sound: torch.Tensor | None = None
+    film: int | None = None
 
     @classmethod
     def new(cls, frames: int) -> Context:
@@ -61,9 +63,14 @@ class Context:
         """Frames of the earlier run."""
         return 0 if self.latents is None else len(self.latents)
 
+    @property
+    def total(self) -> int:
+        """Frames of the finished video."""
+        return max(self.kept, self.stop)
+
     def window(self, context_frames: int = CONTEXT_FRAMES) -> range:
         """Frames that the network sees: those to make and up to ``context_frames`` kept ones on each side."""
-        return range(max(0, self.start - context_frames), min(max(self.kept, self.stop), self.stop + context_frames))
+        return range(max(0, self.start - context_frames), min(self.total, self.stop + context_frames))
 
     def known(self, numbers: range) -> Known | None:
         """The kept ones among some frames, held fixed; None when nothing is kept."""

@@ -20,7 +20,7 @@ import numpy as np
 from longtake.errors import UserError, explain_disk_errors
 from longtake.journal import atomic_path
 from longtake.media import check_output
-from longtake.outputs import VideoOutput
+from longtake.outputs import FILMS, VideoOutput
 
 if TYPE_CHECKING:
     import torch
@@ -42,15 +42,23 @@ class SoundFilm(VideoOutput):
     ) -> Path:
         """As a film; .mp4 holds the sound (AAC), beside others it lies as .wav. Raises UserError."""
         path = Path(path)
-        beside = path.with_suffix(".wav")
-        if path.suffix.lower() != ".mp4":
+        beside = wav_beside(path)
+        if beside is not None:
             check_output(beside, (".wav",), overwrite)
         path = super().save(path, overwrite=overwrite, preview=preview)
-        if path.suffix.lower() == ".mp4":
+        if beside is None:
             add_sound(path, self.sound, self.rate)
         else:
             write_wav(beside, self.sound, self.rate, overwrite=overwrite)
         return path
+
+
+def wav_beside(path: Path) -> Path | None:
+    """Where the sound of a film is written; None where the film itself holds it (.mp4)."""
+    suffix = path.suffix.lower()
+    if suffix == ".mp4":
+        return None
+    return path.with_name((path.stem if suffix in FILMS else path.name) + ".wav")
 
 
 def with_sound(film: VideoOutput, latents: torch.Tensor, waves: Any, rate: int, seconds: float) -> SoundFilm:

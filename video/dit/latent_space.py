@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from longtake.errors import UserError
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from longtake.video.run import Context
 
 _EXPLODING = ("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline", "Cosmos2VideoToWorldPipeline")
 
@@ -57,6 +60,17 @@ def denormalised(stock: Any, z: Tensor, part: tuple[Tensor, Tensor] | None = Non
                 "extended"
             )
     return scaled(z, start)
+
+
+def check_channels(stock: Any, context: Context) -> None:
+    """Raises UserError for an earlier run whose latents have other channels than the VAE of a stock pipeline."""
+    config = stock.vae.config
+    wanted = getattr(config, "z_dim", None) or getattr(config, "latent_channels", None)
+    if context.latents is not None and wanted and context.latents.shape[1] != int(wanted):
+        raise UserError(
+            f"the earlier run has latents of {context.latents.shape[1]} channels, {type(stock).__name__} of {wanted}: "
+            "another model made it"
+        )
 
 
 def variance_explodes(stock: Any) -> bool:

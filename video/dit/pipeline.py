@@ -44,10 +44,11 @@ from longtake.video.dit.asking import (
     takes_of,
 )
 from longtake.video.dit.decode import Caught, Decoder, caught
-from longtake.video.dit.drive import Drive, Kept, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
+from longtake.video.dit.drive import Drive, Layout, channels_of, names_of, side_by_side, texts_of, zeros_of
 from longtake.video.dit.film_sound import with_sound
 from longtake.video.dit.guidance import Guided, Halves, Pass
-from longtake.video.dit.latent_space import awake, denormalised, moments_of, normalised
+from longtake.video.dit.held import held
+from longtake.video.dit.latent_space import check_channels, denormalised, moments_of
 from longtake.video.dit.positions import Positions
 from longtake.video.dit.presets import Preset, preset_of
 from longtake.video.dit.prompts import frame_weights
@@ -130,6 +131,11 @@ class TransformerVideoPipeline:
         """Whether the stock pipeline takes its first frame as an image."""
         return "image" in takes_of(self.stock)
 
+    @property
+    def makes_sound(self) -> bool:
+        """Whether its films have sound."""
+        return makes_sound(self.stock)
+
     def stop(self) -> None:
         """Ask the run to end after the step at work; the result is then the estimate of the clean latents."""
         self._interrupt = True
@@ -149,21 +155,26 @@ class TransformerVideoPipeline:
 
     def context(
         self, latents: Tensor, *, frames: int | None = None, redo: tuple[int, int] | None = None,
-        before: str | None = None, sound: Tensor | None = None,
+        before: str | None = None, sound: Tensor | None = None, film: int | None = None,
     ) -> Context:  # fmt: skip
         """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or film frames `redo`.
 
-        sound: the latents of its sound (A, C), where it has one: `film.sound_latents`.
+        sound: the latents of its sound (A, C), where it has one: `film.sound_latents`. film: the frames that the
+        earlier film had, `film.info["frames"]`, where its last latent frame holds more (None: all that they hold). A
+        part of a latent frame cannot be made: the film has at least one frame of the last new one.
         """
+        stride, had = self.preset.stride, self.film(len(latents), film)
         if redo is None:
             assert frames is not None
-            return replace(Context.extend(latents, -(-frames // self.preset.stride), before), sound=sound)
-        film = self.preset.film(len(latents))
+            more = max(self.preset.latents(had + frames) - len(latents), min(frames, 1))
+            least = self.preset.film(len(latents) + more) - stride + 1
+            made = Context.extend(latents, more, before)
+            return replace(made, sound=sound, film=max(had + frames, least))
         start, stop = redo
-        if not 0 <= start < stop <= film:
-            raise UserError(f"cannot redo frames {start}:{stop} of a video of {film} frames")
+        if not 0 <= start < stop <= had:
+            raise UserError(f"cannot redo frames {start}:{stop} of a video of {had} frames")
         made = Context.redo(latents, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
-        return replace(made, sound=sound)
+        return replace(made, sound=sound, film=had)
 
     def latents(self, frames: int) -> int:
         """Latent frames that hold so many frames of film."""
@@ -176,6 +187,7 @@ class TransformerVideoPipeline:
     ) -> Any:  # fmt: skip
         """How the latent frames are cut over ranks. Raises UserError for what cannot be made."""
         check_sound(self.stock, context)
+        check_channels(self.stock, context)
         span = context.window(CONTEXT_FRAMES) if span is None else span
         dual = scope if isinstance(scope, Scope) else None
         partition = check_frames(len(span), world, dual, sizes, new=context.stop - context.start)
@@ -241,9 +253,9 @@ class TransformerVideoPipeline:
         timeline = as_timeline(prompt, fps)
         ranks = ranks or current() or Ranks.single(self.device)
         seed = seed_of(seed, generator)
-        film: int | None = asked if context is None else None
         if context is None:
-            context = Context.new(preset.latents(asked))
+            context = replace(Context.new(preset.latents(asked)), film=asked)
+        film = context.film
         span = context.window(CONTEXT_FRAMES)
         if isinstance(scope, str):
             if scope != "auto":
@@ -259,7 +271,7 @@ class TransformerVideoPipeline:
         )  # fmt: skip
         given = pictured(self.stock, context, span, stock)
         height, width = self._size(height, width, context, given.get("image"))
-        kept = self._kept(context, span, hold, height, width)
+        kept = held(self.stock, preset, context, span, hold, (height, width))
         layout = Layout(self.record, len(span), self._pixels(height, width))
         track = track_of(self.stock, context, span, preset, fps) if makes_sound(self.stock) else None
         arguments = arguments_of(
@@ -502,38 +514,6 @@ class TransformerVideoPipeline:
             return guided(stock, given, call, words)
 
         patches.forward(model, forward)
-
-    def _kept(
-        self, context: Context, span: range, hold: Mapping[int, Any] | None, height: int, width: int
-    ) -> Kept | None:
-        """Frames of the run that are held: of an earlier run, and pictures."""
-        known = context.known(span)
-        if not hold:
-            return None if known is None else Kept(known.mask, known.clean)
-        total = len(span)
-        film = self.preset.film(total)
-        mask = torch.zeros(total, dtype=torch.bool) if known is None else known.mask.clone()
-        clean: Tensor | None = None if known is None else known.clean.clone()
-        for frame, picture in hold.items():
-            place = frame + film if frame < 0 else frame
-            if not 0 <= place < film:
-                raise UserError(f"hold names frame {frame}; the film has {film} frames")
-            latent = self.preset.latent_of(place)
-            told = self._encode(picture, height, width, latent)
-            clean = told.new_zeros((total, *told.shape)) if clean is None else clean
-            mask[latent], clean[latent] = True, told.to(clean)
-        assert clean is not None
-        return Kept(mask, clean)
-
-    def _encode(self, picture: Any, height: int, width: int, place: int) -> Tensor:
-        """The latent frame (c, h, w) of a still picture: the first of a film, or one within it."""
-        vae = self.stock.vae
-        image = self.stock.video_processor.preprocess(picture, height, width)  # (1, 3, H, W) in [-1, 1]
-        count = 1 if place == 0 else 1 + self.preset.stride
-        weight = awake(vae)
-        film = image.to(weight)[:, :, None].expand(-1, -1, count, -1, -1).contiguous()
-        latent = vae.encode(film).latent_dist.mode()
-        return normalised(self.stock, latent[:, :, -1:], place)[0, :, 0].float().cpu()
 
     def _output(
         self, whole: Tensor, made: Tensor, note: Any, fps: float, film: int | None, ranks: Ranks,

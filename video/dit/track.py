@@ -62,7 +62,7 @@ def check_sound(stock: Any, context: Context) -> None:
     name = type(stock).__name__
     if makes_sound(stock) and context.sound is None:
         raise UserError(
-            f"{name} makes sound with the film, and the earlier run holds none: give its latents of sound (sound=) too"
+            f"{name} makes sound with the film, and the earlier run holds none (in Python: sound=film.sound_latents)"
         )
     if not makes_sound(stock) and context.sound is not None:
         raise UserError(f"the earlier run has sound, and {name} makes none")
