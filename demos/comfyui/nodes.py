@@ -21,17 +21,20 @@ KINDS = ("cut", "seam", "loop", "freeze", "drift", "flicker")
 
 @dataclass(frozen=True)
 class Run:
-    """What extend and redo start from: clean latents (F, c, h, w), the prompt of the last frame, frames a second, and
-    latents of the sound (A, C) where the model makes one."""
+    """What extend and redo start from: clean latents (F, c, h, w), the prompt of the last frame, frames a second,
+    latents of the sound (A, C) where the model makes one, and frames of film where latents hold several."""
 
     latents: Any
     last_prompt: str | None
     fps: float
     sound: Any = None
+    film: int | None = None
 
     def context(self, pipeline: Any, **asked: Any) -> Any:
         """What a pipeline is asked to make of this run."""
         more = {} if self.sound is None else {"sound": self.sound}
+        if hasattr(pipeline, "record"):
+            more["film"] = self.film
         return pipeline.context(self.latents, **asked, **more)
 
 
@@ -224,7 +227,7 @@ class _Makes:
         context = more.get("context")
         at_end = run is None or context.stop >= len(run.latents)
         last = times.starts[-1][1] if at_end else run.last_prompt
-        made = Run(output.latents, last, fps, getattr(output, "sound_latents", None))
+        made = Run(output.latents, last, fps, getattr(output, "sound_latents", None), output.info.get("frames"))
         return as_images(output.frames), made, fps
 
 
