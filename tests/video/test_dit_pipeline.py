@@ -13,6 +13,7 @@ from longtake.journal import Journal
 from longtake.noise import noise
 from longtake.video.dit.decode import Caught, Decoder
 from longtake.video.dit.guidance import firsts_of
+from longtake.video.dit.held import encoded
 from longtake.video.dit.presets import PRESETS, preset_of
 from longtake.video.dit.records import RECORDS
 from longtake.video.scope import Scope
@@ -82,7 +83,7 @@ def test_d8_first_middle_and_last_frames_are_held():
     pictures = {frame: Image.new("RGB", (32, 32), colour) for frame, colour in ((0, "red"), (8, "blue"), (-1, "green"))}
     film = pipe("a dog runs", 17, hold=pictures, **asked())
     for frame, latent in ((0, 0), (8, 2), (-1, 4)):
-        wanted = pipe._encode(pictures[frame], 32, 32, latent)
+        wanted = encoded(pipe.stock, pipe.preset, pictures[frame], (32, 32), latent)
         assert torch.allclose(film.latents[latent], wanted, atol=1e-6)
     assert film.latents[1].std() > 0.1
     with pytest.raises(UserError, match="hold names frame 40"):
@@ -236,7 +237,7 @@ def test_d8_a_vae_that_offload_keeps_elsewhere_is_fetched_before_it_is_used():
     pipe.stock.vae._hf_hook = Hook()
     assert sum(len(chunk) for chunk in film.chunks()) == 9 and called[0] is pipe.stock.vae
     called.clear()
-    pipe._encode(Image.new("RGB", (32, 32)), 32, 32, 0)
+    encoded(pipe.stock, pipe.preset, Image.new("RGB", (32, 32)), (32, 32), 0)
     assert called[0] is pipe.stock.vae
 
 

@@ -24,6 +24,7 @@ from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.noise import noise
 from longtake.video.dit.asking import guarded
+from longtake.video.dit.held import encoded
 from longtake.video.scope import Scope
 from PIL import Image
 from video_prior import ranks_here
@@ -218,7 +219,7 @@ def test_d8_a_first_frame_that_the_pipeline_holds_is_in_the_latents():
         pipe = pipe_of(name)
         film = pipe("a dog runs", pipe.preset.film(3), **asked(name))
         side = SIZES.get(name, 32)
-        wanted = pipe._encode(picture(name), side, side, 0)
+        wanted = encoded(pipe.stock, pipe.preset, picture(name), (side, side), 0)
         if name == "wan-ti2v":
             assert torch.allclose(film.latents[0], wanted, atol=1e-5)
         assert film.latents[0].shape == wanted.shape and len(film.latents) == 3

@@ -43,14 +43,14 @@ def held(
         row = latent - span.start
         if mask[row]:
             raise UserError(f"two pictures are to be held at frame {place}: one latent frame holds both places")
-        told = _encoded(stock, preset, picture, size, latent)
+        told = encoded(stock, preset, picture, size, latent)
         clean = told.new_zeros((len(span), *told.shape)) if clean is None else clean
         mask[row], clean[row] = True, told.to(clean)
     assert clean is not None
     return Kept(mask, clean)
 
 
-def _encoded(stock: Any, preset: Preset, picture: Any, size: tuple[int, int], place: int) -> Tensor:
+def encoded(stock: Any, preset: Preset, picture: Any, size: tuple[int, int], place: int) -> Tensor:
     """The latent frame (c, h, w) of a still picture: the first of a film, or one within it."""
     vae = stock.vae
     if isinstance(picture, (str, os.PathLike)):
