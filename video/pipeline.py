@@ -33,7 +33,7 @@ from longtake.timeline import Timeline
 from longtake.video.decode import gather_latents, stream_frames
 from longtake.video.freenoise import switch, windows_of
 from longtake.video.parallelize import Handle, parallelize
-from longtake.video.run import CONTEXT_FRAMES, Context, as_timeline, check_frames
+from longtake.video.run import CONTEXT_FRAMES, Context, as_timeline, check_frames, latents_of
 from longtake.video.scope import Scope
 
 DEFAULT_PRIOR = "kaykit-small"
@@ -155,14 +155,16 @@ class LongVideoPipeline(LongTakePipeline):
         return TransformerVideoPipeline.from_folder(folder, dtype=dtype, name=known, length=length)
 
     def context(
-        self, latents: torch.Tensor, *, frames: int | None = None, redo: tuple[int, int] | None = None,
+        self, latents: torch.Tensor | VideoOutput, *, frames: int | None = None, redo: tuple[int, int] | None = None,
         before: str | None = None,
     ) -> Context:  # fmt: skip
-        """What an earlier run's latents are asked for: ``frames`` more, or the frames ``redo`` (start, stop) anew."""
+        """What an earlier run, its output or latents (F, c, h, w), is asked for: ``frames`` more, or the frames
+        ``redo`` (start, stop) anew."""
+        known = latents_of(latents)
         if redo is not None:
-            return Context.redo(latents, *redo)
+            return Context.redo(known, *redo)
         assert frames is not None
-        return Context.extend(latents, frames, before)
+        return Context.extend(known, frames, before)
 
     # ------------------------------------------------------------------------------------------------------ the call
 

@@ -15,6 +15,7 @@ import torch
 from longtake.denoising import Known
 from longtake.errors import UserError
 from longtake.kernels.partition import Partition
+from longtake.outputs import VideoOutput
 from longtake.timeline import Timeline, has_times
 from longtake.video.scope import Scope
 
@@ -86,6 +87,15 @@ class Context:
             return made
         new = made[self.start - span.start : self.stop - span.start]
         return torch.cat([self.latents[: self.start].float(), new, self.latents[self.stop :].float()])
+
+
+def latents_of(run: torch.Tensor | VideoOutput) -> torch.Tensor:
+    """The latents (F, c, h, w) of a run's output, or themselves. Raises UserError for an output without any."""
+    if not isinstance(run, VideoOutput):
+        return run
+    if run.latents is None:
+        raise UserError("this film holds no latents: it cannot be gone on from")
+    return run.latents
 
 
 def as_timeline(prompt: str | Timeline, fps: float) -> Timeline:

@@ -55,6 +55,7 @@ def test_a_film_is_longer_by_what_was_asked_whatever_its_latents_hold(make, tmp_
     assert make("b.mp4", "--steps", "2", "--extend", str(tmp_path / "a.mp4"), "--frames", "10")[0] == 20
     assert make("c.mp4", "--steps", "2", "--extend", str(tmp_path / "b.mp4"), "--seconds", "0.5")[0] == 28
     frames, _, said = make("d.mp4", "--steps", "2", "--extend", str(tmp_path / "b.mp4"), "--redo", "6:10")
+    assert "it/s]" not in said and "making: step 2 of 2" in said  # one bar: ours
     assert frames == 20 and "whole latent frames are made anew, frames 5 to 12" in said
     code, _, said = make("e.mp4", "--steps", "2", "--extend", str(tmp_path / "a.mp4"), "--redo", "9:13")
     assert code == 2 and "cannot redo frames 9:13 of a video of 10 frames" in said
@@ -117,7 +118,9 @@ def test_a_picture_stands_where_the_finished_film_has_it(pipe, tmp_path):
         Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
     asked = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent", "seed": 1}
     film = pipe("a dog runs", 33, **asked)
-    longer = pipe.context(film.latents, frames=8)
+    longer = pipe.context(film, frames=8)
+    with pytest.raises(UserError, match="context is what pipe.context"):
+        pipe("a dog runs", context=film.latents, **asked)
     red, blue = (
         pipe("a dog runs", context=longer, hold={-1: tmp_path / f"{name}.png"}, **asked).latents for name in colours
     )
@@ -143,6 +146,15 @@ def test_a_first_picture_of_a_film_that_goes_on_is_refused_and_a_last_one_is_tak
         code, _, said = make(f"n{number}.mp4", *words, *more)
         assert code == 2 and "is a frame of the earlier film here" in said
     assert make("c.mp4", *words, "--redo", "0:4", "--first", picture)[0] == 12
+
+
+def test_the_output_of_a_run_says_how_long_its_film_is(pipe):
+    asked = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent"}
+    film = pipe("a dog runs", 10, **asked)
+    assert pipe("a dog", context=pipe.context(film, frames=10), **asked).info["frames"] == 20
+    assert pipe("a dog", context=pipe.context(film.latents, frames=10), **asked).info["frames"] == 23
+    assert pipe("a dog", context=pipe.context(film.latents, frames=10, film=10), **asked).info["frames"] == 20
+    assert pipe("a dog", context=pipe.context(film, frames=1), **asked).info["frames"] == 14  # one latent frame more
 
 
 def test_latents_of_another_number_of_channels_are_refused(pipe):

@@ -57,7 +57,7 @@ from longtake.video.dit.scopes import FrameScope, RotatingAnchors
 from longtake.video.dit.track import check_sound, decoded_sound, track_of
 from longtake.video.parallelize import Handle, parallelize
 from longtake.video.piece import Patches
-from longtake.video.run import Context, as_timeline, check_frames
+from longtake.video.run import Context, as_timeline, check_frames, latents_of
 from longtake.video.scope import Scope
 from torch import Tensor
 
@@ -116,6 +116,10 @@ class TransformerVideoPipeline:
         self.stock.to(*args, **kwargs)
         return self
 
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Of the stock pipeline's bar, as diffusers has it: ``disable=True`` and what tqdm takes."""
+        self.stock.set_progress_bar_config(**config)
+
     @property
     def device(self) -> torch.device:
         return torch.device(self.stock.device)
@@ -154,26 +158,30 @@ class TransformerVideoPipeline:
         return RotatingAnchors(self.preset.length, window=window)
 
     def context(
-        self, latents: Tensor, *, frames: int | None = None, redo: tuple[int, int] | None = None,
+        self, latents: Tensor | VideoOutput, *, frames: int | None = None, redo: tuple[int, int] | None = None,
         before: str | None = None, sound: Tensor | None = None, film: int | None = None,
     ) -> Context:  # fmt: skip
-        """What an earlier run's latents (F, c, h, w) are asked for: `frames` more of film, or film frames `redo`.
+        """What an earlier run is asked for: `frames` more of film, or film frames `redo`.
 
-        sound: the latents of its sound (A, C), where it has one: `film.sound_latents`. film: the frames that the
-        earlier film had, `film.info["frames"]`, where its last latent frame holds more (None: all that they hold). A
-        part of a latent frame cannot be made: the film has at least one frame of the last new one.
+        latents: of the run (F, c, h, w), or its whole output, which says `sound` and `film` by itself. sound: the
+        latents of its sound (A, C), where it has one: `film.sound_latents`. film: the frames that the earlier film had,
+        `film.info["frames"]`, where its last latent frame holds more (None: all that they hold). A part of a latent
+        frame cannot be made: the film has at least one frame of the last new one.
         """
-        stride, had = self.preset.stride, self.film(len(latents), film)
+        if isinstance(latents, VideoOutput):
+            sound = getattr(latents, "sound_latents", None) if sound is None else sound
+            film = latents.info.get("frames") if film is None else film
+        known = latents_of(latents)
+        stride, had = self.preset.stride, self.film(len(known), film)
         if redo is None:
             assert frames is not None
-            more = max(self.preset.latents(had + frames) - len(latents), min(frames, 1))
-            least = self.preset.film(len(latents) + more) - stride + 1
-            made = Context.extend(latents, more, before)
-            return replace(made, sound=sound, film=max(had + frames, least))
+            more = max(self.preset.latents(had + frames) - len(known), min(frames, 1))
+            least = self.preset.film(len(known) + more) - stride + 1
+            return replace(Context.extend(known, more, before), sound=sound, film=max(had + frames, least))
         start, stop = redo
         if not 0 <= start < stop <= had:
             raise UserError(f"cannot redo frames {start}:{stop} of a video of {had} frames")
-        made = Context.redo(latents, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
+        made = Context.redo(known, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
         return replace(made, sound=sound, film=had)
 
     def latents(self, frames: int) -> int:
@@ -255,6 +263,8 @@ class TransformerVideoPipeline:
         seed = seed_of(seed, generator)
         if context is None:
             context = replace(Context.new(preset.latents(asked)), film=asked)
+        elif not isinstance(context, Context):
+            raise UserError(f"context is what pipe.context(film, frames=...) gives; got {type(context).__name__}")
         film = context.film
         span = context.window(CONTEXT_FRAMES)
         if isinstance(scope, str):
