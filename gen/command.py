@@ -83,9 +83,9 @@ def run(args: argparse.Namespace, domain: Domain) -> int:
     for path in outs:
         if len(path.name.encode(errors="replace")) > LONGEST_NAME:
             raise UserError(f"cannot write {path.name[:40]}...: the name is longer than {LONGEST_NAME} bytes")
-    domain.forecast(request)  # refuses what cannot be made
     if hub_is_offline():
         domain.weights(request)  # what is nowhere is said before torch is imported
+    domain.forecast(request)  # refuses what cannot be made
 
     from longtake.device import parse_device, parse_dtype
     from longtake.make import Targets
