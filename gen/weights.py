@@ -58,6 +58,11 @@ def shipped_priors(package: str) -> dict[str, Path]:
     return found
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name can be a Hub id: owner/name."""
+    return _REPOSITORY.fullmatch(name) is not None and not name.startswith((".", "~"))
+
+
 def hub_is_offline() -> bool:
     """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")

@@ -7,8 +7,9 @@ What a folder holds is told without torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longtake.errors import UserError
 from longtake.reading import read_json_object
@@ -67,3 +68,23 @@ def is_transformer(folder: Path) -> bool:
         return False
     told = read_json_object(index)
     return "transformer" in told and "unet" not in told
+
+
+def has_transformer(found: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder, or a repository on the Hub, holds a pipeline with a transformer in place of a UNet.
+
+    settings: of diffusers' from_pretrained, by which the Hub is asked. Raises UserError for a repository it has not.
+    """
+    if Path(str(found)).exists():
+        return is_transformer(Path(str(found)))
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    asked = {key: settings[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in settings}
+    try:
+        index = Path(hf_hub_download(str(found), "model_index.json", **asked))
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"there is no folder {found} here, and the Hub has no pipeline of that name for us ({type(error).__name__})"
+        ) from error
+    return is_transformer(index.parent)
