@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 from longtake.denoising import OnStep, Step
-from longtake.errors import UserError
+from longtake.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from typing import Self
@@ -51,7 +51,14 @@ class LongTakePipeline(DiffusionPipeline):
         Raises UserError for what is neither."""
         for part in cls.PARTS:
             import_module(part)
-        return super().from_pretrained(cls._found(name, settings), **settings)
+        found = cls._found(name, settings)
+        try:
+            return super().from_pretrained(found, **settings)
+        except OSError as error:
+            if isinstance(found, Path):
+                raise
+            told = one_line(error)[:200]
+            raise UserError(f"there is no folder {name} here, and the Hub does not give it: {told}") from error
 
     @classmethod
     def _found(cls, name: Any, settings: Mapping[str, Any]) -> Any:
