@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import queue
 import shutil
@@ -184,22 +185,27 @@ class Bench:
     ) -> Iterator[Progress | Finished]:
         """Do ``work(on_step)`` in a thread.
 
-        forecast: seconds it was expected to take. glimpse(clean, path): writes a preview picture of the clean estimate.
-        Whatever work raises is raised here. When this iterator is dropped the job is stopped.
+        forecast: seconds it was expected to take. glimpse(clean, path): writes a preview picture of the clean estimate;
+        one that fails is logged, and the run goes on without previews. Whatever work raises is raised here.
+        When this iterator is dropped the job is stopped.
         """
         notes: queue.Queue[Progress | Finished | BaseException] = queue.Queue()
         ended = threading.Event()
         started = time.monotonic()
-        last_glimpse, glimpse_cost = started, 0.0
+        last_glimpse, glimpse_cost, draws = started, 0.0, glimpse is not None
 
         def on_step(step: int, steps: int, clean: Any) -> bool:
-            nonlocal last_glimpse, glimpse_cost
+            nonlocal last_glimpse, glimpse_cost, draws
             now, picture = time.monotonic(), None
             wait = max(GLIMPSE_SECONDS, glimpse_cost / GLIMPSE_SHARE)
             wanted = step == 1 or (step < steps and now - last_glimpse >= wait)
-            if glimpse is not None and clean is not None and wanted:
+            if glimpse is not None and draws and clean is not None and wanted:
                 picture = folder / f"glimpse-{step}.png"
-                glimpse(clean, picture)
+                try:
+                    glimpse(clean, picture)
+                except Exception:  # a picture that cannot be drawn is not worth the run
+                    logging.getLogger(__name__).exception("no preview of %s: the run goes on without", modality)
+                    picture, draws = None, False
                 last_glimpse = time.monotonic()
                 glimpse_cost = last_glimpse - now
             spent = time.monotonic() - started

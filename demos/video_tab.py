@@ -43,7 +43,9 @@ def film_view(path: Path, height: int, width: int) -> Any:
 
 def likeness(latents: np.ndarray, starts: list[int]) -> np.ndarray:
     """How alike each frame is to the start of its prompt: cosine of its latents (F, c, h, w) to the mean of the first
-    16 frames from the prompt's start, (F,) float64. A fall that does not end shows a subject that is being lost."""
+    16 from the prompt's start, (F,) float64. A fall that does not end shows a subject that is being lost.
+
+    starts: the latents at which prompts start."""
     import numpy as np
 
     flat = latents.reshape(len(latents), -1).astype(np.float64)
@@ -53,6 +55,15 @@ def likeness(latents: np.ndarray, starts: list[int]) -> np.ndarray:
         norms = np.linalg.norm(flat[start:stop], axis=1) * np.linalg.norm(mean)
         out[start:stop] = flat[start:stop] @ mean / np.maximum(norms, 1e-12)
     return out
+
+
+def latents_of(frames: int, latents: int) -> np.ndarray:
+    """Which of the latents holds each frame of a film, (frames,) int64: its own, or that of the so many frames that a
+    video transformer's VAE makes of one, of which the first latent has one alone."""
+    import numpy as np
+
+    stride = max(1, -(-(frames - 1) // max(latents - 1, 1)))
+    return np.minimum((np.arange(frames) + stride - 1) // stride, latents - 1)
 
 
 def show(output: Any, files: list[Path], request: Request) -> list[Any]:
@@ -69,19 +80,27 @@ def show(output: Any, files: list[Path], request: Request) -> list[Any]:
         plots = line_plot(
             "Change from frame to frame (grey levels): a cut would stand out", frame_steps(frames), fps, marks, low=0.0
         )
-        alike = likeness(output.latents.numpy(), starts)
+        holds = latents_of(len(frames), len(output.latents))
+        alike = likeness(output.latents.numpy(), [int(holds[min(start, len(frames) - 1)]) for start in starts])[holds]
         plots += line_plot("Likeness to the start of the prompt (cosine of latents)", alike, fps, marks, high=1.0)
     return [film_view(film, *frames.shape[1:3]), plots]
 
 
 def glimpse(pipe: Any, clean: Any, path: Path) -> None:
-    """Eight frames of the clean estimate (n, c, h, w)."""
+    """Eight frames of the clean estimate (n, c, h, w); of a video transformer, eight latent frames as stills."""
     import torch
     from longtake.media import contact_sheet
-    from longtake.video.decode import decode_chunk
 
     places = torch.linspace(0, len(clean) - 1, min(8, len(clean))).round().long()
-    contact_sheet(list(decode_chunk(pipe.vae, clean[places.to(clean.device)])), path, columns=8)
+    if hasattr(pipe, "record"):
+        from longtake.video.dit.decode import stills
+
+        frames = list(stills(pipe.stock, clean, places.tolist()))
+    else:
+        from longtake.video.decode import decode_chunk
+
+        frames = list(decode_chunk(pipe.vae, clean[places.to(clean.device)]))
+    contact_sheet(frames, path, columns=8)
 
 
 TAB = Tab(

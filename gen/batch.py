@@ -34,7 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.domain import Forecast
+from longtake.domain import Forecast, domain_of
 from longtake.errors import UserError, one_line, told
 from longtake.make import UNFINISHED, Maker, Targets, on_interrupt
 from longtake.records import RESULTS, append, hold, read
@@ -217,6 +217,14 @@ def parse_job(number: int, line: dict[str, Any], folder: Path = Path()) -> Job:
         raise UserError(f"an id has 1 to 100 letters, digits, '.', '_' or '-', no leading sign; given {shown}")
     if name.endswith((UNFINISHED, ".run")):
         raise UserError(f"an id does not end in {UNFINISHED} or .run, which are endings of what stands beside a job")
+    files = {item.name for item in domain_of(line.get("modality")).INPUTS}
+    parameters = line.get("parameters")
+    misplaced = sorted(files.intersection(parameters)) if isinstance(parameters, dict) else []
+    if misplaced:
+        raise UserError(
+            f"{line['modality']} knows no parameter {misplaced[0]!r}: it is a file to start from, which is given as "
+            f'"inputs": {{"{misplaced[0]}": FILE}} beside the parameters'
+        )
     request = Request.read({key: value for key, value in line.items() if key != "id"}, folder)
     return Job(number, name, request, request.domain.forecast(request))
 

@@ -49,10 +49,9 @@ def add_arguments(parser: Any, domain: Domain) -> None:
 
 def run(args: argparse.Namespace, domain: Domain) -> int:
     """Make the request; every mistake is found before anything is written."""
-    from longtake.device import parse_device, parse_dtype
-    from longtake.make import Targets
     from longtake.media import check_outputs
     from longtake.request import Request
+    from longtake.weights import hub_is_offline
 
     if args.resume and args.overwrite:
         raise UserError("--resume goes on with a run and --overwrite begins anew: give one of them")
@@ -84,7 +83,13 @@ def run(args: argparse.Namespace, domain: Domain) -> int:
     for path in outs:
         if len(path.name.encode(errors="replace")) > LONGEST_NAME:
             raise UserError(f"cannot write {path.name[:40]}...: the name is longer than {LONGEST_NAME} bytes")
+    if hub_is_offline():
+        domain.weights(request)  # what is nowhere is said before torch is imported
     domain.forecast(request)  # refuses what cannot be made
+
+    from longtake.device import parse_device, parse_dtype
+    from longtake.make import Targets
+
     device, dtype = parse_device(args.device), parse_dtype(args.dtype)
 
     from longtake.distributed import setup

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 from longtake.denoising import OnStep, Step
-from longtake.errors import UserError
+from longtake.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from typing import Self
@@ -46,14 +46,37 @@ class LongTakePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, name: Any, **settings: Any) -> Self:
-        """As diffusers' (a local folder or a Hub id, dtype=, torch_dtype=, ...), and by the name of a shipped prior."""
-        from longtake.weights import shipped_priors
+        """As diffusers' (a local folder or a Hub id, dtype=, torch_dtype=, ...), and by the name of a shipped prior.
 
+        Raises UserError for what is neither."""
         for part in cls.PARTS:
             import_module(part)
-        if cls.PRIORS is not None and not Path(str(name)).exists():
-            name = shipped_priors(cls.PRIORS).get(str(name), name)
-        return super().from_pretrained(name, **settings)
+        found = cls._found(name, settings)
+        try:
+            return super().from_pretrained(found, **settings)
+        except OSError as error:
+            if isinstance(found, Path):
+                raise
+            told = one_line(error)[:200]
+            raise UserError(f"there is no folder {name} here, and the Hub does not give it: {told}") from error
+
+    @classmethod
+    def _found(cls, name: Any, settings: Mapping[str, Any]) -> Any:
+        """The local path behind a name, or the name where diffusers asks the Hub for it. Raises UserError."""
+        from longtake.weights import hub_is_offline, is_repository, resolve, shipped_priors
+
+        if cls.PRIORS is None:
+            return name
+        text = str(name)
+        local = Path(text).exists() or text in shipped_priors(cls.PRIORS)
+        asks = not (hub_is_offline() or settings.get("local_files_only")) or "cache_dir" in settings
+        if not local and asks and is_repository(text):
+            return name
+        kind = f"{cls.PRIORS.rpartition('.')[2]} prior"
+        folder = resolve(text, kind=kind, priors_package=cls.PRIORS, offline=True)
+        if not (folder / "model_index.json").is_file():
+            raise UserError(f"the {kind} {text} is no pipeline: it has no model_index.json")
+        return folder
 
     # ------------------------------------------------------------------------------------------------------ stopping
 

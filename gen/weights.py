@@ -58,6 +58,11 @@ def shipped_priors(package: str) -> dict[str, Path]:
     return found
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name can be a Hub id: owner/name."""
+    return _REPOSITORY.fullmatch(name) is not None and not name.startswith((".", "~"))
+
+
 def hub_is_offline() -> bool:
     """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -114,6 +119,7 @@ def _from_hub(repository: str, kind: str, offline: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    missing = f"there is no folder {repository} here, and no {kind} of that name in the Hub's cache"
     advice = (
         f"download it where there is a network (hf download {repository} --local-dir FOLDER) and give that FOLDER "
         f"instead of its name, or put the downloaded cache into {constants.HF_HUB_CACHE}"
@@ -124,15 +130,12 @@ def _from_hub(repository: str, kind: str, offline: bool) -> Path:
         raise UserError(f"unknown {kind} {repository!r}: no local path, and no name that the Hub allows") from None
     except LocalEntryNotFoundError:
         if offline:
-            raise UserError(
-                f"the {kind} {repository} is not on this machine and HF_HUB_OFFLINE forbids the network: {advice}"
-            ) from None
+            raise UserError(f"{missing}, and HF_HUB_OFFLINE forbids the network: {advice}") from None
     try:
         return Path(snapshot_download(repository))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"the {kind} {repository} is not on this machine and the Hub gave no answer or refused "
-            f"({type(error).__name__}): {advice}"
+            f"{missing}, and the Hub gave no answer or refused ({type(error).__name__}): {advice}"
         ) from error
 
 

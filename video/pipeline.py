@@ -19,22 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from longtake.denoising import Denoising, OnStep, Predict, Tensors, check_scheduler, denoise
 from longtake.distributed import Ranks, current
-from longtake.errors import UserError
+from longtake.errors import UserError, one_line
 from longtake.journal import Journal
 from longtake.kernels.partition import Partition
 from longtake.kernels.ranks.transport import DryTransport, Transport
 from longtake.noise import noise
 from longtake.outputs import VideoOutput
 from longtake.pipeline import CALLBACK_INPUTS, Callback, LongTakePipeline, frames_of, seed_of, steps_of
-from longtake.priors import load_prior
+from longtake.priors import WRONG_VALUES, load_prior
 from longtake.timeline import Timeline
 from longtake.video.decode import gather_latents, stream_frames
 from longtake.video.freenoise import switch, windows_of
 from longtake.video.parallelize import Handle, parallelize
 from longtake.video.run import CONTEXT_FRAMES, Context, as_timeline, check_frames, latents_of
 from longtake.video.scope import Scope
+from safetensors import SafetensorError
 
 DEFAULT_PRIOR = "kaykit-small"
 CHUNK_ABOVE = 320  # frames on one rank from which the spatial layers run in chunks
@@ -85,8 +87,6 @@ class LongVideoPipeline(LongTakePipeline):
     ``from_pretrained``; the text encoder is CLIP with its tokenizer, or ``longtake.text.SentenceEncoder`` without one.
     """
 
-    PRIORS = "longtake.video"
-    PARTS = ("longtake.text", "longtake.video.prior")
     _optional_components = ["tokenizer"]
     PRIORS = "longtake.video"
     PARTS = ("longtake.text", "longtake.video.prior")
@@ -126,6 +126,29 @@ class LongVideoPipeline(LongTakePipeline):
         if not (folder / "model_index.json").exists():
             raise UserError(f"{folder} is no video prior: it has neither model_index.json nor a UNet's config.json")
         return load_prior(cls, folder, "video prior", dtype=dtype, parts=("unet", "vae"))
+
+    @classmethod
+    def from_pretrained(cls, name: Any, **settings: Any) -> Any:
+        """As diffusers' (dtype=, torch_dtype=, variant=, ...), also by the name of a shipped prior; what has a video
+        transformer is loaded by its stock pipeline and gives a ``TransformerVideoPipeline``, as ``from_prior`` does.
+
+        length: training length in latent frames of such a model, where no preset knows it. Raises UserError for a
+        folder or repository that is not there, or does not load as what it says it is.
+        """
+        from longtake.video.convert import has_transformer
+        from longtake.video.dit.presets import PRESETS
+
+        length = settings.pop("length", None)
+        found = cls._found(name, settings)
+        if not has_transformer(found, settings):
+            if length is not None:
+                raise UserError(f"length is for video transformers, which {name} is not")
+            return super().from_pretrained(name, **settings)
+        try:
+            stock = DiffusionPipeline.from_pretrained(found, **settings)
+        except (SafetensorError, OSError, *WRONG_VALUES) as error:
+            raise UserError(f"{name} does not load as a diffusers pipeline: {one_line(error)[:200]}") from error
+        return cls.from_pipeline(stock, str(name) if str(name) in PRESETS else None, length=length)
 
     @classmethod
     def from_pipeline(cls, stock: Any, name: str | None = None, **preset: Any) -> Any:

@@ -262,7 +262,7 @@ class LongtakeGenerate(_Makes):
 
 
 class LongtakeExtend(_Makes):
-    """More frames behind a video, which itself stays bit for bit."""
+    """More frames behind a video, whose latents stay bit for bit."""
 
     DESCRIPTION = (
         "Adds frames to a run; the frames it has stay as they are, and its last prompt fades into the new one."
@@ -293,9 +293,12 @@ class LongtakeExtend(_Makes):
 
 
 class LongtakeRedo(_Makes):
-    """Some frames of a video anew; all others stay bit for bit."""
+    """Some frames of a video anew; the latents of all others stay bit for bit."""
 
-    DESCRIPTION = "Makes the frames start to stop - 1 of a run anew; the rest stays as it is."
+    DESCRIPTION = (
+        "Makes the frames start to stop - 1 of a run anew; the latents of the rest stay as they are. Video "
+        "transformers make all frames of a latent anew (Wan: 4), and their decoders change frames beside them a little."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -44,6 +44,19 @@ def test_a_run_tells_its_steps_and_shows_its_first_one(bench, tmp_path: Path) ->
     assert measured and pace == end.seconds / 5.0 and bench.pace("other") == (1.0, False)
 
 
+def test_a_preview_that_fails_is_logged_once_and_the_run_goes_on(bench, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("longtake.demos.bench.GLIMPSE_SECONDS", 0.0)
+
+    def glimpse(clean, path):
+        raise AttributeError("no such part")
+
+    *steps, end = bench.run("me", "toy", 5.0, walk(), glimpse, tmp_path)
+    assert [note.step for note in steps] == [1, 2, 3, 4, 5] and all(note.glimpse is None for note in steps)
+    assert isinstance(end, Finished) and end.result == "whole"
+    assert [record.getMessage() for record in caplog.records] == ["no preview of toy: the run goes on without"]
+    assert "no such part" in caplog.text
+
+
 def test_only_the_session_that_runs_can_stop_it_and_keeps_what_is_done(bench, tmp_path: Path) -> None:
     notes = start(bench, "me", walk(pause=0.05), tmp_path)
     next(notes)

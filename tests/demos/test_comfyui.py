@@ -209,6 +209,17 @@ def test_a_loaded_video_transformer_makes_extends_and_redoes(app, pack) -> None:
         nodes["LongtakeLoadPipeline"]().load("kaykit-small", "auto", object())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_a_video_transformer_is_loaded_by_its_path(app, pack, tmp_path) -> None:
+    from dit_pipelines import wan
+
+    wan().save_pretrained(tmp_path / "wan")
+    (pipe,) = pack.NODE_CLASS_MAPPINGS["LongtakeLoadPipeline"]().load(f" {tmp_path / 'wan'} ", "bfloat16")
+    assert pipe.record.name == "WanTransformer3DModel" and pipe.stock.transformer.dtype == torch.bfloat16
+    with pytest.raises(UserError, match="wam does not exist"):
+        pack.NODE_CLASS_MAPPINGS["LongtakeLoadPipeline"]().load(str(tmp_path / "wam"), "auto")
+
+
 def answers(made):
     """Images and run of a node's answer, whatever it shows beside them."""
     result = made["result"] if isinstance(made, dict) else made

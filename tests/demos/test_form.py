@@ -190,6 +190,30 @@ def test_the_estimate_learns_from_a_run(motion) -> None:
     assert "laptop" in before and "last run" in after and "60 frames" in after and "GB" in after
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_video_transformer_is_previewed_and_shown(tmp_path: Path) -> None:
+    from dit_pipelines import wan
+
+    wan().save_pretrained(tmp_path / "wan")
+    size = {"height": 32, "width": 32, "length": 5, "fps": 16.0}
+    bench = Bench(settings={"video": {"prior": str(tmp_path / "wan"), **size}})
+    try:
+        form = Form(bench, domain_of("video"))
+        values = ["0s: a dog runs | 0.5s: a cat swims", 1.1, 3, 1, 2.0, "", [".mp4"]]
+        states = list(form.run("me", values, skip=None))
+        assert any("Step 1 of 1" in state[0] and "data:image/png" in state[0] for state in states)
+        assert states[-1][2].count("<svg") == 2
+    finally:
+        bench.close()
+
+
+def test_a_frame_of_a_film_finds_its_latents() -> None:
+    assert video_tab.latents_of(6, 6).tolist() == [0, 1, 2, 3, 4, 5]
+    assert video_tab.latents_of(9, 3).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert video_tab.latents_of(15, 5).tolist() == [0, *[1] * 4, *[2] * 4, *[3] * 4, *[4] * 2], "a film that was cut"
+    assert video_tab.latents_of(1, 1).tolist() == [0]
+
+
 def test_likeness_falls_when_the_subject_is_lost() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 4, 8, 8))

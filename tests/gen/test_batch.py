@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from longtake.batch import forecast, read_manifest, spanning
+from longtake.batch import forecast, parse_job, read_manifest, spanning
 from longtake.cli import main
+from longtake.errors import UserError
 from longtake.records import append, hold, read
 from longtake.weights import load_state
 from processes import run, start, torchrun
@@ -259,6 +260,12 @@ def test_resume_makes_only_what_is_not_proven(single: Path, tmp_path: Path, caps
     made = [row["id"] for row in read(out / "results.jsonl")][3:]
     assert sorted(made) == ["a", "b"]
     assert files(out)["a.npz"] == first["a.npz"] and files(out)["b.npz"] != first["b.npz"]
+
+
+def test_a_file_to_start_from_that_stands_among_the_parameters_is_told_its_place() -> None:
+    line = {"id": "a", "modality": "video", "prompt": "a dog", "parameters": {"first": "dog.png"}}
+    with pytest.raises(UserError, match=r"knows no parameter 'first': .* given as \"inputs\": \{\"first\": FILE\}"):
+        parse_job(1, line)
 
 
 def test_dry_run_makes_nothing(tmp_path: Path, capsys) -> None:

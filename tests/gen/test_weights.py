@@ -60,6 +60,7 @@ def test_the_hubs_cache_is_used_and_its_absence_says_what_to_put_where(
     assert resolve("owner/model", kind="video prior", offline=True) == snapshot
     with pytest.raises(UserError, match="hf download owner/other --local-dir FOLDER") as refusal:
         resolve("owner/other", kind="video prior", offline=True)
+    assert "there is no folder owner/other here" in str(refusal.value), "it may be a folder's name, misspelt"
     assert str(tmp_path) in str(refusal.value) and "HF_HUB_OFFLINE" in str(refusal.value)
 
 

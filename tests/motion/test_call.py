@@ -185,3 +185,11 @@ def test_rows_mode_goes_on_from_its_journal(tmp_path) -> None:
         assert early.info["steps"] == 2 and np.isfinite(early.joints).all()
         rest = made("0s: walks | 3s: runs", journal=journal, **given)
     assert np.array_equal(rest.features, whole.features) and np.array_equal(rest.joints, whole.joints)
+
+
+def test_a_folder_that_is_not_there_is_one_line_with_a_network_and_without(monkeypatch) -> None:
+    with pytest.raises(UserError, match="there is no folder models/wam here, and no motion prior of that name"):
+        LongMotionPipeline.from_pretrained("models/wam")
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # diffusers' own client stays offline: it read that when it was imported
+    with pytest.raises(UserError, match="there is no folder models/wam here, and the Hub does not give it"):
+        LongMotionPipeline.from_pretrained("models/wam")

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -245,3 +247,13 @@ def test_interrupt_keeps_what_there_is(prior, tmp_path):
     assert codes == [130], errors
     assert len(read_video(tmp_path / "a.unfinished.mp4")[0]) == 60 and not (tmp_path / "a.mp4").exists()
     assert list((tmp_path / "a.mp4.run").glob("step*")), "a stopped run can be taken up again"
+
+
+@pytest.mark.parametrize("asked", [["video", "a dog", "--prior"], ["verify"]])
+def test_a_folder_that_is_not_there_is_said_before_torch_is_imported(asked) -> None:
+    code = (
+        "import sys; from longtake.cli import main\n"
+        f"assert main([*{asked}, 'models/wam']) == 2 and not {{'torch', 'diffusers'}} & set(sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.returncode == 0 and "there is no folder models/wam here" in told.stderr, told.stderr

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 from longtake.errors import UserError
-from longtake.video.convert import FrameRateUNet, is_bare_unet, load_bare_unet
+from longtake.video.convert import is_bare_unet, load_bare_unet
+from longtake.video.frame_rate_unet import FrameRateUNet
 from longtake.video.pipeline import LongVideoPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer

@@ -11,7 +11,7 @@ from longtake import LongVideoPipeline
 from longtake.errors import UserError
 from longtake.journal import Journal
 from longtake.noise import noise
-from longtake.video.dit.decode import Caught, Decoder
+from longtake.video.dit.decode import Caught, Decoder, stills
 from longtake.video.dit.guidance import firsts_of
 from longtake.video.dit.held import encoded
 from longtake.video.dit.presets import PRESETS, preset_of
@@ -277,6 +277,22 @@ def test_d9_a_public_layout_loads_from_a_folder_by_the_usual_door(tmp_path):
         "a dog runs", 9, **asked()
     ).frames  # the last bit of a weight that was read may round otherwise
     assert np.abs(film.frames.astype(int) - other.astype(int)).max() <= 1
+    loaded = LongVideoPipeline.from_pretrained(tmp_path / "wan", torch_dtype=torch.bfloat16, length=9)
+    assert loaded.record is pipe.record and (loaded.preset.length, loaded.preset.height) == (9, 480)
+    assert loaded.stock.transformer.dtype == torch.bfloat16 and loaded.stock.vae.dtype == torch.bfloat16
+
+
+def test_d9_what_is_no_folder_here_is_one_line_by_either_door(tmp_path):
+    for load in (LongVideoPipeline.from_pretrained, LongVideoPipeline.from_prior):
+        for name, told in {
+            "models/wam": "there is no folder models/wam here", str(tmp_path / "wam"): "wam does not exist",
+            "wam": "unknown video prior 'wam'; priors that ship: kay", str(tmp_path): "without a model's files",
+        }.items():  # fmt: skip
+            with pytest.raises(UserError, match=told) as refusal:
+                load(name)
+            assert "\n" not in str(refusal.value)
+    with pytest.raises(UserError, match="length is for video transformers, which kaykit-small is not"):
+        LongVideoPipeline.from_pretrained("kaykit-small", length=9)
 
 
 def test_what_cannot_be_driven_is_refused_by_name():
@@ -291,3 +307,12 @@ def test_what_cannot_be_driven_is_refused_by_name():
         pipe("a dog runs", 9, **asked(height=40))
     with pytest.raises(UserError, match="output_type must be one of"):
         pipe("a dog runs", 9, output_type="gif", **asked())
+
+
+def test_a_still_of_the_first_latent_frame_is_the_films_first_frame():
+    """Of a VAE whose norms know one frame at a time, as Wan's."""
+    pipe = pipe_of("wan", 3)
+    film = pipe("a dog runs", 9, **asked())
+    first, last = stills(pipe.stock, film.latents, [0, 2])
+    assert np.abs(first.astype(int) - film.frames[0].astype(int)).max() <= 1
+    assert last.shape == first.shape and not np.array_equal(first, last)

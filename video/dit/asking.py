@@ -192,6 +192,53 @@ def pictured(stock: Any, context: Context, span: range, asked: Mapping[str, Any]
     return given
 
 
+def sized(
+    stock: Any, preset: Preset, scale: int, height: int | None, width: int | None, name: str | None
+) -> tuple[int, int]:
+    """Height and width in pixels: as named, or the preset's, or what the stock pipeline makes where nobody names them.
+
+    scale: pixels of a latent pixel. name: of the model, for the message. Raises UserError where nothing says them.
+    """
+    usual: tuple[int | None, int | None] = preset.height, preset.width
+    if None in usual:
+        usual = usual_size(stock, scale) or (None, None)
+    height, width = height or usual[0], width or usual[1]
+    if height is None or width is None:
+        raise UserError(
+            f"say the height and width in pixels: there is no preset for {name or 'this model'}, and "
+            f"{type(stock).__name__} has no usual ones"
+        )
+    return height, width
+
+
+def usual_size(stock: Any, scale: int) -> tuple[int, int] | None:
+    """Height and width in pixels that a stock pipeline makes where nobody names them; None where it does not say.
+
+    scale: pixels of a latent pixel. By its call's defaults, or as its call decides: of itself (Mochi), by the latents
+    that its transformer was trained on (CogVideoX), or by the area of those and its usual aspect (HunyuanVideo 1.5).
+    """
+    takes, config = takes_of(stock), stock.transformer.config
+    said = [takes[name].default if name in takes else None for name in ("height", "width")]
+    own = [getattr(stock, f"default_{name}", None) for name in ("height", "width")]
+    trained = [scale * (getattr(config, f"sample_{name}", None) or 0) for name in ("height", "width")]
+    for height, width in (said, own, trained):
+        if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+            return height, width
+    target = getattr(stock, "target_size", None)
+    if target is None:
+        return None
+    across, down = getattr(stock, "default_aspect_ratio", (1, 1))
+    made = stock.video_processor.calculate_default_height_width(down, across, target)
+    return int(made[0]), int(made[1])
+
+
+def grey(stock: Any, height: int, width: int) -> dict[str, Any]:
+    """The stock argument of a plain picture, where a film begins from one: for a call that is looked at alone."""
+    from PIL import Image
+
+    return {"image": Image.new("RGB", (width, height), (128, 128, 128))} if "image" in takes_of(stock) else {}
+
+
 def size_by_picture(stock: Any, image: Any) -> tuple[int, int] | None:
     """Height and width in pixels, where a stock pipeline takes none and chooses them by its picture."""
     if "height" in takes_of(stock):

@@ -33,12 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings as they come; 0 when all are good, 1 otherwise."""
-    from longtake.device import parse_device, parse_dtype
-    from longtake.distributed import setup
+    from longtake.errors import UserError
     from longtake.media import check_outputs
+    from longtake.weights import hub_is_offline, resolve
 
     if args.out is not None:
+        if args.out.suffix.lower() != ".json":
+            raise UserError(f"--out must end in .json, got {args.out}")
         check_outputs([args.out], (".json",), args.overwrite)
+    if hub_is_offline():
+        resolve(args.folder, kind="video prior", priors_package="longtake.video")
+
+    from longtake.device import parse_device, parse_dtype
+    from longtake.distributed import setup
+
     with setup(device=parse_device(args.device), dtype=parse_dtype(args.dtype)) as ranks:
         return _run(args, ranks)
 

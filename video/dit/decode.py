@@ -13,7 +13,7 @@ Legend: F latent frames, z (1, C, F, h, w).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 from longtake.media import to_uint8
-from longtake.video.dit.latent_space import awake
+from longtake.video.dit.latent_space import awake, denormalised
 from longtake.video.piece import Patches
 from torch import Tensor
 
@@ -126,6 +126,19 @@ class Decoder:
         """Frames of one piece: a piece that does not begin the film begins with the frames of a whole latent."""
         out = type(self.vae).decode(self.vae, z, *self.note.args, return_dict=False, **self.note.kwargs)[0]
         return out[0].transpose(0, 1)
+
+
+def stills(stock: Any, latents: Tensor, places: Sequence[int]) -> Iterator[np.ndarray]:
+    """Pictures (H, W, 3) uint8 of some latent frames of (F, c, h, w) in the transformer's space.
+
+    Each is decoded as the first frame of a film: a film frame on its way costs all latent frames before it.
+    """
+    for place in places:
+        note = Caught()
+        note.z = denormalised(stock, latents[place : place + 1].transpose(0, 1)[None], start=place)
+        if getattr(stock.vae.config, "timestep_conditioning", False):
+            note.args = (torch.zeros(1).to(note.z),)
+        yield next(Decoder(stock.vae, note).chunks(1))[0]
 
 
 def _wan(vae: Any, z: Tensor) -> Iterator[Tensor]:

@@ -31,6 +31,7 @@ from longtake.video.dit.asking import (
     checked,
     first_frames,
     forced,
+    grey,
     guarded,
     guider_of,
     makes_sound,
@@ -39,6 +40,7 @@ from longtake.video.dit.asking import (
     refuse_undriven,
     repository,
     size_by_picture,
+    sized,
     steps_all_but_first,
     synchronous,
     takes_of,
@@ -376,9 +378,7 @@ class TransformerVideoPipeline:
                 raise UserError(f"the earlier run has {made[1]} x {made[0]} pixels; {width} x {height} were asked for")
             return made
         patch = self.record.patch(self.stock.transformer)
-        height, width = height or self.preset.height, width or self.preset.width
-        if height is None or width is None:
-            raise UserError(f"say the height and width in pixels: there is no preset for {self.name or 'this model'}")
+        height, width = sized(self.stock, self.preset, scale, height, width, self.name)
         for side, step, name in ((height, scale * patch[1], "height"), (width, scale * patch[2], "width")):
             if side % step:
                 raise UserError(f"{name} must be a multiple of {step}, got {side}")
@@ -430,12 +430,14 @@ class TransformerVideoPipeline:
     ) -> dict[str, Any]:
         """All arguments of the stock pipeline's first call of its transformer, for so many latent frames."""
         context = Context.new(latents)
-        height, width = self._size(height, width, context)
+        given = grey(self.stock, *self._size(height, width, context))
+        height, width = self._size(height, width, context, given.get("image"))
         timeline = as_timeline(prompt, self.preset.fps)
         arguments = arguments_of(
-            self.stock, self.preset, timeline, latents, self.preset.fps, None, "", height, width, {}
+            self.stock, self.preset, timeline, latents, self.preset.fps, None, "", height, width, given
         )
-        return self._probe(arguments)[0]
+        call = self._probe(arguments)[0]
+        return forced(call, latents, self.preset.fps) if self._forced else call
 
     def _probe(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The calls of the first step, with a transformer that answers zeros."""

@@ -85,7 +85,7 @@ PRESETS: dict[str, Preset] = {
 def preset_of(name: str | None, record: Record, pipeline: Any = None, **given: float | None) -> Preset:
     """The preset of a repository, or one of its class with the fields that the caller names.
 
-    pipeline: class of its stock pipeline, whose call's steps and guidance stand where no preset is listed.
+    pipeline: class of its stock pipeline, whose call's size, steps and guidance stand where no preset is listed.
     given: length, stride, fps, height, width, steps, guidance; None leaves a field as it is.
     Raises UserError for a name of the Hub (owner/name) that is not listed while no length is given: a wrong training
     length is the most common mistake and shows nowhere but in the film.
@@ -103,11 +103,11 @@ def preset_of(name: str | None, record: Record, pipeline: Any = None, **given: f
 
 
 def _stock_settings(preset: Preset, pipeline: Any) -> Preset:
-    """A preset with the steps and the guidance that a stock pipeline's call takes when nobody names them."""
+    """A preset with the pixels, steps and guidance that a stock pipeline's call takes when nobody names them."""
     if pipeline is None:
         return preset
     said = inspect.signature(pipeline.__call__).parameters
-    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    names = {"height": "height", "width": "width", "steps": "num_inference_steps", "guidance": "guidance_scale"}
     found = {field: said[name].default for field, name in names.items() if name in said}
     told = {field: value for field, value in found.items() if isinstance(value, (int, float)) and value > 0}
     return replace(preset, **told)  # type: ignore[arg-type]

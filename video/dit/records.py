@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from longtake.video.piece import UnsupportedModule
-
 
 class Text(StrEnum):
     """Where a class reads its text.
@@ -167,6 +165,8 @@ def record_of(model: Any) -> Record:
     for base in type(model).__mro__:
         if base.__name__ in RECORDS:
             return RECORDS[base.__name__]
+    from longtake.video.piece import UnsupportedModule  # brings torch
+
     raise UnsupportedModule(
         f"{type(model).__name__} has no record; there is one for {', '.join(sorted(RECORDS))} "
         "(and UNet3DConditionModel, UNetMotionModel)"
