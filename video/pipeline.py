@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from longtake.video.freenoise import switch, windows_of
 from longtake.video.parallelize import Handle, parallelize
 from longtake.video.run import CONTEXT_FRAMES, Context, as_timeline, check_frames, latents_of
 from longtake.video.scope import Scope
+from longtake.video.stock_video import STOCK_TYPES, stock_video
 from safetensors import SafetensorError
 
 DEFAULT_PRIOR = "kaykit-small"
@@ -43,7 +43,6 @@ CHUNK_ABOVE = 320  # frames on one rank from which the spatial layers run in chu
 CHUNK_FRAMES = 64
 
 OUTPUT_TYPES = ("film", "stream", "latent", "np", "pt", "pil")
-STOCK_TYPES = ("np", "pt", "pil")
 FRAMES = 240
 
 
@@ -556,31 +555,3 @@ class LongVideoPipeline(LongTakePipeline):
             return VideoOutput(stream, fps, latents, len(latents) if ranks.is_main else None, info=info)
         chunks = list(stream)
         return VideoOutput(np.concatenate(chunks) if chunks else nothing, fps, latents, info=info)
-
-
-@dataclass
-class StockVideo:
-    """Videos as diffusers' text-to-video pipelines give them.
-
-    frames: "np" float32 (B, F, H, W, 3) in 0..1; "pt" float32 (B, F, 3, H, W) in 0..1; "pil" B lists of F pictures.
-    outputs: the same as our own, with latents, info and save.
-    """
-
-    frames: Any
-    outputs: list[VideoOutput]
-
-    def __getitem__(self, index: int) -> Any:
-        return (self.frames,)[index]
-
-
-def stock_video(outputs: list[VideoOutput], kind: str) -> StockVideo:
-    """Films in the shapes of diffusers. kind: "np", "pt" or "pil"."""
-    films: list[Any] = [output.frames for output in outputs]
-    if kind == "pil":
-        from PIL import Image
-
-        return StockVideo([[Image.fromarray(frame) for frame in film] for film in films], outputs)
-    stacked = np.stack(films).astype(np.float32) / 255.0
-    if kind == "np":
-        return StockVideo(stacked, outputs)
-    return StockVideo(torch.from_numpy(stacked).permute(0, 1, 4, 2, 3).contiguous(), outputs)

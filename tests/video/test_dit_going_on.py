@@ -157,6 +157,17 @@ def test_the_output_of_a_run_says_how_long_its_film_is(pipe):
     assert pipe("a dog", context=pipe.context(film, frames=1), **asked).info["frames"] == 14  # one latent frame more
 
 
+def test_films_come_in_the_shapes_of_diffusers_too(pipe):
+    asked = {"height": 32, "width": 32, "num_inference_steps": 2, "seed": 3}
+    film = pipe("a dog runs", 6, **asked)
+    (pictures,) = pipe("a dog runs", 6, output_type="pil", **asked).frames
+    assert len(pictures) == 6 and np.array_equal(np.stack([np.asarray(one) for one in pictures]), film.frames)
+    stacked = pipe("a dog runs", 6, output_type="np", **asked)
+    assert stacked.frames.shape == (1, 6, 32, 32, 3) and torch.equal(stacked.outputs[0].latents, film.latents)
+    with pytest.raises(UserError, match="one of film, stream, latent, np, pt, pil; given 'mp4'"):
+        pipe("a dog runs", 6, output_type="mp4", **asked)
+
+
 def test_latents_of_another_number_of_channels_are_refused(pipe):
     with pytest.raises(UserError, match="latents of 7 channels, WanPipeline of 4"):
         pipe("a", context=pipe.context(torch.zeros(3, 7, 4, 4), frames=4), height=32, width=32, num_inference_steps=1)

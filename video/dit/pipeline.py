@@ -61,6 +61,7 @@ from longtake.video.parallelize import Handle, parallelize
 from longtake.video.piece import Patches
 from longtake.video.run import Context, as_timeline, check_frames, latents_of
 from longtake.video.scope import Scope
+from longtake.video.stock_video import gives_stock
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ class TransformerVideoPipeline:
 
     # ------------------------------------------------------------------------------------------------------ the call
 
+    @gives_stock
     @torch.no_grad()
     def __call__(
         self,
@@ -245,14 +247,15 @@ class TransformerVideoPipeline:
         show, by frame of film; negative numbers count from the end. sizes: latent frames of each rank (of a half
         of them under guidance_ranks). guidance_ranks: the two passes of guidance on two halves of the ranks, which are
         an even number, instead of both on all. output_type:
-        "film", "stream" or "latent". Other keywords go to the stock pipeline (image, video, guidance_scale_2, ...).
+        "film", "stream" or "latent"; "np", "pt" and "pil" give a ``StockVideo``. Other keywords go to the stock
+        pipeline (image, video, guidance_scale_2, ...).
         The latents (F, c, h, w) of the output are in the transformer's space, as `context` wants them.
         Raises UserError for settings that do not go together.
         """
         started = time.monotonic()
         self._interrupt = False
         if output_type not in ("film", "stream", "latent"):
-            raise UserError(f"output_type must be one of film, stream, latent; given {output_type!r}")
+            raise UserError(f"output_type must be one of film, stream, latent, np, pt, pil; given {output_type!r}")
         if initial_noise != "independent":
             raise UserError(f"initial_noise={initial_noise} is for UNets; video transformers take independent noise")
         preset = self.preset
