@@ -365,6 +365,10 @@ class VideoDomain(Domain):
 
     def warn(self, pipe: Any, request: Request) -> list[str]:
         given, found = request.settings, [] if _is_transformer(pipe) else super().warn(pipe, request)
+        if _is_transformer(pipe):
+            from longtake.video.dit.asking import cut_off
+
+            found += cut_off(pipe.stock, request.times.prompts)
         if given["guidance"] <= 1 and given["negative"]:
             found.append(f"guidance {given['guidance']:g} is off: what the video should not show is not heeded")
         made = self._noted(request.inputs).get("prior")

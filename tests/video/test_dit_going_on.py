@@ -83,12 +83,16 @@ def test_a_film_goes_on_at_its_own_pace_and_another_prior_is_told(make, tmp_path
     assert "is of the prior" not in make("e.mp4", *words)[2]
 
 
-def test_settings_that_do_nothing_or_contradict_each_other_are_told(make, tmp_path):
+def test_settings_that_do_nothing_or_contradict_each_other_are_told(make, tmp_path, folder, capsys):
     assert make("a.mp4", *SIZE, "--frames", "9")[0] == 9
     code, _, said = make("b.mp4", "--extend", str(tmp_path / "a.mp4"), "--redo", "5:9", "--seconds", "3")
     assert code == 2 and "leave --frames and --seconds out" in said
     frames, _, said = make("c.mp4", *SIZE, "--frames", "9", "--guidance", "1", "--negative", "rain", "--base", "x")
     assert frames == 9 and "is not heeded" in said and "--base is for bare UNets" in said
+    assert "the model reads" not in said
+    words = ["--prior", str(folder), "--length", "5", *SIZE, "--frames", "5", "--out", str(tmp_path / "l.mp4")]
+    assert main(["video", "a dog runs " * 9, *words]) == 0
+    assert "the model reads 8 of the 27 tokens of the prompt 'a dog runs" in capsys.readouterr().err
     assert make("d.mp4", *SIZE, "--frames", "9", "--gate", "soft")[0] == 9  # the usual window fits 3 latent frames
 
 

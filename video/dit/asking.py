@@ -8,14 +8,14 @@ Legend: F latent frames.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from longtake.errors import UserError
+from longtake.errors import UserError, shorten
 from longtake.timeline import Timeline
 from longtake.video.dit.decode import Caught, Decoder
 from longtake.video.dit.latent_space import denormalised
@@ -323,6 +323,21 @@ class quiet:
 
     def __exit__(self, *_: Any) -> None:
         self.stock.set_progress_bar_config(**self.had)
+
+
+def cut_off(stock: Any, prompts: Sequence[str]) -> list[str]:
+    """A line for each prompt of which the stock pipeline's main tokenizer cuts words off, for none where it says no
+    limit."""
+    tokenizer: Any = getattr(stock, "tokenizer", None)
+    told = inspect.signature(stock.__call__).parameters.get("max_sequence_length")
+    limits = [int(told.default)] if told is not None and isinstance(told.default, int) else []
+    limits += [int(most)] if (most := getattr(tokenizer, "model_max_length", None)) and most < 1e6 else []
+    found = []
+    for prompt in prompts if tokenizer is not None and limits else ():
+        count, most = len(tokenizer(prompt, truncation=False, verbose=False).input_ids), min(limits)
+        if count > most:
+            found.append(f"the model reads {most} of the {count} tokens of the prompt {shorten(prompt, 40)!r}")
+    return found
 
 
 def repository(stock: Any) -> str | None:
