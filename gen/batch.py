@@ -385,7 +385,7 @@ class Worker:
         try:
             stem = self.folder / job.id
             targets = Targets.of_stem(job.request, stem, run=job.cost >= RECORD_SECONDS)
-            for path in targets.files if self.fresh else ():
+            for path in [*targets.files, *maker.beside(job.request, targets.outputs)] if self.fresh else ():
                 if path.exists():
                     raise UserError(f"{path} exists and is not of this batch: move it, or --overwrite")
             again = {"overwrite": True} if self.overwrite else {"resume": "same"}

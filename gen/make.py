@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -181,6 +181,10 @@ class Maker:
             record.leave()
             raise
         return Made(files, output, _is_complete(output), time.monotonic() - started, warnings)
+
+    def beside(self, request: Request, outputs: Sequence[Path]) -> list[Path]:
+        """Files that saving the result of a request writes besides those named."""
+        return request.domain.beside(self.pipe(request), outputs)
 
     def _with_beside(self, domain: Domain, pipe: Any, targets: Targets, may_stand: bool | str) -> Targets:
         """With what saving writes besides the files that were named. Raises UserError for such a file that stands."""

@@ -181,6 +181,10 @@ class VideoDomain(Domain):
 
         return model_at(folder, name, settings["length"])
 
+    def _begins_from_a_picture(self, request: Request) -> bool:
+        model = self._model(request.settings, request.inputs)
+        return model is not None and model.begins_from_a_picture
+
     def _preset(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Any:
         from longtake.video.dit.presets import PRESETS
 
@@ -323,7 +327,8 @@ class VideoDomain(Domain):
         more: dict[str, Any] = {} if sound is None else {"sound": sound}
         if _is_transformer(pipe):
             more["film"] = note.get("film")
-        made: Context = pipe.context(latents, frames=given["frames"], redo=redo, before=before, **more)
+        more |= {"frames": given["frames"]} if redo is None else {"redo": redo}
+        made: Context = pipe.context(latents, before=before, **more)
         return made
 
     def check(self, pipe: LongVideoPipeline, request: Request, ranks: Ranks) -> None:
@@ -376,9 +381,14 @@ class VideoDomain(Domain):
             found.append(f"{request.inputs['extend']} is of the prior {made}, and goes on with {given['prior']}")
         if _is_transformer(pipe) and given["base"] is not None:
             found.append("--base is for bare UNets: it does nothing here")
-        if _is_transformer(pipe) and given["redo"] is not None:
-            context = self.context(request, pipe)
-            assert context is not None
+        context = self.context(request, pipe) if _is_transformer(pipe) else None
+        if context is not None and given["redo"] is None:
+            asked = pipe.film(context.kept, self._noted(request.inputs).get("film")) + given["frames"]
+            if context.film != asked:
+                found.append(
+                    f"a part of a latent frame cannot be made: the film has {context.film} frames, not {asked}"
+                )
+        if context is not None and given["redo"] is not None:
             first, last = (pipe.preset.film(one) for one in (context.start, context.stop))
             first, last = (0 if context.start == 0 else first), min(last, context.film or last)
             found.append(
@@ -488,7 +498,13 @@ class VideoDomain(Domain):
             asked += f", sound=read_sound({run!r})" if has_sound else ""
             asked += ", film=note['film']" if "film" in self._noted(request.inputs) else ""
             said.before.append(f"context = pipe.context(latents, {asked})")
-            said.arguments["context"] = _Name("context")
+            said.arguments |= {"context": _Name("context"), "fps": given["fps"]}
+        held = {place: request.inputs[name] for name, place in (("first", 0), ("last", -1)) if name in request.inputs}
+        if 0 in held and "extend" not in request.inputs and self._begins_from_a_picture(request):
+            said.before.append("from longtake.media import read_picture")
+            said.arguments["image"] = _Name(f"read_picture({str(held.pop(0))!r})")
+        if held:
+            said.arguments["hold"] = {place: str(path) for place, path in held.items()}
         return said
 
 

@@ -35,8 +35,9 @@ def save_latents(path: Path, latents: torch.Tensor, note: dict[str, Any], sound:
     write_tensors(path, tensors, {"longtake": json.dumps(note)})
 
 
-def latents_file(path: Path) -> Path:
+def latents_file(path: Path | str) -> Path:
     """The file that holds the latents of a film, a run's folder, or latents. Raises UserError when there is none."""
+    path = Path(path)
     if path.suffix == ".safetensors":
         places = [path]
     elif path.name in ("", "..") or path.suffix == ".run":
@@ -55,7 +56,7 @@ def latents_file(path: Path) -> Path:
     raise UserError(f"there is no run at {shorten(str(path), 200)!r}: expected {shorten(str(places[0]), 200)}")
 
 
-def read_take(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+def read_take(path: Path | str) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
     """Latents (F, c, h, w) float32, those of the sound (A, C) float32 where there is one, and the note of an earlier
     run, from its film, its folder or a latents file.
 
@@ -80,13 +81,13 @@ def read_take(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, 
     return latents.float(), sound, read_note(file)
 
 
-def read_run(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
+def read_run(path: Path | str) -> tuple[torch.Tensor, dict[str, Any]]:
     """The latents of the picture and the note of ``read_take``."""
     latents, _, note = read_take(path)
     return latents, note
 
 
-def read_sound(path: Path) -> torch.Tensor | None:
+def read_sound(path: Path | str) -> torch.Tensor | None:
     """The latents of the sound of ``read_take``; None where there is none."""
     return read_take(path)[1]
 

@@ -183,6 +183,8 @@ class LongVideoPipeline(LongTakePipeline):
         """What an earlier run, its output or latents (F, c, h, w), is asked for: ``frames`` more, or the frames
         ``redo`` (start, stop) anew."""
         known = latents_of(latents)
+        if (frames is None) == (redo is None):
+            raise UserError("say frames, how many more, or redo, which ones anew")
         if redo is not None:
             return Context.redo(known, *redo)
         assert frames is not None

@@ -31,6 +31,7 @@ class Context:
         the border (see ``Timeline.after``); None: the kept frames hear the new prompt too, which begins at once.
     sound: latents (A, C) of the earlier run's sound, where it has one.
     film: frames of film that the finished video has, where its last latent frame holds more of them; None: all.
+    fps: the earlier film's frames a second, where they are known.
     """
 
     latents: torch.Tensor | None
@@ -39,6 +40,7 @@ class Context:
     before: str | None = None
     sound: torch.Tensor | None = None
     film: int | None = None
+    fps: float | None = None
 
     @classmethod
     def new(cls, frames: int) -> Context:

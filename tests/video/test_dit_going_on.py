@@ -1,5 +1,7 @@
 """Films that go on and pictures that they must show: as long as asked to the frame, at their own pace, nothing lost."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,8 @@ def test_a_film_is_longer_by_what_was_asked_whatever_its_latents_hold(make, tmp_
     frames, _, said = make("d.mp4", "--steps", "2", "--extend", str(tmp_path / "b.mp4"), "--redo", "6:10")
     assert "it/s]" not in said and "making: step 2 of 2" in said  # one bar: ours
     assert frames == 20 and "whole latent frames are made anew, frames 5 to 12" in said
+    frames, _, said = make("f.mp4", "--steps", "2", "--extend", str(tmp_path / "a.mp4"), "--frames", "2")
+    assert frames == 14 and "the film has 14 frames, not 12" in said
     code, _, said = make("e.mp4", "--steps", "2", "--extend", str(tmp_path / "a.mp4"), "--redo", "9:13")
     assert code == 2 and "cannot redo frames 9:13 of a video of 10 frames" in said
     kept, made = read_run(tmp_path / "b.mp4")[0], read_run(tmp_path / "d.mp4")[0]
@@ -159,6 +163,10 @@ def test_the_output_of_a_run_says_how_long_its_film_is(pipe):
     assert pipe("a dog", context=pipe.context(film.latents, frames=10), **asked).info["frames"] == 23
     assert pipe("a dog", context=pipe.context(film.latents, frames=10, film=10), **asked).info["frames"] == 20
     assert pipe("a dog", context=pipe.context(film, frames=1), **asked).info["frames"] == 14  # one latent frame more
+    slow = pipe("a dog runs", 10, fps=8, **asked)
+    assert pipe("a dog", context=pipe.context(slow, frames=10), **asked).fps == 8
+    with pytest.raises(UserError, match="say frames, how many more, or redo"):
+        pipe.context(film)
 
 
 def test_films_come_in_the_shapes_of_diffusers_too(pipe):
@@ -170,6 +178,35 @@ def test_films_come_in_the_shapes_of_diffusers_too(pipe):
     assert stacked.frames.shape == (1, 6, 32, 32, 3) and torch.equal(stacked.outputs[0].latents, film.latents)
     with pytest.raises(UserError, match="one of film, stream, latent, np, pt, pil; given 'mp4'"):
         pipe("a dog runs", 6, output_type="mp4", **asked)
+
+
+def test_the_python_lines_of_a_run_that_goes_on_make_the_same_film(make, tmp_path, folder):
+    from longtake.request import Request
+
+    Image.new("RGB", (32, 32), (9, 200, 9)).save(tmp_path / "green.png")
+    assert make("a.mp4", *SIZE, "--frames", "10", "--fps", "30")[0] == 10
+    for number, (inputs, parameters) in enumerate((
+        ({"extend": "a.mp4"}, {"frames": 7}),
+        ({"extend": "a.mp4", "last": "green.png"}, {"frames": 7}),
+        ({"extend": "a.mp4"}, {"redo": "6:9"}),
+        ({"first": "green.png"}, {"frames": 5, "height": 32, "width": 32}),
+    )):  # fmt: skip
+        paths = {name: str(tmp_path / file) for name, file in inputs.items()}
+        parameters = {"prior": str(folder), "length": 5, "steps": 2, **parameters}
+        line = {
+            "modality": "video",
+            "prompt": "it sleeps",
+            "inputs": paths,
+            "parameters": parameters,
+            "outputs": [".mp4"],
+        }
+        text = Request.read(line).as_python(str(tmp_path / f"python{number}"))
+        exec(text, {})  # as a user would paste it
+        words = [word for name, path in paths.items() for word in (f"--{name}", path)]
+        words += [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
+        assert main(["video", "it sleeps", *words, "--out", str(tmp_path / f"{number}.mp4")]) == 0
+        ours, theirs = (list(iterate_video(tmp_path / f"{name}{number}.mp4")) for name in ("", "python"))
+        assert len(ours) == len(theirs) and np.array_equal(np.stack(ours), np.stack(theirs)), text
 
 
 def test_latents_of_another_number_of_channels_are_refused(pipe):
@@ -199,3 +236,12 @@ def test_a_sound_beside_a_film_overwrites_nothing_and_is_told(tmp_path, capsys):
     assert (tmp_path / "b.wav").read_bytes()[:4] == b"RIFF" and not (tmp_path / "c.wav").exists()
     assert main([*words, "--out", str(tmp_path / "b"), "--out", str(tmp_path / "c.mp4"), "--resume"]) == 0
     assert read_note(tmp_path / "b.run" / "latents.safetensors")["film"] == 9
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "one.wav").write_text("mine")
+    parameters = {"prior": str(tmp_path / "model"), "length": 3, "steps": 2, "height": 64, "width": 64, "frames": 9}
+    line = {"id": "one", "modality": "video", "prompt": "a dog", "parameters": parameters, "outputs": [".gif"]}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(line) + "\n")
+    assert main(["batch", str(tmp_path / "jobs.jsonl"), "--out", str(tmp_path / "many")]) == 1
+    assert (tmp_path / "many" / "one.wav").read_text() == "mine"
+    assert main(["batch", str(tmp_path / "jobs.jsonl"), "--out", str(tmp_path / "many2")]) == 0
+    assert (tmp_path / "many2" / "one.wav").read_bytes()[:4] == b"RIFF"

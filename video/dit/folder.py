@@ -9,6 +9,7 @@ Legend: P parameters, N tokens of the whole film, d width, F latent frames.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,13 +28,20 @@ _PIXELS = 8
 @dataclass(frozen=True)
 class Model:
     """One folder. record: of its transformer; preset: of its checkpoint; parameters: of the transformer, from the sizes
-    of its files; bytes: of all weights; config: of the transformer."""
+    of its files; bytes: of all weights; config: of the transformer; pipeline: name of the stock class."""
 
     record: Record
     preset: Preset
     parameters: int
     bytes: int
     config: Mapping[str, Any]
+    pipeline: str = ""
+
+    @property
+    def begins_from_a_picture(self) -> bool:
+        """Whether the stock pipeline takes its first frame as an image."""
+        stock = _pipeline_class(self.pipeline)
+        return stock is not None and "image" in inspect.signature(stock.__call__).parameters
 
     def tokens(self, latents: int, height: int, width: int) -> int:
         """N of so many latent frames and pixels."""
@@ -83,7 +91,14 @@ def model_at(folder: Path, name: str | None = None, length: int | None = None) -
     own = [size for path, size in weights.items() if path.parent.name == "transformer"]
     config_file = folder / "transformer" / "config.json"
     config = read_json_object(config_file) if config_file.is_file() else {}
-    return Model(record, preset, sum(own) // _itemsize(folder / "transformer"), sum(weights.values()), config)
+    return Model(
+        record,
+        preset,
+        sum(own) // _itemsize(folder / "transformer"),
+        sum(weights.values()),
+        config,
+        str(told.get("_class_name")),
+    )
 
 
 def _count(value: object, otherwise: int = 1) -> int:

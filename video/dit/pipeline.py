@@ -174,18 +174,21 @@ class TransformerVideoPipeline:
         if isinstance(latents, VideoOutput):
             sound = getattr(latents, "sound_latents", None) if sound is None else sound
             film = latents.info.get("frames") if film is None else film
+        pace = latents.fps if isinstance(latents, VideoOutput) else None
         known = latents_of(latents)
         stride, had = self.preset.stride, self.film(len(known), film)
+        if (frames is None) == (redo is None):
+            raise UserError("say frames, how many more, or redo, which ones anew")
         if redo is None:
             assert frames is not None
             more = max(self.preset.latents(had + frames) - len(known), min(frames, 1))
             least = self.preset.film(len(known) + more) - stride + 1
-            return replace(Context.extend(known, more, before), sound=sound, film=max(had + frames, least))
+            return replace(Context.extend(known, more, before), sound=sound, film=max(had + frames, least), fps=pace)
         start, stop = redo
         if not 0 <= start < stop <= had:
             raise UserError(f"cannot redo frames {start}:{stop} of a video of {had} frames")
         made = Context.redo(known, self.preset.latent_of(start), self.preset.latent_of(stop - 1) + 1)
-        return replace(made, sound=sound, film=had)
+        return replace(made, sound=sound, film=had, fps=pace)
 
     def latents(self, frames: int) -> int:
         """Latent frames that hold so many frames of film."""
@@ -259,7 +262,7 @@ class TransformerVideoPipeline:
         if initial_noise != "independent":
             raise UserError(f"initial_noise={initial_noise} is for UNets; video transformers take independent noise")
         preset = self.preset
-        fps = fps or preset.fps
+        fps = fps or (context.fps if isinstance(context, Context) else None) or preset.fps
         steps = steps_of(preset.steps if num_inference_steps is None else num_inference_steps)
         asked = frames_of(frames, num_frames, seconds, fps)
         asked = asked if asked is not None else preset.frames
