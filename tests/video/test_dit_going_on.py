@@ -198,7 +198,6 @@ def test_the_python_lines_of_a_run_that_goes_on_make_the_same_film(make, tmp_pat
             "prompt": "it sleeps",
             "inputs": paths,
             "parameters": parameters,
-            "outputs": [".mp4"],
         }
         text = Request.read(line).as_python(str(tmp_path / f"python{number}"))
         exec(text, {})  # as a user would paste it
@@ -239,7 +238,7 @@ def test_a_sound_beside_a_film_overwrites_nothing_and_is_told(tmp_path, capsys):
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / "one.wav").write_text("mine")
     parameters = {"prior": str(tmp_path / "model"), "length": 3, "steps": 2, "height": 64, "width": 64, "frames": 9}
-    line = {"id": "one", "modality": "video", "prompt": "a dog", "parameters": parameters, "outputs": [".gif"]}
+    line = {"id": "one", "modality": "video", "prompt": "a dog", "parameters": {**parameters, "outputs": [".gif"]}}
     (tmp_path / "jobs.jsonl").write_text(json.dumps(line) + "\n")
     assert main(["batch", str(tmp_path / "jobs.jsonl"), "--out", str(tmp_path / "many")]) == 1
     assert (tmp_path / "many" / "one.wav").read_text() == "mine"
