@@ -422,11 +422,9 @@ class VideoDomain(Domain):
         more: dict[str, Any] = {}
         if _is_transformer(pipe):
             more |= {"positions": given["positions"], "guidance_ranks": given["guidance_ranks"]}
-            ends = {"first": 0, "last": -1}
-            given_ends = {place: request.inputs[name] for name, place in ends.items() if name in request.inputs}
-            held = {place: _media().read_picture(path) for place, path in given_ends.items()}
+            held: dict[int, Any] = {**_ends(request)}
             if 0 in held and context is None and pipe.begins_from_a_picture:
-                more["image"] = held.pop(0)
+                more["image"] = _media().read_picture(held.pop(0))
             more["hold"] = held or None
         output = pipe(
             request.times,
@@ -499,7 +497,7 @@ class VideoDomain(Domain):
             asked += ", film=note['film']" if "film" in self._noted(request.inputs) else ""
             said.before.append(f"context = pipe.context(latents, {asked})")
             said.arguments |= {"context": _Name("context"), "fps": given["fps"]}
-        held = {place: request.inputs[name] for name, place in (("first", 0), ("last", -1)) if name in request.inputs}
+        held = _ends(request)
         if 0 in held and "extend" not in request.inputs and self._begins_from_a_picture(request):
             said.before.append("from longtake.media import read_picture")
             said.arguments["image"] = _Name(f"read_picture({str(held.pop(0))!r})")
@@ -510,6 +508,11 @@ class VideoDomain(Domain):
 
 def _is_transformer(pipe: Any) -> bool:
     return hasattr(pipe, "record")
+
+
+def _ends(request: Request) -> dict[int, Path]:
+    """The pictures that a film begins and ends with, by frame."""
+    return {place: request.inputs[name] for name, place in (("first", 0), ("last", -1)) if name in request.inputs}
 
 
 def _same(one: str, two: str) -> bool:
