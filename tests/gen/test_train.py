@@ -128,10 +128,13 @@ def test_batches_are_a_function_of_seed_and_step():
     assert (a == b).all() and (a != c).all()
 
 
-@pytest.mark.parametrize(("tiles", "usual"), [(False, "no"), (True, "bf16")])
-def test_a_cpu_trains_in_bfloat16_only_where_it_has_tiles_for_it(tiles, usual, monkeypatch):
+@pytest.mark.parametrize(
+    ("tiles", "wide", "usual"), [(False, False, "no"), (True, False, "bf16"), (False, True, "bf16")]
+)
+def test_a_cpu_trains_in_bfloat16_only_where_it_has_instructions_for_it(tiles, wide, usual, monkeypatch):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: wide)
     assert schedule(parser.parse_args([]))["precision"] == usual
     assert schedule(parser.parse_args(["--precision", "bf16"]))["precision"] == "bf16"
