@@ -23,6 +23,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from longtake.motion.modulation import ModulatedLayer
+from longtake.packed import EightBits
 from torch import nn
 
 HEADS = 4
@@ -51,7 +52,7 @@ class TextPolicy(StrEnum):
     CONCAT = "concat"  # the time is a token before them
 
 
-class MDM(ModelMixin, ConfigMixin):
+class MDM(EightBits, ModelMixin, ConfigMixin):
     """Motion denoiser: (noisy motion, timestep, text) -> clean motion.
 
     features: J. width: D. text_width: E, of any text encoder. dropout: in training only.
