@@ -4,13 +4,15 @@ Held-out sentences of the corpora, whose voices were trained on: word error rate
 recording of the voice by resemblyzer, length against the real one. The same for sentences of a file, from their
 spelling on, by each of the known voices in turn; there is no real one. Then what can be set by hand and must be heard
 (``heard.py``): questions, contours, breaks; and whether phonemes are left out or said twice (``skips.py``). Priors of
-both kinds, ProsodyFM and VALL-E R, have rows.
+both kinds, ProsodyFM and VALL-E R, have rows; one that clones is also judged by speakers whom no training had, each
+sentence after another recording of its speaker, beside the same sentences in a voice of the prior's own.
 
     longtake evaluate speech --data DATA --prior runs/train-speech/prosody/prior
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 50
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --long 30
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 0 --texts FILE
     longtake evaluate speech --data DATA --prior speech/priors/prosody-small --sentences 0 --controls 0 --phonemes 1000
+    longtake evaluate speech --data DATA --prior speech/priors/valle-small --sentences 0 --controls 0 --clones 54
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import argparse
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, product
@@ -33,11 +35,13 @@ from longtake.evaluation import Table, figure, told_command, write_table
 if TYPE_CHECKING:
     import torch
     from longtake.speech.backends.own import OwnVoice
+    from longtake.speech.backends.voice import Utterance as Asked
     from longtake.speech.data import Utterance
     from longtake.speech.judges import Acquaintance, Listener
     from longtake.speech.pipeline import LongSpeechPipeline
 
 REFERENCES = 4  # recordings of a voice that its similarity is measured against
+PROMPT_S = 4.0  # of the recordings that speakers are cloned from the one nearest to it is taken
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--phonemes", type=int, default=0, metavar="N", help="sentences in which each phoneme is looked for (default 0)"
     )
+    parser.add_argument("--clones", type=int, default=0, metavar="N", help="sentences of human_val.zip, voices cloned")
     parser.add_argument("--long", type=float, default=0, metavar="MINUTES", help="judge a text of so many, by minute")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/evaluate-speech"), help="the table, and the judges' cache"
@@ -151,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     from longtake.speech import data, heard, vocoder
     from longtake.speech.judges import Acquaintance, Listener
 
-    for name in ("sentences", "controls", "phonemes", "long"):
+    for name in ("sentences", "controls", "phonemes", "clones", "long"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} must be 0 or more; given {getattr(args, name):g}")
     known = data.load_zip(args.data / "aligned_train.zip", "train", REFERENCES)
@@ -161,7 +166,9 @@ def run(args: argparse.Namespace) -> int:
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     texts = sentences_of(args.texts)
-    judges = Judges(Listener(args.out), Acquaintance(), known) if args.sentences or args.long or texts else None
+    strangers = data.load_zip(args.data / "human_val.zip", "val") if args.clones else []
+    listened = args.sentences or args.long or texts or strangers
+    judges = Judges(Listener(args.out), Acquaintance(), [*known, *strangers]) if listened else None
     some = told[: args.sentences]
     if judges is not None and some:
         rows.append(judges.row("real", some, _recorded))
@@ -190,6 +197,10 @@ def run(args: argparse.Namespace) -> int:
                 rows.append(judges.written(label, texts, pipe, speakers, steps))
                 print(TABLE.markdown(rows), flush=True)
         voice = _voice(prior, places[0])
+        if strangers and voice.abilities.clones:
+            assert judges is not None
+            rows += _clones(judges, f"{prior.parent.name}/{prior.name}", voice, strangers, args.clones)
+            print(TABLE.markdown(rows), flush=True)
         if args.controls:
             voice.sound = _remembering(voice.sound)  # type: ignore[method-assign, assignment]
             chosen = heard.cases([(one.phones, one.text) for one in told], _both(voice, voices), args.controls)
@@ -209,6 +220,37 @@ def run(args: argparse.Namespace) -> int:
     write_table(args.out, "speech", table, {**told_facts, "rows": TABLE.json(rows)})
     print(table)
     return 0
+
+
+def _clones(judges: Judges, label: str, voice: OwnVoice, strangers: Sequence[Utterance], count: int) -> Iterator[Row]:
+    """Sentences of speakers whom no training had: recorded, in a voice of the prior's own, and cloned from another
+    recording."""
+    from longtake.speech import data
+    from longtake.speech.backends.valle import ValleVoice
+
+    assert isinstance(voice, ValleVoice)
+    told = strangers[:: max(1, len(strangers) // count)][:count]
+    own = voice.abilities.speakers[0]
+    say = _maker(voice, None, None)
+
+    def cloned(one: Utterance) -> tuple[np.ndarray, int]:
+        prompt = _prompt(one, strangers)
+        voice.clone(data.mels_of([prompt], "cpu")[0].T, prompt.phones)
+        return voice.say(_asked(one, None)).samples, voice.rate
+
+    yield judges.row("real", told, _recorded)
+    yield judges.row(f"{label}, as {own}", told, lambda one: say(replace(one, voice=own)))
+    yield judges.row(f"{label}, cloned", told, cloned)
+
+
+def _prompt(one: Utterance, strangers: Sequence[Utterance]) -> Utterance:
+    """The other recording of a sentence's speaker that is nearest to ``PROMPT_S``. Raises UserError for none."""
+    from longtake.speech.data import RATE
+
+    others = [other for other in strangers if other.voice == one.voice and other is not one]
+    if not others:
+        raise UserError(f"the speaker {one.voice} has one recording: none is left to clone the voice from")
+    return min(others, key=lambda other: abs(other.ends[-1] / RATE - PROMPT_S))
 
 
 def _phonemes(args: argparse.Namespace, place: Path, voices: Sequence[str]) -> list[dict[str, Any]]:
@@ -294,14 +336,19 @@ def _both(voice: OwnVoice, known: Sequence[str]) -> list[str]:
 
 def _maker(voice: OwnVoice, steps: int | None, heat: float | None) -> Callable[[Utterance], tuple[np.ndarray, int]]:
     """A sentence of the corpora as a voice says it: its phones, with breaks where the command would put them."""
+
+    def make(one: Utterance) -> tuple[np.ndarray, int]:
+        return voice.say(_asked(one, one.voice, steps=steps, temperature=heat)).samples, voice.rate
+
+    return make
+
+
+def _asked(one: Utterance, speaker: str | None, **told: Any) -> Asked:
+    """What a voice is told of a sentence."""
     from longtake.speech.backends.voice import Utterance as Asked
     from longtake.speech.heard import units_of
 
-    def make(one: Utterance) -> tuple[np.ndarray, int]:
-        asked = Asked(units_of(one.phones, one.text), speaker=one.voice, steps=steps, temperature=heat)
-        return voice.say(asked).samples, voice.rate
-
-    return make
+    return Asked(units_of(one.phones, one.text), speaker=speaker, **told)
 
 
 def _copier(place: Path) -> Callable[[Utterance], tuple[np.ndarray, int]]:

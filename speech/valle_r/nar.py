@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from longtake.errors import UserError
 from longtake.kernels import Partition
+from longtake.speech.codec.mels import Block
 from longtake.speech.valle_r.ar import IGNORED, Spoken, softened
 from longtake.speech.valle_r.network import Places, Size, Transformer, by_mask, by_rule
 from torch import nn
 
 TIES = ("next", "same")
+EXPECTED = 2.0  # of the loss: how much what is expected counts beside the codes
 
 
 class NAR(nn.Module):
@@ -26,7 +28,9 @@ class NAR(nn.Module):
     tie: whose embeddings the heads share: "next", those of the layer after, the last head free (the public VALL-E), or
     "same", those of the layer asked for. scale: of the codes' embeddings where rows sum them. stage: width of a stage's
     vector, None: that of the rows. phonemes: whether rows carry the phoneme (VALL-E R) or not (VALL-E). first: codes of
-    the first layer's table, K, or K + 1 with an end. Raises UserError for another tie and for fewer than 2 layers.
+    the first layer's table, K, or K + 1 with an end. local: blocks of convolutions that rows of sound pass first: a
+    frame lies between its neighbours, which attention, with places alone to tell it, learns slowly. Raises UserError
+    for another tie and for fewer than 2 layers.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class NAR(nn.Module):
         tie: str = "next",
         stage: int | None = None,
         scale: float = 1.0,
+        local: int = 0,
     ) -> None:
         super().__init__()
         if tie not in TIES:
@@ -70,6 +75,7 @@ class NAR(nn.Module):
             "tie": tie,
             "stage": stage,
             "scale": scale,
+            "local": local,
         }
         width = size.width
         self.text_emb = nn.Embedding(symbols, width)
@@ -77,6 +83,7 @@ class NAR(nn.Module):
         self.code_embs = nn.ModuleList(nn.Embedding(many, width) for many in sizes)
         self.text_place, self.code_place = Places(width), Places(width)
         self.spoken = Spoken(symbols, width, around, place, dwell) if phonemes else None
+        self.local = nn.ModuleList(Block(width, 2) for _ in range(local))
         self.stages = nn.Embedding(layers_of_codes - 1, stage or width)
         self.transformer = Transformer(size, dropout, stage or width)
         self.last = nn.Parameter(torch.randn(entries, width) * width**-0.5) if tie == "next" else None
@@ -126,7 +133,7 @@ class NAR(nn.Module):
         frame. prompt: (B,) how many frames are known in all layers. text_lengths, lengths: (B,) where rows are padded.
         """
         many = text.shape[1]
-        x = self.rows(text, codes, pointer, stage, prompt)
+        x = self.rows(text, codes, pointer, stage, prompt, lengths)
         if text_lengths is None or lengths is None:
             attend = by_rule(None)
         else:
@@ -143,12 +150,18 @@ class NAR(nn.Module):
         pointer: torch.Tensor | None,
         stage: torch.Tensor,
         prompt: torch.Tensor,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Rows (B, L + T, d) of text and sound; tensors as in ``forward``."""
         sound = self.known(codes, stage, prompt) + self.code_place.first(codes.shape[2])
         if self.spoken is not None:
             assert pointer is not None
             sound = sound + self.spoken(text, pointer)
+        real = None
+        if lengths is not None:
+            real = (torch.arange(sound.shape[1], device=sound.device) < lengths[:, None])[..., None].to(sound.dtype)
+        for block in self.local:
+            sound = block(sound, real)
         return torch.cat([self.text_emb(text) + self.text_place.first(text.shape[1]), sound], 1)
 
     def say(self, hidden: torch.Tensor, stage: torch.Tensor) -> torch.Tensor:
@@ -231,20 +244,44 @@ def objective(
     prompt: torch.Tensor,
     stage: torch.Tensor,
     heard: torch.Tensor | None = None,
+    books: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy, a scalar, of the layer that each row's stage (B,) asks for, frames of the prompt left out.
 
     text: (B, L); codes: (B, D, T); pointer: (B, T), both of any valid number beyond lengths (B,); prompt: (B,).
     soft: (D - 1, K, K) what is asked for instead of each code of a stage, rows sum to 1; None: the code alone.
-    heard: (B, D, T) the codes that rows carry where they are not ``codes`` themselves.
+    heard: (B, D, T) the codes that rows carry where they are not ``codes`` themselves. books: (D, K, c) codebooks; with
+    them ``missed`` is added, ``EXPECTED`` times.
     """
     said = network(text, codes if heard is None else heard, pointer, stage, prompt, text_lengths, lengths)
     target = targets(codes, stage, prompt, lengths)
-    if soft is None:
-        return softened(said.flatten(0, 1), target.flatten(), None)
-    entries = soft.shape[1]
-    shifted = torch.where(target == IGNORED, IGNORED, target + stage[:, None] * entries)
-    return softened(said.flatten(0, 1), shifted.flatten(), soft.flatten(0, 1))
+    shifted = target
+    if soft is not None:
+        shifted = torch.where(target == IGNORED, IGNORED, target + stage[:, None] * soft.shape[1])
+    value = softened(said.flatten(0, 1), shifted.flatten(), None if soft is None else soft.flatten(0, 1))
+    return value if books is None else value + EXPECTED * missed(said, target, books[1:].index_select(0, stage))
+
+
+def missed(said: torch.Tensor, target: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
+    """How far, a scalar, what is expected of logits (B, T, K) lies from the vectors of targets (B, T), of codebooks
+    (B, K, c): the mean square, as a share of that of the vectors; 1 says nothing, 0 everything. That is what
+    ``NAR.expect`` decodes, and it is learned long before the codes are."""
+    expected = said.float().softmax(-1) @ books
+    wanted = books.gather(1, target.clamp_min(0)[..., None].expand(-1, -1, books.shape[2]))
+    asked = (target != IGNORED)[..., None]
+    gap, size = ((expected - wanted).square() * asked).sum((1, 2)), (wanted.square() * asked).sum((1, 2))
+    return (gap / size.clamp_min(1e-8)).mean()
+
+
+@torch.no_grad()
+def begin_from(model: NAR, books: torch.Tensor) -> None:
+    """Set the embeddings of codes, which are its heads too, on one random projection of the codebooks (D, K, c): codes
+    that sound alike begin alike, and a sum of codes is that of their vectors."""
+    width = model.size.width
+    turn = torch.randn(books.shape[2], width, device=books.device)
+    for table, book in zip(model.tables(), books, strict=True):
+        rows = book.float() @ turn
+        table[: len(rows)].copy_(rows / rows.std() * width**-0.5)
 
 
 def targets(codes: torch.Tensor, stage: torch.Tensor, prompt: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

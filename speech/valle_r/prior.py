@@ -28,6 +28,7 @@ from longtake.speech.valle_r.corpus import projected
 from longtake.speech.valle_r.decode import Limits, Prompt, Sampling, decode
 from longtake.speech.valle_r.nar import NAR
 from longtake.speech.valle_r.network import PLACES
+from longtake.weights import eight_bits, whole
 
 KIND = "valle_r"
 CONFIG = "config.json"
@@ -74,7 +75,7 @@ class ValleR:
     # ------------------------------------------------------------------------------------------------------ files
 
     def save(self, folder: Path) -> Path:
-        """Write config.json and float16 safetensors."""
+        """Write config.json and safetensors: eight bits a weight, float16 what is none (codebooks, biases, voices)."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,9 @@ class ValleR:
         states: dict[str, dict[str, torch.Tensor]] = {"voices": voices}
         for name in ("codec", "ar", "nar"):
             state = getattr(self, name).state_dict()
-            states[name] = {key: value.half() for key, value in state.items() if key not in TRAINED_ONLY}
+            small = eight_bits({key: value for key, value in state.items() if key not in TRAINED_ONLY})
+            plain = {key: value.half() for key, value in small.items() if value.is_floating_point() and key in state}
+            states[name] = small | plain
         for name, state in states.items():
             with atomic_path(folder / f"{name}.safetensors") as partial:
                 save_file({key: value.cpu().contiguous() for key, value in state.items()}, partial)
@@ -117,7 +120,7 @@ class ValleR:
             states = {part: load_file(folder / f"{part}.safetensors") for part in PARTS}
             codec, ar, nar = MelCodec(**config["codec"]), AR.of(config["ar"]), NAR.of(config["nar"])
             for name, model in (("codec", codec), ("ar", ar), ("nar", nar)):
-                state = {key: value.float() for key, value in states[name].items()}
+                state = whole(states[name])
                 if model is codec:
                     state |= {key: getattr(codec, key) for key in TRAINED_ONLY}
                 model.load_state_dict(state)

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ SPREAD = 0.4  # of what is asked for: how much of it goes to codes near the righ
 MISHEARD, MISHEARD_LATER = 0.25, 0.1  # at most this share of the codes that a row of sound carries is random
 WAYS = ((0, 0.0), (1, 0.15), (0, -0.25))  # how each utterance is encoded to train from: first frame, loudness
 PAIRS_EACH = 12  # prompts drawn for each utterance
+CODEC_MODEL: dict[str, Any] = {"layers": 4}
 AR_MODEL: dict[str, Any] = {
     "width": 256,
     "heads": 4,
@@ -61,6 +63,7 @@ NAR_MODEL: dict[str, Any] = {
     "tie": "same",
     "stage": 16,
     "scale": 14.0,
+    "local": 3,
 }
 
 
@@ -98,7 +101,7 @@ def train_codec(
     """
     torch.manual_seed(seed)
     device = training.training_device()
-    model = MelCodec(mean=mean, deviation=deviation)
+    model = MelCodec(mean=mean, deviation=deviation, **CODEC_MODEL)
     layers, entries = model.layers, model.entries
     seen = seen.to(device)
 
@@ -249,9 +252,13 @@ def train_nar(
     """
     torch.manual_seed(seed)
     device = training.training_device()
-    model = model or NAR.of(NAR_MODEL)
-    soft = None if books is None else neighbours(books[1:]).to(device)
+    model = model or NAR.of({**NAR_MODEL, "layers_of_codes": seen.codes.shape[1]})
+    soft = None
+    if books is not None:
+        soft, books = neighbours(books[1:]).to(device), books.to(device)
+        other_layers.begin_from(model, books.to(next(model.parameters()).device))
     found, seen = _pairs(seen, seed, device), seen.to(device)
+    learned: Any = partial(other_layers.objective, books=books)
     stages = model.count - 1
 
     def drawn(step: int) -> tuple[torch.Tensor, ...]:
@@ -269,13 +276,14 @@ def train_nar(
         return joined.text, joined.text_lengths, joined.codes, pointer, lengths, prompt, stage, heard
 
     def value(network: Any, *tensors: torch.Tensor) -> torch.Tensor:
-        return other_layers.objective(network, soft, *tensors)
+        made: torch.Tensor = learned(network, soft, *tensors)
+        return made
 
     def judge(network: Any, step: int) -> dict[str, float]:
         if unseen is None:
             return {}
-        shares = nar_figures(model, unseen)
-        return {f"accuracy_{layer}": share for layer, share in shares.items()}
+        found: dict[str, float] = {f"accuracy_{layer}": share for layer, share in nar_figures(model, unseen).items()}
+        return found if books is None else found | {"missed": missed_by(model, unseen, books)}
 
     training.fit(model, Split(drawn, value), settings, folder, name="nar", on_checkpoint=judge)
     trained = NAR.of(model.config).to(device).eval()
@@ -297,6 +305,18 @@ def nar_figures(model: NAR, coded: Coded) -> dict[int, float]:
         target = other_layers.targets(joined.codes, asked, prompt, lengths)
         found[stage + 2] = round(float(first_layer.accuracy(said, target)), 4)
     return found
+
+
+@torch.no_grad()
+def missed_by(model: NAR, coded: Coded, books: torch.Tensor) -> float:
+    """``longtake.speech.valle_r.nar.missed`` of the second layer on held-out pairs: 1 says nothing, 0 everything."""
+    joined = _held_out(coded, rows=16)
+    pointer, lengths = joined.labels.repeat_interleave(coded.merge, 1), joined.lengths * coded.merge
+    asked, prompt = torch.zeros_like(lengths), joined.prompt * coded.merge
+    said = model(joined.text, joined.codes, pointer, asked, prompt, joined.text_lengths, lengths)
+    target = other_layers.targets(joined.codes, asked, prompt, lengths)
+    books = books.to(said.device)
+    return round(float(other_layers.missed(said, target, books[1:2].expand(len(asked), -1, -1))), 4)
 
 
 @torch.no_grad()

@@ -153,3 +153,29 @@ def test_the_evaluation_has_rows_of_a_prior_of_valle_r(voice: ValleVoice, tmp_pa
     assert row.sentences == 2 and row.similarity == 1.0 and row.length > 0 and row.rtf > 0
     with pytest.raises(UserError, match="none of the voices"):
         evaluate._both(made, ["zoe"])
+
+
+def test_speakers_of_no_training_are_judged_beside_a_voice_of_the_prior(voice: ValleVoice, tmp_path: Path) -> None:
+    told = load_zip(write_zip(tmp_path / "human_val.zip", copies=2), "val")
+    heard: list[str | None] = []
+
+    class Same:
+        def vector(self, wave, rate):
+            return np.array([1.0, 0.0])
+
+        def alike(self, wave, rate, reference):
+            return float(reference[0])
+
+    class Watched(ValleVoice):
+        def say(self, asked, state=None):
+            heard.append(asked.speaker)
+            return super().say(asked, state)
+
+    judge = evaluate.Judges(lambda wave, rate: "one two", Same(), told)
+    watched = Watched.of(voice.model, generator())
+    rows = list(evaluate._clones(judge, "it", watched, told, 3))
+    assert [(row.label, row.sentences) for row in rows] == [("real", 3), ("it, as ann", 3), ("it, cloned", 3)]
+    assert heard == ["ann"] * 3 + [None] * 3 and watched.recorded is not None
+    assert all(evaluate._prompt(one, told).voice == one.voice and evaluate._prompt(one, told) != one for one in told)
+    with pytest.raises(UserError, match="has one recording"):
+        evaluate._prompt(told[0], told[:1])
