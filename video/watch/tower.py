@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from longtake.errors import UserError
+from longtake.weights import load_state, whole
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -107,15 +108,13 @@ class SmallTower(Tower):
     size, width = 224, 2 * 384
 
     def __init__(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
         told = json.loads((folder / CONFIG).read_text())
         self.share = float(told["head_share"])  # of the trained head in a score
         self.sharpness = float(told["sharpness"])  # of the class probabilities
         self.familiar, self.strange = told.get("familiar", FAMILIAR), told.get("strange", STRANGE)
         self.floor, self.top = told["floor"], told["top"]  # scores of what is not there, and of what is
         self.head = Head(told["inner"])
-        self.head.load_state_dict({key: value.float() for key, value in load_file(folder / "head.safetensors").items()})
+        self.head.load_state_dict(whole(load_state(folder / "head.safetensors")))
         self.head.eval().requires_grad_(False)
         self.mark = told["mark"]
         self._classes = folder / CLASSES
@@ -128,11 +127,10 @@ class SmallTower(Tower):
     @cached_property
     def classes(self) -> Tensor:
         """Unit sentence vectors (1000, 384) of ImageNet's class names: the folder's, else read now, in some seconds."""
-        from safetensors.torch import load_file
-
         if not self._classes.is_file():
             return class_words(self._encoder)
-        return functional.normalize(load_file(self._classes)["words"].float(), dim=-1)
+        (words,) = whole(load_state(self._classes)).values()
+        return functional.normalize(words, dim=-1)
 
     @cached_property
     def _encoder(self) -> Any:

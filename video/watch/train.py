@@ -293,13 +293,12 @@ def export(head: Head, told: dict[str, float], folder: Path) -> Path:
     """Write the prior's files. Returns the folder."""
     from longtake.journal import atomic_path, write_tensors
     from longtake.text import SentenceEncoder
-    from longtake.weights import file_hash
+    from longtake.weights import eight_bits, file_hash
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.half().cpu().contiguous() for key, value in head.state_dict().items()}
-    write_tensors(folder / "head.safetensors", state)
+    write_tensors(folder / "head.safetensors", eight_bits(head.state_dict()))
     mark = file_hash(folder / "head.safetensors")
-    write_tensors(folder / CLASSES, {"words": class_words(SentenceEncoder()).half()})
+    write_tensors(folder / CLASSES, eight_bits({"weight": class_words(SentenceEncoder())}))
     with atomic_path(folder / CONFIG) as partial:
         partial.write_text(json.dumps({**told, "inner": INNER, "mark": mark}, indent=1) + "\n")
     return folder
