@@ -109,7 +109,7 @@ class SpeechDomain(Domain):
         ),
         InputFile(
             "reference",
-            "a recording to speak as, 1 to 30 s, with a prior that clones",
+            "a recording to speak as, 1 to 30 s, with a prior that clones (valle-small)",
             "FILE.wav",
             page="A recording to speak as",
             kinds=(".wav", ".flac", ".mp3", ".ogg"),

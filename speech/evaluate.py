@@ -99,7 +99,7 @@ class Judges:
         return Row(label, len(told), wer, similarity, length, math.nan if label == "real" else work / made_s)
 
     def written(
-        self, label: str, told: Sequence[str], pipe: LongSpeechPipeline, voices: Sequence[str], steps: int
+        self, label: str, told: Sequence[str], pipe: LongSpeechPipeline, voices: Sequence[str], steps: int | None
     ) -> Row:
         """Judge how a pipeline reads written sentences, each of ``voices`` in turn."""
 
@@ -178,12 +178,11 @@ def run(args: argparse.Namespace) -> int:
     for prior in args.prior:
         for place in places:
             voice = _voice(prior, place)
-            settings = product(args.steps if voice.kind == "ProsodyFM" else [None], args.temperature or [None])
+            settings = product(_steps(voice, args.steps), args.temperature or [None])
             for steps, heat in settings if some else ():
                 assert judges is not None
-                how = [] if steps is None else [f"{steps} steps"]
-                how += [] if heat is None else [f"temperature {heat:g}"]
-                label = ", ".join([f"{prior.parent.name}/{prior.name}", place.name, *how])
+                heated = "" if heat is None else f", temperature {heat:g}"
+                label = f"{prior.parent.name}/{prior.name}, {place.name}{_told(steps)}{heated}"
                 rows.append(judges.row(label, some, _maker(voice, steps, heat)))
                 print(TABLE.markdown(rows), flush=True)
         for place in places if texts else ():
@@ -191,9 +190,10 @@ def run(args: argparse.Namespace) -> int:
 
             assert judges is not None
             pipe = LongSpeechPipeline.from_prior(prior, vocoder=place)
-            for steps in args.steps:
-                label = f"{args.texts.name}: {prior.parent.name}/{prior.name}, {place.name}, {steps} steps"
-                speakers = _both(_voice(prior, place), voices)
+            read = _voice(prior, place)
+            for steps in _steps(read, args.steps):
+                label = f"{args.texts.name}: {prior.parent.name}/{prior.name}, {place.name}{_told(steps)}"
+                speakers = _both(read, voices)
                 rows.append(judges.written(label, texts, pipe, speakers, steps))
                 print(TABLE.markdown(rows), flush=True)
         voice = _voice(prior, places[0])
@@ -266,13 +266,23 @@ def _phonemes(args: argparse.Namespace, place: Path, voices: Sequence[str]) -> l
     for prior in args.prior:
         voice = _voice(prior, place)
         able = _both(voice, voices)
-        for steps in args.steps if voice.kind == "ProsodyFM" else [None]:
+        for steps in _steps(voice, args.steps):
             make = _maker(voice, steps, None)
             asked = ((one.phones, partial(make, replace(one, voice=_next(one.voice, able)))) for one in told)
-            label = f"{prior.parent.name}/{prior.name}, {place.name}" + ("" if steps is None else f", {steps} steps")
+            label = f"{prior.parent.name}/{prior.name}, {place.name}{_told(steps)}"
             table.append(skips.judged(label, asked, listen))
     print(skips.TABLE.markdown(table), flush=True)
     return skips.TABLE.json(table)
+
+
+def _steps(voice: OwnVoice, asked: Sequence[int]) -> Sequence[int | None]:
+    """The steps that a voice is judged with: VALL-E R takes none."""
+    return asked if voice.kind == "ProsodyFM" else [None]
+
+
+def _told(steps: int | None) -> str:
+    """Of a row's label."""
+    return "" if steps is None else f", {steps} steps"
 
 
 def _next(name: str, voices: Sequence[str]) -> str:

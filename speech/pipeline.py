@@ -35,6 +35,7 @@ from longtake.speech.text.phonemes import read_lexicon
 from longtake.speech.text.script import Writer
 
 DEFAULT_PRIOR = "prosody-small"
+CLONING = "valle-small"  # ships too
 OUTPUT_TYPES = ("np", "pt")
 
 
@@ -118,7 +119,7 @@ class LongSpeechPipeline(LongTakePipeline):
         if not voice.abilities.clones:
             raise UserError(
                 f"the voice {name} does not speak as a recording does: leave the reference out, or use a prior that "
-                "clones"
+                f"clones ({CLONING} does)"
             )
         wave = read_reference(path)
         if isinstance(voice, ValleVoice):

@@ -6,6 +6,7 @@ their pointer, so that the new chunk goes on from them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from longtake.speech.backends.voice import Abilities, Said, State, Utterance
 from longtake.speech.prosody_fm.breaks import marked
 from longtake.speech.text.symbols import BREAK_MARK, ids
 from longtake.speech.valle_r import prior
-from longtake.speech.valle_r.decode import Prompt, Sampling
+from longtake.speech.valle_r.decode import Prompt
 
 KIND = prior.KIND
 TAIL_S = 2.0
@@ -85,7 +86,7 @@ class ValleVoice(OwnVoice, ModelMixin):
         prompts = [self._speaker(asked.speaker)]
         if state is not None:
             prompts.append(Prompt(*(torch.from_numpy(state[part]) for part in ("text", "codes", "pointer"))))
-        sampling = prior.USUAL if asked.temperature is None else Sampling(temperature=asked.temperature)
+        sampling = prior.USUAL if asked.temperature is None else replace(prior.USUAL, temperature=asked.temperature)
         if asked.steps is not None:
             raise UserError("VALL-E R takes no steps: leave them out")
         with torch.inference_mode():

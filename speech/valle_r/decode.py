@@ -111,10 +111,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Spoken:
-    """codes: (T,) of the first layer, int64. pointer: (T,) the index of each frame's phoneme in the target text."""
+    """codes: (T,) of the first layer, int64. pointer: (T,) the index of each frame's phoneme in the target text.
+    expected: (T, c) the mean of the first codebook under each frame's shares, where ``decode`` was given that book."""
 
     codes: torch.Tensor
     pointer: torch.Tensor
+    expected: torch.Tensor | None = None
 
 
 class Voiced(Protocol):
@@ -157,6 +159,14 @@ def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | 
         ordered = ordered.masked_fill(ordered.cumsum(0) - ordered >= sampling.top_p, 0.0)
         return int(order[torch.multinomial(ordered, 1, generator=generator)])
     return int(torch.multinomial(shares, 1, generator=generator))
+
+
+def expected(logits: torch.Tensor, code: int, sampling: Sampling, book: torch.Tensor) -> torch.Tensor:
+    """The mean (c,) of a codebook (K, c) under what logits (K or more,) say at the temperature of ``sampling``; the
+    vector of ``code`` where that is 0."""
+    if sampling.temperature == 0:
+        return book[code]
+    return (logits[: len(book)].float() / sampling.temperature).softmax(-1) @ book.float()
 
 
 def chosen(
@@ -241,11 +251,13 @@ def decode(
     limits: Limits | None = None,
     alignment: torch.Tensor | None = None,
     cache: Any = None,
+    book: torch.Tensor | None = None,
 ) -> Spoken:
     """Codes of the first layer for a target text (L,), L >= 1, after ``prompt``.
 
     generator: on the CPU. alignment: (T,), the phoneme of each frame, then nothing of the pointer is drawn and the
-    sound is T frames long. cache: one that is large enough, used from its start; None: a new one.
+    sound is T frames long. cache: one that is large enough, used from its start; None: a new one. book: the first
+    codebook (K, c), for ``Spoken.expected``.
     Raises UserError for an empty text, an alignment that leaves out a phoneme, and a model without a pointer.
     """
     if model.pointer == "none":
@@ -275,6 +287,7 @@ def decode(
 
     codes: list[int] = []
     pointer: list[int] = []
+    vectors: list[torch.Tensor] = []
     dwelt = 0  # frames before the next row in which the pointer it carries has stood where it stands
     begun = len(given)
     while True:
@@ -296,6 +309,8 @@ def decode(
             break
         codes.append(code)
         pointer.append(place.here)
+        if book is not None:
+            vectors.append(expected(logits, code, sampling, book))
         place.speak()
         if model.lead:
             if plan is None:
@@ -317,7 +332,11 @@ def decode(
             torch.tensor([begun + len(codes)], device=device),
             torch.tensor([dwelt], device=device),
         )
-    return Spoken(torch.tensor(codes, dtype=torch.int64), torch.tensor(pointer, dtype=torch.int64))
+    return Spoken(
+        torch.tensor(codes, dtype=torch.int64),
+        torch.tensor(pointer, dtype=torch.int64),
+        torch.stack(vectors) if vectors else None,
+    )
 
 
 @torch.no_grad()

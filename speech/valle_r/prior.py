@@ -35,7 +35,7 @@ CONFIG = "config.json"
 PARTS = ("codec", "ar", "nar", "voices")
 TRAINED_ONLY = ("sizes", "sums")  # of a codec: only its training needs them
 DETAILS = ("expected", "codes")
-USUAL = Sampling(top_p=0.9)
+USUAL = Sampling(top_p=0.9, temperature=0.4, greedy_pointer=True)
 PACKET = 32  # frames of a streamed packet
 
 
@@ -179,7 +179,8 @@ class ValleR:
 
         voice: the name of one that ships, a prompt, or several prompts, spoken one after the other before this (an
         anchor and the end of the last chunk). seed, chunk: decide all that is drawn. alignment: (T,), see ``decode``.
-        detail: "expected" decodes what is to be expected of the later layers (``NAR.expect``), "codes" their codes.
+        detail: "expected" decodes what is to be expected of a frame's first layer, given the codes before it, and of
+        the later ones (``NAR.expect``); "codes" decodes the codes.
         mesh: a ``Transport`` whose ranks share the layers that come at once; all call this with the same arguments.
         Raises UserError for an empty or too long text, an id that is no phoneme's, and an unknown voice.
         """
@@ -206,6 +207,7 @@ class ValleR:
             sampling=sampling or USUAL,
             limits=limits,
             alignment=alignment,
+            book=self.codec.books[0],
             cache=self._room(len(text) + len(prompt.text) + len(prompt.pointer) + 1 + frames),
         )
         many = merge * len(spoken.codes)
@@ -220,7 +222,11 @@ class ValleR:
             mel = self.codec.decode(made[None])
         else:
             made, latent = self.nar.expect(both, whole, pointer, known, self.codec.books, mesh)
-            made, mel = made[:, known:], self.codec.decode_latent(latent[None, known:])
+            made, latent = made[:, known:], latent[known:]
+            if spoken.expected is not None:
+                drawn = self.codec.books[0][made[0]]
+                latent = latent - drawn + spoken.expected.to(latent.dtype).repeat_interleave(merge, 0)
+            mel = self.codec.decode_latent(latent[None])
         return Speech(text, made.cpu(), spoken.pointer, mel[0].float().cpu())
 
     def stream(

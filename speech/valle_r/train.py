@@ -32,7 +32,7 @@ from longtake.speech.valle_r.nar import NAR
 from longtake.speech.valle_r.prior import ValleR
 from longtake.train import ENDLESS, Dice, Settings, batch_generator
 
-CODEC_SHARE, AR_SHARE, NAR_SHARE = 0.3, 0.4, 0.3  # of the minutes
+CODEC_SHARE, AR_SHARE, NAR_SHARE = 0.1, 0.45, 0.45  # of the minutes
 CODEC_RATE, AR_RATE, NAR_RATE = 1.5e-3, 1.5e-3, 1.5e-3
 WARMUP, EMA = 150, 0.998
 CROP = 96  # frames of the codec's crops
@@ -78,7 +78,7 @@ class Amounts:
     @classmethod
     def on(cls, device: torch.device) -> Amounts:
         """What suits a device."""
-        return cls(16, 2048, 1024) if device.type == "cpu" else cls(192, 32768, 16384)
+        return cls(24, 2048, 2048) if device.type == "cpu" else cls(192, 32768, 16384)
 
 
 # ------------------------------------------------------------------------------------------------------------ codec

@@ -14,7 +14,7 @@ from longtake.speech.valle_r import train
 from longtake.speech.valle_r.aligner import Aligner
 from longtake.speech.valle_r.ar import AR
 from longtake.speech.valle_r.corpus import Coded, buckets, projected
-from longtake.speech.valle_r.decode import Limits
+from longtake.speech.valle_r.decode import Limits, Sampling, expected
 from longtake.speech.valle_r.nar import NAR
 from longtake.speech.valle_r.network import Size
 from longtake.speech.valle_r.prior import ValleR, joined, tail
@@ -163,6 +163,12 @@ def test_later_layers_are_decoded_as_their_codes_or_as_what_is_expected_of_them(
     usual, codes = (model.synthesize(text, "ann", detail=each, limits=short) for each in ("expected", "codes"))
     assert torch.equal(usual.codes, codes.codes) and not torch.equal(usual.mel, codes.mel)
     assert torch.equal(codes.mel, model.codec.decode(codes.codes[None])[0])
+    sure = model.synthesize(text, "ann", limits=short, sampling=Sampling(temperature=0))
+    known = model.voice("ann").codes.shape[1]
+    whole = torch.cat([model.voice("ann").codes, sure.codes], 1)
+    both, place = torch.cat([text, text]), torch.cat([model.voice("ann").pointer, sure.pointer + len(text)])
+    _, latent = model.nar.expect(both, whole, place.repeat_interleave(2), known, model.codec.books)
+    assert torch.allclose(sure.mel, model.codec.decode_latent(latent[None, known:])[0], atol=1e-5)
     with pytest.raises(UserError, match="expected or codes"):
         model.synthesize(text, "ann", detail="much")
 
@@ -245,3 +251,12 @@ def test_the_net_of_later_layers_says_more_of_them_than_nothing_after_some_steps
     made = train.train_nar(coded, coded, tmp_path, settings, places=400, seed=0, model=net, books=codec.books)
     after = json.loads((tmp_path / "nar.jsonl").read_text().splitlines()[-1])["missed"]
     assert after < 0.9 * before and after == train.missed_by(made, coded, codec.books)
+
+
+def test_the_expected_vector_is_the_codebook_weighted_by_the_chances():
+    book = torch.tensor([[1.0, 0.0], [0.0, 1.0], [4.0, 4.0]])
+    logits = torch.tensor([0.0, 0.0, -torch.inf, 9.0])  # the last is the end, which has no vector
+    assert torch.allclose(expected(logits, 0, Sampling(temperature=0.5), book), torch.tensor([0.5, 0.5]))
+    warm = expected(torch.tensor([1.0, 0.0, -torch.inf]), 0, Sampling(temperature=0.5), book)
+    assert torch.allclose(warm, torch.tensor([2.0, 0.0]).softmax(0))
+    assert torch.equal(expected(logits, 2, Sampling(temperature=0), book), book[2])
