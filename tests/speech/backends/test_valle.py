@@ -175,7 +175,8 @@ def test_speakers_of_no_training_are_judged_beside_a_voice_of_the_prior(voice: V
     watched = Watched.of(voice.model, generator())
     rows = list(evaluate._clones(judge, "it", watched, told, 3))
     assert [(row.label, row.sentences) for row in rows] == [("real", 3), ("it, as ann", 3), ("it, cloned", 3)]
-    assert evaluate._steps(watched, [4, 10]) == [None] and evaluate._told(None) == "" and evaluate._told(4) == ", 4 steps"
+    assert evaluate._steps(watched, [4, 10]) == [None]
+    assert [evaluate._told(steps) for steps in (None, 4)] == ["", ", 4 steps"]
     assert heard == ["ann"] * 3 + [None] * 3 and watched.recorded is not None
     assert all(evaluate._prompt(one, told).voice == one.voice and evaluate._prompt(one, told) != one for one in told)
     with pytest.raises(UserError, match="has one recording"):
