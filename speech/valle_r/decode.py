@@ -30,7 +30,8 @@ class Sampling:
     top_p: share of the probability that is kept, the likeliest first; top_k: how many codes, 0: all. temperature: 0
     takes the likeliest. repeats, window: a code that made up at least this share of the last frames is drawn anew from
     all codes (VALL-E 2, arXiv 2406.05370); 0: never. greedy_pointer: the likelier of staying and advancing.
-    Raises UserError for numbers that cannot be.
+    median_pointer: advancing once it is likelier than not that a drawn pointer would have left, which stays nowhere
+    for long because each single frame says so. Raises UserError for numbers that cannot be, and for both pointers.
     """
 
     top_p: float = 0.9
@@ -39,8 +40,11 @@ class Sampling:
     repeats: float = 0.0
     window: int = 10
     greedy_pointer: bool = False
+    median_pointer: bool = False
 
     def __post_init__(self) -> None:
+        if self.greedy_pointer and self.median_pointer:
+            raise UserError("the pointer is greedy or goes by the median: ask for one of them")
         if not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.temperature < 100:
             raise UserError(
                 "sampling needs 0 < top_p <= 1, top_k >= 0 and a temperature of 0 or more, got "
@@ -197,6 +201,7 @@ class Pointer:
         self.last = len(text) - 1
         self.left = limits.budget * len(text) if frames is None else frames
         self.here, self.spent = 0, 0
+        self.stayed = 1.0  # how likely a drawn pointer would still be here
 
     def speak(self) -> None:
         """One frame of the phoneme is spoken."""
@@ -224,16 +229,22 @@ class Pointer:
 
     def go(self) -> None:
         """To the next phoneme."""
-        self.here, self.spent = self.here + 1, 0
+        self.here, self.spent, self.stayed = self.here + 1, 0, 1.0
 
-    def move(self, logits: torch.Tensor, kind: str, greedy: bool, generator: torch.Generator | None) -> None:
+    def move(self, logits: torch.Tensor, kind: str, sampling: Sampling, generator: torch.Generator | None) -> None:
         """Stay or advance, by the model's logits where there is a choice."""
         if self.must_advance():
             self.go()
         elif self.may_advance():
             share = advance(logits, kind, self.text[self.here], self.text[self.here + 1])
-            drawn = 0.5 if greedy else float(torch.rand((), generator=generator, dtype=torch.float64))
-            if share > drawn:
+            self.stayed *= 1 - share
+            if sampling.median_pointer:
+                goes = self.stayed < 0.5
+            elif sampling.greedy_pointer:
+                goes = share > 0.5
+            else:
+                goes = share > float(torch.rand((), generator=generator, dtype=torch.float64))
+            if goes:
                 self.go()
 
 
@@ -297,7 +308,7 @@ def decode(
             if codes and plan[len(codes)] != place.here:
                 place.go()
         elif codes and not model.lead:
-            place.move(moved[0], model.pointer, sampling.greedy_pointer, generator)
+            place.move(moved[0], model.pointer, sampling, generator)
         if plan is None and place.must_end():
             break
         logits = said[0]
@@ -314,7 +325,7 @@ def decode(
         place.speak()
         if model.lead:
             if plan is None:
-                place.move(moved[0], model.pointer, sampling.greedy_pointer, generator)
+                place.move(moved[0], model.pointer, sampling, generator)
             elif len(codes) < len(plan) and plan[len(codes)] != place.here:
                 place.go()
             if plan is None and place.must_end():

@@ -35,7 +35,7 @@ CONFIG = "config.json"
 PARTS = ("codec", "ar", "nar", "voices")
 TRAINED_ONLY = ("sizes", "sums")  # of a codec: only its training needs them
 DETAILS = ("expected", "codes")
-USUAL = Sampling(top_p=0.9, temperature=0.4, greedy_pointer=True)
+USUAL = Sampling(top_p=0.9, temperature=0.4, median_pointer=True)
 PACKET = 32  # frames of a streamed packet
 
 

@@ -183,14 +183,15 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("moves", ["sampled", "greedy", "median"])
 @pytest.mark.parametrize(("pointer", "lead"), KINDS)
-def test_a5_every_phoneme_is_spoken_once_and_in_order(pointer, lead, greedy):
+def test_a5_every_phoneme_is_spoken_once_and_in_order(pointer, lead, moves):
     limits = Limits(vowel=7, consonant=5)
     for seed in range(200):
         top_p = (0.1, 0.5, 1.0)[seed % 3]
         text = torch.tensor(list(TEXTS.values())[seed % len(TEXTS)])
-        sampling = Sampling(top_p=top_p, temperature=0 if greedy else 1, greedy_pointer=greedy, repeats=0.1)
+        told = {} if moves == "sampled" else {f"{moves}_pointer": True}
+        sampling = Sampling(top_p=top_p, temperature=0 if moves == "greedy" else 1, repeats=0.1, **told)
         babble, dice = Babble(pointer, lead, seed), torch.Generator().manual_seed(seed)
         assert_whole(decode(babble, text, generator=dice, sampling=sampling, limits=limits), text, limits)
 
@@ -235,10 +236,26 @@ def test_a6_advances_come_as_often_as_they_are_likely():
     for _ in range(draws):
         place = Pointer([70, 71], Limits())
         place.speak()
-        place.move(logits, "stay_go", False, generator)
+        place.move(logits, "stay_go", Sampling(), generator)
         moved += place.here
     share = advance(logits, "stay_go", 70, 71)
     assert abs(moved / draws - share) <= 3 * (share * (1 - share) / draws) ** 0.5
+
+
+def test_the_pointer_of_the_median_leaves_where_half_of_the_drawn_ones_would_have_left():
+    """Of each frame 30 % leave: after the second more than half have, where the likelier of the two stays for ever."""
+    logits = torch.tensor([0.7, 0.3]).log()
+    stays = {}
+    for name in ("median_pointer", "greedy_pointer"):
+        place = Pointer([70, 71, 72], Limits(vowel=9, consonant=9))
+        stays[name] = [0, 0]
+        while place.here < 2:
+            place.speak()
+            stays[name][place.here] += 1
+            place.move(logits, "stay_go", Sampling(**{name: True}), None)
+    assert stays == {"median_pointer": [2, 2], "greedy_pointer": [9, 9]}
+    with pytest.raises(UserError, match="one of them"):
+        Sampling(greedy_pointer=True, median_pointer=True)
 
 
 @pytest.mark.parametrize(("pointer", "lead"), KINDS)
