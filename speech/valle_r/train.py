@@ -255,8 +255,8 @@ def train_nar(
     model = model or NAR.of({**NAR_MODEL, "layers_of_codes": seen.codes.shape[1]})
     soft = None
     if books is not None:
+        other_layers.begin_from(model, books.to(training.device_of(model)))
         soft, books = neighbours(books[1:]).to(device), books.to(device)
-        other_layers.begin_from(model, books.to(next(model.parameters()).device))
     found, seen = _pairs(seen, seed, device), seen.to(device)
     learned: Any = partial(other_layers.objective, books=books)
     stages = model.count - 1
