@@ -103,6 +103,15 @@ def product_format(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if able else None
 
 
+def keep_few_products() -> None:
+    """Let oneDNN keep 128 ready-made products instead of 1,024, unless the user set it.
+
+    It makes one for each new shape: where sentences of ever new lengths are said they came to hundreds of MB. To be
+    called before the first product.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+
 def training_precision(device: torch.device) -> str:
     """The fastest of "no", "bf16" and "fp16" to train in on a device.
 

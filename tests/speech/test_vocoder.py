@@ -1,5 +1,9 @@
 """The HiFi-GAN generator against the original's numbers; streaming; eight bits; the denoiser."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from longtake import UserError
@@ -127,3 +131,13 @@ def test_the_denoiser_takes_the_hum_and_leaves_the_rest():
     hum = net(torch.zeros(1, 80, 88))
     assert denoise(hum, 1.0).square().mean() < 0.8 * hum.square().mean()
     assert denoise(wave).shape == wave.shape
+
+
+def test_ready_made_products_of_old_lengths_are_not_kept_for_ever():
+    """oneDNN keeps 1,024 products, one for each shape; a book has ever new lengths."""
+    told = "import os, longtake.speech.vocoder; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    for given, kept in ((None, "128"), ("7", "7")):
+        env = {key: value for key, value in os.environ.items() if key != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+        env |= {} if given is None else {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": given}
+        said = subprocess.run([sys.executable, "-c", told], env=env, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == kept
