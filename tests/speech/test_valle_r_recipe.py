@@ -260,3 +260,18 @@ def test_the_expected_vector_is_the_codebook_weighted_by_the_chances():
     warm = expected(torch.tensor([1.0, 0.0, -torch.inf]), 0, Sampling(temperature=0.5), book)
     assert torch.allclose(warm, torch.tensor([2.0, 0.0]).softmax(0))
     assert torch.equal(expected(logits, 2, Sampling(temperature=0), book), book[2])
+
+
+def test_blocks_of_convolutions_see_nothing_of_the_padding_and_something_of_their_neighbours():
+    torch.manual_seed(0)
+    net = NAR(SIZE, entries=64, layers_of_codes=3, around=1, place=True, tie="same", stage=8, local=2).eval()
+    text, codes = torch.randint(1, 100, (2, 5)), torch.randint(64, (2, 3, 12))
+    pointer = torch.arange(12).clamp_max(4).expand(2, -1)
+    stage, prompt = torch.tensor([0, 1]), torch.tensor([2, 2])
+    told = net(text, codes, pointer, stage, prompt, torch.tensor([5, 5]), torch.tensor([12, 9]))
+    alone = net(text[1:], codes[1:, :, :9], pointer[1:, :9], stage[1:], prompt[1:])
+    assert torch.allclose(told[1, :9], alone[0], atol=1e-5)
+    before = net.rows(text, codes, pointer, stage, prompt)
+    codes[0, 0, 6] = (codes[0, 0, 6] + 1) % 64
+    changed = (net.rows(text, codes, pointer, stage, prompt) - before).abs().amax(2)[0] > 0
+    assert changed[5 + 5 : 5 + 8].all() and not changed[:5].any()
