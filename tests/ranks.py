@@ -99,14 +99,12 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 3
         deadline = time.monotonic() + timeout * patience
         failed: list[int] = []
         try:
-            while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
-                running = [worker.sentinel for worker in workers if worker.is_alive()]
-                wait(
-                    running,
-                    timeout=min(0.2, max(deadline - time.monotonic(), 0))
-                    if failed
-                    else max(deadline - time.monotonic(), 0),
-                )
+            # asked once a turn: to wait for nobody, all having ended since, would be to wait until the deadline
+            while running := [worker.sentinel for worker in workers if worker.is_alive()]:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                wait(running, timeout=min(0.2, left) if failed else left)
                 news = [
                     rank
                     for rank, worker in enumerate(workers)
@@ -115,6 +113,8 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 3
                 if news and not failed:
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
                 failed += news
+            ended = [rank for rank, worker in enumerate(workers) if worker.exitcode not in (None, 0)]
+            failed += [rank for rank in ended if rank not in failed]
             late = [rank for rank, worker in enumerate(workers) if worker.is_alive()]
         finally:
             for worker in workers:
