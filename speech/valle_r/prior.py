@@ -207,7 +207,7 @@ class ValleR:
             sampling=sampling or USUAL,
             limits=limits,
             alignment=alignment,
-            book=self.codec.books[0],
+            book=self.codec.books[0] if detail == "expected" else None,
             cache=self._room(len(text) + len(prompt.text) + len(prompt.pointer) + 1 + frames),
         )
         many = merge * len(spoken.codes)
