@@ -34,14 +34,10 @@ class Several:
 
 def clips_of(data: Path, others: int, rng) -> list[tuple[str, str, np.ndarray]]:
     """(zip, caption, pictures) of the held-out clips and of so many others."""
-    from longtake.video.data import _index, _open, read_clip
+    from longtake.video.data import _open, read_clip
+    from watch_hours import listed
 
-    rows = []
-    for path in sorted([*data.glob("*_val.zip"), *data.glob("*_train.zip")]):
-        with _open(path) as archive:
-            rows += [(path, row) for row in _index(archive) if "caption" in row]
-    held = [one for one in rows if one[0].stem.endswith("_val")]
-    rest = [one for one in rows if not one[0].stem.endswith("_val")]
+    held, rest = listed(data)
     found = []
     for path, row in [*held, *(rest[place] for place in rng.permutation(len(rest))[:others])]:
         with _open(path) as archive:

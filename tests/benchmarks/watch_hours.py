@@ -63,9 +63,9 @@ sys.exit(code)
 """
 
 
-def clips_of(data: Path, count: int, rng) -> list[tuple[str, str, np.ndarray]]:
-    """(corpus, caption, frames) of `count` clips, a third of them held out as far as there are so many, shuffled."""
-    from longtake.video.data import _index, _open, read_clip
+def listed(data: Path) -> tuple[list[tuple[Path, dict]], list[tuple[Path, dict]]]:
+    """(zip, row of its index) of the clips with a caption that are held out, and of the others."""
+    from longtake.video.data import _index, _open
 
     rows = []
     for path in sorted([*data.glob("*_val.zip"), *data.glob("*_train.zip")]):
@@ -73,6 +73,14 @@ def clips_of(data: Path, count: int, rng) -> list[tuple[str, str, np.ndarray]]:
             rows += [(path, row) for row in _index(archive) if "caption" in row]
     held = [one for one in rows if one[0].stem.endswith("_val")]
     rest = [one for one in rows if not one[0].stem.endswith("_val")]
+    return held, rest
+
+
+def clips_of(data: Path, count: int, rng) -> list[tuple[str, str, np.ndarray]]:
+    """(corpus, caption, frames) of `count` clips, a third of them held out as far as there are so many, shuffled."""
+    from longtake.video.data import _open, read_clip
+
+    held, rest = listed(data)
     held = [held[place] for place in rng.permutation(len(held))][: count // 3]
     chosen = [*held, *(rest[place] for place in rng.permutation(len(rest)))][:count]
     found = []
